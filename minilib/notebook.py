@@ -1,0 +1,61 @@
+"""What a chapter needs beyond its subject: library source on the page, and controls that work with and without a reader."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def show(obj: object):
+    """Display the source of a function, class or module under a link to its file.
+
+    Args:
+        obj: anything that `inspect.getsource` can read.
+
+    Returns:
+        Markdown that JupyterLab renders with highlighting; the link opens the file in JupyterLab.
+
+    Raises:
+        TypeError: if the object has no Python source, such as a built-in.
+    """
+    from IPython.display import Markdown
+
+    source = inspect.cleandoc("\n" + inspect.getsource(obj))
+    path = Path(inspect.getsourcefile(obj))
+    link = Path(os.path.relpath(path)).as_posix()
+    name = getattr(obj, "__qualname__", path.stem)
+    return Markdown(f"**`{name}`** in [{path.parent.name}/{path.name}]({link})\n\n```python\n{source}\n```")
+
+
+def controls(fn: Callable, **ranges):
+    """Call `fn` with plain values, and again whenever a reader moves a slider.
+
+    A notebook that runs by itself (CI, `make chapters`) has nobody to move anything: there `fn` runs once, with the
+    first value of each range, and what it returns is displayed.
+
+    Args:
+        fn: called with one keyword argument per range; returns something to display.
+        ranges: name=(value, low, high, step), or name=(value, [choices]).
+    """
+    values = {name: spec[0] for name, spec in ranges.items()}
+    if not someone_is_there():
+        return fn(**values)
+    import ipywidgets
+
+    return ipywidgets.interactive(fn, **{name: _widget(ipywidgets, spec) for name, spec in ranges.items()})
+
+
+def someone_is_there() -> bool:
+    """True in a kernel that a Jupyter server started for a person; False under nbval, nbclient and plain Python."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
+def _widget(ipywidgets, spec: tuple):
+    if len(spec) == 2:
+        value, choices = spec
+        return ipywidgets.Dropdown(value=value, options=choices)
+    value, low, high, step = spec
+    slider = ipywidgets.FloatSlider if any(isinstance(x, float) for x in spec) else ipywidgets.IntSlider
+    return slider(value=value, min=low, max=high, step=step, continuous_update=False)

@@ -1,0 +1,137 @@
+"""The one house style for figures: a light card that reads the same in a light and a dark JupyterLab.
+
+Colours are Okabe and Ito's, darkened where needed to reach a contrast of 3:1 on the card; every series also differs in
+marker or line style, so that no figure depends on colour alone. Titles state the finding.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+
+from minilib.format import si
+from minilib.machine import Machine
+
+CARD = "#fbfaf7"
+INK = "#22272e"
+QUIET = "#6b7280"
+RULE = "#d9d6cf"
+CLASSIC = "#0072b2"  # everything an infrastructure engineer already knows
+AI = "#b8470f"  # its counterpart
+SERIES = (CLASSIC, AI, "#00735a", "#a8447f", "#8a6d00", "#3b3f8f")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+STYLE = {
+    "figure.facecolor": CARD,
+    "savefig.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "font.family": ["DejaVu Sans"],
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": RULE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "axes.prop_cycle": mpl.cycler(color=SERIES),
+}
+
+
+@contextmanager
+def style():
+    """Use the house style inside a ``with`` block, and nowhere else."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def axes(title: str, width: float = 8.0, height: float = 4.0, ax=None):
+    """Axes in the house style with a title that states the finding; returns them.
+
+    Args:
+        title: the finding, in a sentence.
+        width: inches.
+        height: inches.
+        ax: draw on these axes instead of making a figure.
+    """
+    with style():
+        if ax is None:
+            _, ax = plt.subplots(figsize=(width, height))
+        ax.set_title(title)
+        return ax
+
+
+def roofline(machine: Machine, dtype: str = "fp32", ax=None, title: str | None = None):
+    """The two ceilings of a machine: memory bandwidth on the left of the ridge, arithmetic on its right.
+
+    Args:
+        machine: whose ceilings.
+        dtype: which arithmetic ceiling.
+        ax: draw on these axes instead of making a figure.
+        title: the finding; by default where the ridge lies.
+
+    Returns:
+        The matplotlib axes: x is FLOPs per byte, y is FLOP/s.
+    """
+    ridge = machine.ridge(dtype)
+    ax = axes(title or f"Below {ridge:.0f} FLOPs per byte, memory sets the pace", ax=ax)
+    intensity = np.logspace(-2, 4, 200)
+    ceiling = np.minimum(intensity * machine.memory_bandwidth, machine.peak(dtype))
+    ax.loglog(intensity, ceiling, color=INK, linewidth=2.2)
+    ax.axvline(ridge, color=QUIET, linewidth=1, linestyle=":")
+    ax.fill_between(intensity, ceiling, 1e3, where=intensity <= ridge, color=CLASSIC, alpha=0.06, linewidth=0)
+    ax.fill_between(intensity, ceiling, 1e3, where=intensity >= ridge, color=AI, alpha=0.06, linewidth=0)
+    ax.set_ylim(machine.peak(dtype) / 3e5, machine.peak(dtype) * 3)
+    ax.set_xlim(intensity[0], intensity[-1])
+    ax.text(0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", fontsize=9)
+    ax.text(0.012, 0.02 * machine.memory_bandwidth, f"{si(machine.memory_bandwidth, 'B/s')}", fontsize=9, rotation=27)
+    ax.set_xlabel("arithmetic intensity, FLOPs per byte moved")
+    ax.set_ylabel("FLOP/s")
+    return ax
+
+
+def mark(ax, intensity: float, rate: float, label: str, color: str = AI, marker: str = "o", dx: float = 6, dy: float = 4):
+    """Mark one operation on a roofline, with its name beside it; `dx`, `dy` move the name, in points."""
+    ax.plot([intensity], [rate], marker=marker, color=color, markersize=7, linestyle="none")
+    ax.annotate(label, (intensity, rate), textcoords="offset points", xytext=(dx, dy), fontsize=9, color=INK)
+
+
+def ladder(rungs: list[tuple[str, float, str]], title: str, ax=None, unit: str = "s"):
+    """Named quantities on one logarithmic axis, one row each, in the colour of their world.
+
+    Args:
+        rungs: (name, value, colour) from top to bottom; a value of None leaves a gap marked "not measured here".
+        title: the finding.
+        ax: draw on these axes instead of making a figure.
+        unit: of the values.
+    """
+    ax = axes(title, height=0.9 + 0.29 * len(rungs), ax=ax)
+    for row, (_, value, color) in enumerate(rungs):
+        if value is None:
+            continue
+        ax.plot([value], [row], marker="o" if color == CLASSIC else "s", color=color, markersize=7)
+        ax.annotate(si(value, unit), (value, row), textcoords="offset points", xytext=(9, -3.5), fontsize=9)
+        ax.axhline(row, color=RULE, linewidth=0.8, zorder=0)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(rungs)), [name for name, _, _ in rungs])
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("seconds" if unit == "s" else unit)
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high * 12)  # room for the figure written right of the last marker
+    return ax

@@ -1,0 +1,88 @@
+"""Re-execute notebooks from top to bottom and store clean outputs.
+
+Usage: python tools/chapters.py [NAME ...]      NAME such as 01_numbers; all chapters and solutions if left out
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from tqdm import tqdm
+
+from tools import pages
+
+ROOT = Path(__file__).resolve().parents[1]
+CELL_TIMEOUT = 120  # seconds
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KEPT_CELL_METADATA = ("tags", "nbgrader", "deletable", "editable")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="chapter names, such as 01_numbers")
+    wanted = parser.parse_args().names
+    paths = notebooks(wanted)
+    if not paths:
+        print(f"no notebook called {', '.join(wanted)} in chapters/ or solutions/", file=sys.stderr)
+        return 2
+    for path in paths:
+        started = time.perf_counter()
+        error = execute(path)
+        if error:
+            print(f"{path.relative_to(ROOT)}: {error}\nThe file is left as it was.", file=sys.stderr)
+            return 1
+        size = path.stat().st_size / 1e6
+        print(f"{path.relative_to(ROOT)}: {time.perf_counter() - started:.1f} s, {size:.2f} MB")
+    pages.write()
+    return 0
+
+
+def notebooks(names: list[str] | None = None) -> list[Path]:
+    """Every chapter and every solution, or those of the given names, in reading order."""
+    found = [*sorted((ROOT / "chapters").glob("*.ipynb")), *sorted((ROOT / "solutions").glob("*/*.ipynb"))]
+    return [path for path in found if not names or path.stem in names]
+
+
+def execute(path: Path) -> str | None:
+    """Run one notebook in its own folder and write it back clean; return what went wrong, if anything did."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    bar = tqdm(total=len(notebook.cells), desc=path.name, unit="cell", leave=False)
+    client.on_cell_complete = lambda **_: bar.update()
+    try:
+        client.execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        return str(error).strip()
+    finally:
+        bar.close()
+    clean(notebook)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+    return None
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Drop what differs between two readers' runs without saying anything: timestamps, progress bars, versions."""
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _progress_bar(output)]
+            for output in cell.outputs:
+                output.get("metadata", {}).clear()
+
+
+def _progress_bar(output: nbformat.NotebookNode) -> bool:
+    return output.output_type == "stream" and output.name == "stderr" and "\r" in output.text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Run everything that must hold: ruff, unit and grader tests, nbval on every chapter and solution.
+
+Usage: python tools/test.py [--only ruff|unit|notebooks]
+
+Ends with what was skipped and why, and one line of totals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from tools.chapters import CELL_TIMEOUT, notebooks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("ruff", "unit", "notebooks"), help="run one part")
+    only = parser.parse_args().only
+    with tempfile.TemporaryDirectory() as folder:
+        reports = {"unit": Path(folder) / "unit.xml", "notebooks": Path(folder) / "notebooks.xml"}
+        failed = [name for name, command in _parts(reports).items() if only in (None, name) and not _run(name, command)]
+        counts, skips = _read([path for path in reports.values() if path.is_file()])
+    print("\n── skipped, and why " + "─" * 40)
+    print("\n".join(sorted(skips)) or "nothing")
+    print("─" * 60)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    return 1 if failed else 0
+
+
+def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    books = [str(path.relative_to(ROOT)) for path in notebooks()]
+    return {
+        "ruff": [sys.executable, "-m", "ruff", "check", "--quiet", "."],
+        "unit": [*pytest, "-n", "2", "--dist", "worksteal", f"--junitxml={reports['unit']}", "tests"],
+        # one notebook at a time: two that measure at once would measure each other
+        "notebooks": [
+            *pytest,
+            "--nbval",
+            f"--nbval-cell-timeout={CELL_TIMEOUT}",
+            "--nbval-current-env",
+            "--timeout=600",
+            f"--junitxml={reports['notebooks']}",
+            *books,
+        ],
+    }
+
+
+def _run(name: str, command: list[str]) -> bool:
+    print(f"── {name} " + "─" * (60 - len(name)), flush=True)
+    started = time.perf_counter()
+    ok = subprocess.run(command, cwd=ROOT).returncode == 0
+    print(f"{name}: {'ok' if ok else 'FAILED'} in {time.perf_counter() - started:.0f} s", flush=True)
+    return ok
+
+
+def _read(reports: list[Path]) -> tuple[dict[str, int], set[str]]:
+    """Totals over all reports, and one line per skipped test with its reason."""
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    skips = set()
+    for report in reports:
+        for case in ElementTree.parse(report).iter("testcase"):
+            skip = case.find("skipped")
+            if skip is not None:
+                counts["skipped"] += 1
+                skips.add(f"SKIPPED {case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+            elif case.find("failure") is not None or case.find("error") is not None:
+                counts["failed"] += 1
+            else:
+                counts["passed"] += 1
+    return counts, skips
+
+
+if __name__ == "__main__":
+    sys.exit(main())
