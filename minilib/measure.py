@@ -111,9 +111,7 @@ def measure(fn: Callable[[], object], *, budget: float = 0.5, min_samples: int =
     return Measurement(tuple(samples), calls)
 
 
-def compare(
-    a: Callable[[], object], b: Callable[[], object], *, budget: float = 1.0, min_pairs: int = 5
-) -> Comparison:
+def compare(a: Callable[[], object], b: Callable[[], object], *, budget: float = 1.0, min_pairs: int = 5) -> Comparison:
     """Time `a` and `b` alternately, A B A B …, and return the ratio of their times pair by pair.
 
     Args:
@@ -198,8 +196,8 @@ def _check(budget: float, least: int) -> None:
 
 def _warm_up(fn: Callable[[], object], budget: float) -> int:
     """Run `fn` until caches, allocators and compilers have settled; return the calls that fill one sample."""
-    fastest = _sample(fn, 1)
     started = time.perf_counter()
+    fastest = _sample(fn, 1)
     while time.perf_counter() - started < budget / 10:
         fastest = min(fastest, _sample(fn, 1))
     return max(1, round(MIN_SAMPLE_SECONDS / max(fastest, 1e-9)))

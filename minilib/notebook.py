@@ -1,4 +1,4 @@
-"""What a chapter needs beyond its subject: library source on the page, and controls that work with and without a reader."""
+"""What a chapter needs beyond its subject: library source on the page, and controls for a reader who is there."""
 
 from __future__ import annotations
 

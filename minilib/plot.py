@@ -97,14 +97,18 @@ def roofline(machine: Machine, dtype: str = "fp32", ax=None, title: str | None =
     ax.fill_between(intensity, ceiling, 1e3, where=intensity >= ridge, color=AI, alpha=0.06, linewidth=0)
     ax.set_ylim(machine.peak(dtype) / 3e5, machine.peak(dtype) * 3)
     ax.set_xlim(intensity[0], intensity[-1])
-    ax.text(0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", fontsize=9)
+    ax.text(
+        0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", fontsize=9
+    )
     ax.text(0.012, 0.02 * machine.memory_bandwidth, f"{si(machine.memory_bandwidth, 'B/s')}", fontsize=9, rotation=27)
     ax.set_xlabel("arithmetic intensity, FLOPs per byte moved")
     ax.set_ylabel("FLOP/s")
     return ax
 
 
-def mark(ax, intensity: float, rate: float, label: str, color: str = AI, marker: str = "o", dx: float = 6, dy: float = 4):
+def mark(
+    ax, intensity: float, rate: float, label: str, color: str = AI, marker: str = "o", dx: float = 6, dy: float = 4
+):
     """Mark one operation on a roofline, with its name beside it; `dx`, `dy` move the name, in points."""
     ax.plot([intensity], [rate], marker=marker, color=color, markersize=7, linestyle="none")
     ax.annotate(label, (intensity, rate), textcoords="offset points", xytext=(dx, dy), fontsize=9, color=INK)

@@ -1,4 +1,4 @@
-"""The operations that language models are made of, each with its price: what chapter 01 predicts, measures and diagnoses.
+"""The operations that language models are made of, each with its price: chapter 01 predicts and measures them all.
 
 A `Workload` knows its `Cost` from its shapes alone and can make itself runnable on any device. Outputs are allocated
 before the clock starts, except in `add_fresh`, which exists to show what allocating them costs.
@@ -167,7 +167,7 @@ def suite(kind: str) -> list[Workload]:
         raise ValueError(f"kind is 'cpu' or 'gpu', got {kind!r}")
     return [
         scalar_add(),
-        matmul(64),
+        matmul(16),
         copy(n),
         reduction(n),
         add(n),

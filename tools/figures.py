@@ -21,7 +21,12 @@ TARGET = Path(__file__).resolve().parents[1] / "chapters" / "figures" / "mapping
 # (title, labels of the left boxes, label of the thing between, labels of the right boxes) for each world
 SHARDING = (
     ("Sharding", ["rows 0–9", "rows 10–19", "rows 20–29"], "range of keys", ["shard 0", "shard 1", "shard 2"]),
-    ("Data parallelism", ["samples 0–9", "samples 10–19", "samples 20–29"], "range of samples", ["GPU 0", "GPU 1", "GPU 2"]),
+    (
+        "Data parallelism",
+        ["samples 0–9", "samples 10–19", "samples 20–29"],
+        "range of samples",
+        ["GPU 0", "GPU 1", "GPU 2"],
+    ),
 )
 BALANCING = (
     ("Load balancer", ["request a", "request b", "request c"], "proxy", ["backend 0", "backend 1", "backend 2"]),
@@ -59,14 +64,18 @@ def _mechanism(ax, title: str, left: list[str], middle: str, right: list[str], l
     for y, label in zip(ys, right, strict=True):
         _box(ax, 7.0, y, 2.9, label, color, filled=True)
     for source, target in links:
-        ax.annotate("", (6.9, ys[target]), (3.1, ys[source]), arrowprops={"arrowstyle": "-|>", "color": plot.QUIET, "lw": 1.3})
+        ax.annotate(
+            "", (6.9, ys[target]), (3.1, ys[source]), arrowprops={"arrowstyle": "-|>", "color": plot.QUIET, "lw": 1.3}
+        )
     ax.text(5, 6.1, middle, ha="center", va="center", fontsize=10, style="italic", color=plot.INK)
 
 
 def _box(ax, x: float, y: float, width: float, label: str, color: str, *, filled: bool) -> None:
     face = color if filled else plot.CARD
     ink = plot.CARD if filled else color
-    box = FancyBboxPatch((x, y - 0.62), width, 1.24, boxstyle="round,pad=0,rounding_size=0.25", fc=face, ec=color, lw=1.6)
+    box = FancyBboxPatch(
+        (x, y - 0.62), width, 1.24, boxstyle="round,pad=0,rounding_size=0.25", fc=face, ec=color, lw=1.6
+    )
     ax.add_patch(box)
     ax.text(x + width / 2, y, label, ha="center", va="center", color=ink, fontsize=9)
 

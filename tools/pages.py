@@ -23,7 +23,9 @@ def readme() -> str:
     """
     text = README.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md needs the lines {BEGIN.strip()!r} and {END.strip()!r} around its table of chapters")
+        raise ValueError(
+            f"README.md needs the lines {BEGIN.strip()!r} and {END.strip()!r} around its table of chapters"
+        )
     head, rest = text.split(BEGIN, 1)
     return head + BEGIN + curriculum.markdown("chapters/") + END + rest.split(END, 1)[1]
 

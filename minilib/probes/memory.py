@@ -1,4 +1,4 @@
-"""Sequential bandwidth of main memory, and the caches in front of it. Bytes are useful bytes: read once, written once."""
+"""Sequential bandwidth of main memory and the caches before it. Bytes are useful ones: read once, written once."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,19 +72,21 @@ def loopback_duplex_bandwidth(nbytes: int = 256 * 2**20) -> float:
     """Bytes per second in each direction when both are busy, as in a collective: the peer returns all it is sent."""
     block = memoryview(bytearray(1 << 20))
     count = nbytes // len(block)
-    with _peer("echo") as connection:
-        sender = threading.Thread(target=lambda: [connection.sendall(block) for _ in range(count)])
-        received, buffer = 0, bytearray(1 << 20)
+    with _peer("echo") as connection, ThreadPoolExecutor(1) as pool:
         started = time.perf_counter()
-        sender.start()
-        while received < count * len(block):
-            arrived = connection.recv_into(buffer)
-            if not arrived:
-                raise ConnectionError(f"the peer hung up after {received} of {count * len(block)} bytes")
-            received += arrived
-        seconds = time.perf_counter() - started
-        sender.join(TIMEOUT)
-        return received / seconds
+        sender = pool.submit(lambda: [connection.sendall(block) for _ in range(count)])
+        _receive(connection, count * len(block))
+        sender.result(TIMEOUT)
+        return count * len(block) / (time.perf_counter() - started)
+
+
+def _receive(connection: socket.socket, nbytes: int) -> None:
+    received, buffer = 0, bytearray(1 << 20)
+    while received < nbytes:
+        arrived = connection.recv_into(buffer)
+        if not arrived:
+            raise ConnectionError(f"the peer hung up after {received} of {nbytes} bytes")
+        received += arrived
 
 
 def fsync_latency(directory: Path, budget: float = 0.5) -> float:
