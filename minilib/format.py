@@ -75,23 +75,35 @@ class Table:
         lines = [tuple(self.columns), *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         lines.insert(1, tuple("─" * width for width in widths))
-        text = ("  ".join(_align(cell, width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        sides = self._sides()
+        text = (
+            "  ".join(
+                cell.rjust(width) if side == "right" else cell.ljust(width)
+                for cell, width, side in zip(line, widths, sides, strict=True)
+            )
+            for line in lines
+        )
         return "\n".join(line.rstrip() for line in text)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:{_side(cell)}'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        sides = self._sides()
 
+        def row(tag: str, cells: Sequence[str]) -> str:
+            return "".join(
+                f"<{tag} style='text-align:{side}'>{html.escape(cell)}</{tag}>"
+                for cell, side in zip(cells, sides, strict=True)
+            )
 
-def _side(cell: str) -> str:
-    return "right" if cell[:1].isdigit() or cell[:1] in "-−~$" else "left"
+        body = "".join(f"<tr>{row('td', cells)}</tr>" for cells in self.rows)
+        return f"<table><thead><tr>{row('th', self.columns)}</tr></thead><tbody>{body}</tbody></table>"
 
-
-def _align(cell: str, width: int) -> str:
-    return cell.rjust(width) if _side(cell) == "right" else cell.ljust(width)
+    def _sides(self) -> list[str]:
+        """Numbers to the right, words to the left; a column is numbers if every cell that is not a dash begins as one."""
+        sides = []
+        for column in range(len(self.columns)):
+            cells = [row[column] for row in self.rows if row[column] not in ("", "–")]
+            numbers = cells and all(cell.lstrip("-−~$").startswith(tuple("0123456789")) for cell in cells)
+            sides.append("right" if numbers else "left")
+        return sides

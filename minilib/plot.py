@@ -55,6 +55,7 @@ STYLE = {
 @contextmanager
 def style():
     """Use the house style inside a ``with`` block, and nowhere else."""
+    mpl.get_backend()  # settle on one first: a backend chosen inside loses its settings when the block ends
     with mpl.rc_context(STYLE):
         yield
 

@@ -32,9 +32,16 @@ def test_gib_is_binary():
 
 
 def test_table_shows_the_same_cells_as_text_and_as_html():
-    table = Table(("name", "seconds"), [("copy", "1.0"), ("a < b", 22)])
-    assert str(table).splitlines() == ["name   seconds", "─────  ───────", "copy       1.0", "a < b       22"]
+    table = Table(("name", "seconds"), [("copy", "1.0"), ("a < b", 22), ("no", "–")])
+    assert str(table).splitlines() == [
+        "name   seconds",
+        "─────  ───────",
+        "copy       1.0",
+        "a < b       22",
+        "no           –",
+    ]
     assert "a &lt; b" in table._repr_html_()
+    assert "<th style='text-align:right'>seconds</th>" in table._repr_html_()
 
 
 def test_table_refuses_a_row_of_the_wrong_length():

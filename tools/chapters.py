@@ -53,9 +53,13 @@ def execute(path: Path) -> str | None:
     """Run one notebook in its own folder and write it back clean; return what went wrong, if anything did."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
-    bar = tqdm(total=len(notebook.cells), desc=path.name, unit="cell", leave=False)
+    bar = tqdm(total=sum(cell.cell_type == "code" for cell in notebook.cells), desc=path.name, unit="cell", leave=False)
     client.on_cell_complete = lambda **_: bar.update()
     try:
         client.execute()
