@@ -100,7 +100,7 @@ class Table:
         return f"<table><thead><tr>{row('th', self.columns)}</tr></thead><tbody>{body}</tbody></table>"
 
     def _sides(self) -> list[str]:
-        """Numbers to the right, words to the left; a column is numbers if every cell that is not a dash begins as one."""
+        """Numbers go right, words left; a column is numbers if every cell that is not a dash begins as one."""
         sides = []
         for column in range(len(self.columns)):
             cells = [row[column] for row in self.rows if row[column] not in ("", "–")]

@@ -55,9 +55,10 @@ STYLE = {
 @contextmanager
 def style():
     """Use the house style inside a ``with`` block, and nowhere else."""
-    mpl.get_backend()  # settle on one first: a backend chosen inside loses its settings when the block ends
     with mpl.rc_context(STYLE):
         yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)  # a backend that started inside has turned this on, and rc_context turned it off
 
 
 def axes(title: str, width: float = 8.0, height: float = 4.0, ax=None):
@@ -89,14 +90,14 @@ def roofline(machine: Machine, dtype: str = "fp32", ax=None, title: str | None =
         The matplotlib axes: x is FLOPs per byte, y is FLOP/s.
     """
     ridge = machine.ridge(dtype)
-    ax = axes(title or f"Below {ridge:.0f} FLOPs per byte, memory sets the pace", ax=ax)
+    ax = axes(title or f"Below {ridge:.0f} FLOPs per byte, memory sets the pace", width=9.5, ax=ax)
     intensity = np.logspace(-2, 4, 200)
     ceiling = np.minimum(intensity * machine.memory_bandwidth, machine.peak(dtype))
     ax.loglog(intensity, ceiling, color=INK, linewidth=2.2)
     ax.axvline(ridge, color=QUIET, linewidth=1, linestyle=":")
     ax.fill_between(intensity, ceiling, 1e3, where=intensity <= ridge, color=CLASSIC, alpha=0.06, linewidth=0)
     ax.fill_between(intensity, ceiling, 1e3, where=intensity >= ridge, color=AI, alpha=0.06, linewidth=0)
-    ax.set_ylim(machine.peak(dtype) / 3e5, machine.peak(dtype) * 3)
+    ax.set_ylim(machine.peak(dtype) / 1e6, machine.peak(dtype) * 3)
     ax.set_xlim(intensity[0], intensity[-1])
     ax.text(
         0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", fontsize=9
@@ -107,12 +108,31 @@ def roofline(machine: Machine, dtype: str = "fp32", ax=None, title: str | None =
     return ax
 
 
-def mark(
-    ax, intensity: float, rate: float, label: str, color: str = AI, marker: str = "o", dx: float = 6, dy: float = 4
-):
-    """Mark one operation on a roofline, with its name beside it; `dx`, `dy` move the name, in points."""
-    ax.plot([intensity], [rate], marker=marker, color=color, markersize=7, linestyle="none")
-    ax.annotate(label, (intensity, rate), textcoords="offset points", xytext=(dx, dy), fontsize=9, color=INK)
+def mark(ax, operations: list[tuple[str, float, float]], expected: list[float] | None = None):
+    """Number operations on a roofline and list their names beside it.
+
+    Args:
+        ax: from `roofline`.
+        operations: (name, FLOPs per byte, FLOP/s reached).
+        expected: FLOP/s predicted for each; a line leads from it to what was reached.
+    """
+    taken: list[tuple[float, float]] = []
+    numbered = list(enumerate(operations, 1))
+    for number, (name, intensity, rate) in numbered:
+        if expected is not None:
+            ax.plot([intensity] * 2, [expected[number - 1], rate], color=QUIET, linewidth=1)
+            ax.plot([intensity], [expected[number - 1]], marker="_", color=CLASSIC, markersize=11)
+        ax.plot([intensity], [rate], marker="o", color=AI, markersize=5, linestyle="none", label=f"{number}  {name}")
+    for number, (_, intensity, rate) in sorted(numbered, key=lambda entry: entry[1][1]):
+        x, y = np.log10(intensity), np.log10(rate)
+        crowd = sum(abs(x - other) < 0.25 and abs(y - height) < 0.5 for other, height in taken)
+        taken.append((x, y))
+        place = (7 + 11 * crowd, -9)
+        ax.annotate(str(number), (intensity, rate), textcoords="offset points", xytext=place, fontsize=9, color=INK)
+    with style():
+        ax.legend(
+            handlelength=0, handletextpad=0, markerscale=0, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9
+        )
 
 
 def ladder(rungs: list[tuple[str, float, str]], title: str, ax=None, unit: str = "s"):

@@ -137,7 +137,7 @@ class Prediction:
         if self.cost is None or not self.cost.bytes or not self.cost.flops:
             raise ValueError("only an operation with FLOPs and bytes has a place on a roofline, not a sum of several")
         ax = plot.roofline(self.machine, self.cost.dtype, ax)
-        plot.mark(ax, self.cost.intensity, self.cost.flops / self.seconds, "predicted")
+        plot.mark(ax, [("predicted", self.cost.intensity, self.cost.flops / self.seconds)])
         return ax
 
 

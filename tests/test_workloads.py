@@ -15,6 +15,7 @@ SMALL = {
     "reduction": workloads.reduction(1000),
     "add": workloads.add(1000),
     "add_fresh": workloads.add_fresh(1000),
+    "scale": workloads.scale(1000),
     "softmax": workloads.softmax(7, 33),
     "gather": workloads.gather(50, 8, 20),
     "matvec": workloads.matvec(65),
@@ -38,12 +39,11 @@ def test_matmul_flops_are_those_that_torch_counts():
 
 
 def test_attention_flops_are_those_that_torch_counts():
-    q, k = torch.rand(3, 2, 1, 16), torch.rand(3, 2, 64, 16)
     p = torch.rand(1, 2, 64, 16)
     sdpa = torch.nn.functional.scaled_dot_product_attention
+    assert SMALL["decode"].cost.flops == torch_flops(SMALL["decode"].make("cpu"))
     with sdpa_kernel(SDPBackend.MATH):  # torch's counter knows the two products, not its fused CPU kernel
-        assert SMALL["decode"].cost.flops == torch_flops(lambda: sdpa(q, k, k))
-        # and it counts the whole square, of which a causal mask leaves half
+        # it counts the whole square, of which a causal mask leaves half
         assert SMALL["prefill"].cost.flops == torch_flops(lambda: sdpa(p, p, p, is_causal=True)) / 2
 
 
@@ -52,6 +52,7 @@ def test_bytes_are_those_of_the_tensors_read_and_written():
     assert SMALL["copy"].cost.bytes == 2 * 1000 * f
     assert SMALL["reduction"].cost.bytes == 1000 * f
     assert SMALL["add"].cost.bytes == SMALL["add_fresh"].cost.bytes == 3 * 1000 * f
+    assert SMALL["scale"].cost.bytes == 2 * 1000 * f
     assert SMALL["softmax"].cost.bytes == 2 * 7 * 33 * f
     assert SMALL["gather"].cost.bytes == 2 * 20 * 8 * f + 20 * 8  # rows out of the table, rows into the result, indices
     assert SMALL["matvec"].cost.bytes == (65 * 65 + 65 + 65) * f
@@ -70,6 +71,18 @@ def test_every_workload_runs_on_cpu(name):
 def test_softmax_writes_probabilities_and_gather_copies_rows():
     assert torch.allclose(SMALL["softmax"].make("cpu")().sum(-1), torch.ones(7))
     assert SMALL["gather"].make("cpu")().shape == (20, 8)
+
+
+def test_decoding_is_attention(monkeypatch):
+    make, inputs = workloads._random, []
+
+    def remember(*args, **options):
+        inputs.append(make(*args, **options))
+        return inputs[-1]
+
+    monkeypatch.setattr(workloads, "_random", remember)
+    ours = SMALL["decode"].make("cpu")()
+    torch.testing.assert_close(ours, torch.nn.functional.scaled_dot_product_attention(*inputs))
 
 
 def test_a_check_holds_the_price_beside_the_measurement():
