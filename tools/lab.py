@@ -1,0 +1,110 @@
+"""Start JupyterLab at the map, print its address, and stop it cleanly.
+
+Usage: python -m tools.lab [options of `jupyter lab`, such as --no-browser --port 9999]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = ROOT / "build" / "lab.log"
+START_TIMEOUT = 60.0  # seconds
+STOP_TIMEOUT = 10.0
+
+
+def main() -> int:
+    if "-h" in sys.argv[1:] or "--help" in sys.argv[1:]:
+        print(__doc__.strip())
+        return 0
+    signal.signal(signal.SIGTERM, _interrupt)  # `kill` ends it as Ctrl-C does
+    LOG.parent.mkdir(exist_ok=True)
+    print("starting JupyterLab …", flush=True)
+    with LOG.open("w") as log:
+        server = subprocess.Popen(command(sys.argv[1:]), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = wait_for(server)
+        if url is None:
+            print(f"JupyterLab did not start; the end of {LOG.relative_to(ROOT)}:\n{_tail()}", file=sys.stderr)
+            return 1
+        print(f"JupyterLab is running at\n\n    {url}\n\nstop it with Ctrl-C", flush=True)
+        server.wait()
+        print("JupyterLab has stopped")
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopping JupyterLab")
+        return 0
+    finally:
+        stop(server)
+
+
+def command(options: list[str]) -> list[str]:
+    """The command line that starts the server with the reader's own options last."""
+    words = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={ROOT}",
+        "--LabApp.default_url=/lab/tree/chapters/00_map.ipynb",
+        "--ServerApp.log_level=WARN",
+        # only the Validate button is used here; nbgrader's tools for instructors want a shared course folder
+        '--ServerApp.jpserver_extensions={"nbgrader.server_extensions.assignment_list": false, '
+        '"nbgrader.server_extensions.course_list": false, "nbgrader.server_extensions.formgrader": false}',
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        print("you are root: JupyterLab is started with --allow-root")
+        words.append("--allow-root")
+    return [*words, *options]
+
+
+def wait_for(server: subprocess.Popen) -> str | None:
+    """The server's address, token included, once it answers; None if it ends or takes longer than a minute."""
+    from jupyter_server.serverapp import list_running_servers
+
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and server.poll() is None:
+        for info in list_running_servers():
+            token = f"?token={info['token']}" if info["token"] else ""
+            if info["pid"] == server.pid and _answers(f"{info['url']}api/status{token}"):
+                return f"{info['url']}lab/tree/chapters/00_map.ipynb{token}"
+        time.sleep(0.2)
+    return None
+
+
+def stop(server: subprocess.Popen) -> None:
+    """End the server and its kernels; by force if it does not listen."""
+    if server.poll() is not None:
+        return
+    server.terminate()
+    try:
+        server.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _tail(lines: int = 12) -> str:
+    return "\n".join(LOG.read_text(errors="replace").splitlines()[-lines:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
