@@ -55,8 +55,10 @@ def command(options: list[str]) -> list[str]:
         "--LabApp.default_url=/lab/tree/chapters/00_map.ipynb",
         "--ServerApp.log_level=WARN",
         # only the Validate button is used here; nbgrader's tools for instructors want a shared course folder
-        '--ServerApp.jpserver_extensions={"nbgrader.server_extensions.assignment_list": false, '
-        '"nbgrader.server_extensions.course_list": false, "nbgrader.server_extensions.formgrader": false}',
+        *(
+            f"--ServerApp.jpserver_extensions=nbgrader.server_extensions.{tool}=False"
+            for tool in ("assignment_list", "course_list", "formgrader")
+        ),
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         print("you are root: JupyterLab is started with --allow-root")
