@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from minilib.format import Table, si
 
 QUOTED = Path(__file__).with_name("quoted.toml")
-GROUPS = ("network", "storage", "gpu", "rental")
+GROUPS = ("network", "storage", "gpu", "rental", "claim")
 
 
 class NotQuoted(LookupError):
