@@ -186,7 +186,7 @@ def _run(command):
 
 
 class _Progress(object):
-    """Shows what pip is at, and for how long: on a terminal one line that changes, elsewhere a line every ten seconds."""
+    """Shows what pip is at, and for how long: one changing line on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self):
         self._text, self._started = "starting", time.time()
