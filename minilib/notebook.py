@@ -43,8 +43,12 @@ def controls(fn: Callable, **ranges):
     if not someone_is_there():
         return fn(**values)
     import ipywidgets
+    from IPython.display import display
 
-    return ipywidgets.interactive(fn, **{name: _widget(ipywidgets, spec) for name, spec in ranges.items()})
+    def shown(**chosen) -> None:
+        display(fn(**chosen))
+
+    return ipywidgets.interactive(shown, **{name: _widget(ipywidgets, name, spec) for name, spec in ranges.items()})
 
 
 def someone_is_there() -> bool:
@@ -52,10 +56,11 @@ def someone_is_there() -> bool:
     return "JPY_SESSION_NAME" in os.environ
 
 
-def _widget(ipywidgets, spec: tuple):
+def _widget(ipywidgets, name: str, spec: tuple):
+    looks = {"description": name.replace("_", " "), "style": {"description_width": "10em"}}
     if len(spec) == 2:
         value, choices = spec
-        return ipywidgets.Dropdown(value=value, options=choices)
+        return ipywidgets.Dropdown(value=value, options=choices, **looks)
     value, low, high, step = spec
     slider = ipywidgets.FloatSlider if any(isinstance(x, float) for x in spec) else ipywidgets.IntSlider
-    return slider(value=value, min=low, max=high, step=step, continuous_update=False)
+    return slider(value=value, min=low, max=high, step=step, continuous_update=False, **looks)

@@ -24,8 +24,13 @@ def test_controls_call_once_with_plain_values_when_nobody_is_there(monkeypatch):
     assert notebook.controls(lambda a, b: (a, b), a=(1, 0, 9, 1), b=("x", ["x", "y"])) == (1, "x")
 
 
-def test_controls_are_widgets_for_a_reader(monkeypatch):
+def test_controls_are_widgets_for_a_reader_and_show_what_comes_out(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
     monkeypatch.setenv("JPY_SESSION_NAME", "chapters/01_numbers.ipynb")
-    box = notebook.controls(lambda a, b, c: (a, b, c), a=(1, 0, 9, 1), b=("x", ["x", "y"]), c=(0.5, 0.0, 1.0, 0.1))
+    ranges = {"a": (1, 0, 9, 1), "b": ("x", ["x", "y"]), "c_d": (0.5, 0.0, 1.0, 0.1)}
+    box = notebook.controls(lambda a, b, c_d: (a, b, c_d), **ranges)
     assert [type(child).__name__ for child in box.children[:3]] == ["IntSlider", "Dropdown", "FloatSlider"]
-    assert box.kwargs_widgets[0].value == 1
+    assert [child.description for child in box.children[:3]] == ["a", "b", "c d"]
+    box.children[0].value = 4
+    assert shown[-1] == (4, "x", 0.5)
