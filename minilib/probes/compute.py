@@ -10,7 +10,7 @@ TOO_SLOW = 0.25  # seconds; a product expected to take longer is not tried
 
 
 def matmul_rates(device: str = "cpu", budget: float = 0.5) -> dict[str, float]:
-    """FLOP/s (int8: OP/s) of a square matrix product by dtype, the best size of each.
+    """FLOP/s (int8: OP/s) of a square matrix product by dtype, the quickest sample of the best size.
 
     A dtype that this build of torch cannot multiply on this device is left out.
     """
@@ -36,17 +36,16 @@ def call_overhead(device: str = "cpu", budget: float = 0.3) -> float:
 
 
 def _best_rate(dtype: str, device: str, budget: float) -> float | None:
-    best = fastest = None
+    best = None
     for n in CUDA_SIZES if device != "cpu" else CPU_SIZES:
-        # Judged by the quickest sample: one that lost its core halfway says nothing about the dtype.
-        if fastest is not None and 2 * n**3 / fastest > TOO_SLOW:
+        if best is not None and 2 * n**3 / best > TOO_SLOW:
             break
         try:
             measured = measure(_product(dtype, device, n), budget=budget, min_samples=3)
         except (RuntimeError, NotImplementedError):
             break
-        best = max(best or 0.0, 2 * n**3 / measured.seconds)
-        fastest = max(fastest or 0.0, 2 * n**3 / min(measured.samples))
+        # The quickest sample: a product whose threads lost a core halfway says nothing about the arithmetic.
+        best = max(best or 0.0, 2 * n**3 / min(measured.samples))
     return best
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from minilib import records
 from minilib.probes import chase, compute, cuda, memory, system
 
-PROBES_VERSION = 1  # raise it when a probe changes what it measures: cached answers are then asked anew
+PROBES_VERSION = 2  # raise it when a probe changes what it measures: cached answers are then asked anew
 CPU_CHAINS = tuple(2**k for k in (12, 14, 16, 18, 20, 22, 24, 25, 26, 28))  # bytes
 CUDA_CHAINS = tuple(2**k for k in (14, 18, 22, 25, 28, 30))
 
