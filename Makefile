@@ -34,7 +34,7 @@ grade: setup
 ifndef EX
 	$(error say which exercise: make grade EX=01_numbers)
 endif
-	@$(RUN) -m tools.grade --ex $(EX) $(if $(NB),--nb "$(NB)")
+	@$(RUN) -m tools.grade --ex $(EX) $(if $(NB),--nb "$(NB)") || test $$? = 1
 
 bench: setup
 	@$(RUN) -m tools.bench $(ARGS)

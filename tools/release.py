@@ -1,176 +1,172 @@
 """Make exercises/ from solutions/ with nbgrader, and refuse a source that could not grade or would give itself away.
 
-Usage: python -m tools.release [--check] [NAME ...]     --check only says what is out of date, and exits 1
+Usage: python -m tools.release [--check] [NAME ...]     --check changes nothing, and exits 1 if exercises/ is stale
 
-How to write a source notebook, solutions/NN_name/NN_name.ipynb:
+How to write a source notebook, solutions/NN_name/NN_name.ipynb (tools/grading/author.py makes such cells):
 
-* A task is a solution cell (grade id task_1, no points) followed by a test cell (grade id test_1, locked, with points).
-  Everything else the learner should not edit is locked. Cell ids equal grade ids, so that they never change.
-* In the solution cell, the answer stands between ### BEGIN SOLUTION and ### END SOLUTION. What is around it (the
-  signature, the docstring) is what the learner gets.
-* The test cell begins with asserts that the learner sees, each with a message that teaches; then come the hidden ones
-  between ### BEGIN HIDDEN TESTS and ### END HIDDEN TESTS. Tests count things; they never read a clock.
+* A task is an answer cell (grade id task_1, "solution": true, no points) and, after it, a test cell (grade id test_1,
+  "grade": true, locked, with points). Text and code that are given, before, between and after them, are locked as well
+  (text_1, given_1). Cell ids equal grade ids, so that they never change. nbgrader's schema_version is 3.
+* In the answer cell the solution stands between ### BEGIN SOLUTION and ### END SOLUTION. The learner gets what is
+  around it (the signature, the docstring), and `raise NotImplementedError()` in its place. Both cells are plain Python.
+* The test cell begins with asserts that the learner sees; then come, between ### BEGIN HIDDEN TESTS and ### END HIDDEN
+  TESTS, those that only the grader sees: other numbers, edges, the mistakes that the visible ones let through.
+* Every assert has a message that teaches: what was expected and why, never just "wrong". A learner reads the message
+  of the first assert that failed, for hidden ones, too. Tests count things; they never read a clock.
+* Nothing may be written to stderr by right answers: nbgrader takes a warning for a failure.
 * Tasks do not use each other's answers, so that one mistake costs one task.
-* tests/graders/NN_name.py lists different-but-correct and plausible wrong answers for every task.
+* tests/graders/NN_name.py lists, for every task, answers that are different but correct, and plausible wrong ones.
+
+A source that breaks these rules is refused with one of the errors in tools/grading/checks.py. Files beside the source
+notebook (data) are released with it.
+
+Exit code: 0 if all is well, 1 if --check found something stale, 2 if a source was refused or an exercise holds answers.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import re
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
-from tools.course import ROOT, SOLUTIONS, course, exercises
+from tools.grading.cells import grade_id, is_answer
+from tools.grading.checks import BadSource, NotReadable, check_leaks, check_source
+from tools.grading.course import EXERCISES, ROOT, SOLUTIONS, CourseError, course, exercises
 
-EXERCISES = ROOT / "exercises"
-SOLUTION = re.compile(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", re.DOTALL)
-HIDDEN = re.compile(r"### BEGIN HIDDEN TESTS\n(.*?)### END HIDDEN TESTS", re.DOTALL)
 STUB = "raise NotImplementedError()"
-TELLING = 12  # characters; a shorter line of a solution may well stand elsewhere by chance
+_CELL_METADATA = ("nbgrader", "deletable", "editable", "tags")
 
 
-class BadSource(ValueError):
-    """A source notebook that cannot be released; the message says which cell and why."""
-
-
-def main() -> int:
+def main(argv: list[str] | None = None, solutions: Path = SOLUTIONS, target: Path = EXERCISES) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if exercises/ is out of date")
     parser.add_argument("names", nargs="*", help="exercises; all of them if left out")
-    options = parser.parse_args()
-    stale = []
-    for name in options.names or exercises():
+    options = parser.parse_args(argv)
+    code = 0
+    for name in options.names or exercises(solutions):
         try:
-            text = release(name)
+            files = release(name, solutions)
         except (BadSource, FileNotFoundError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 2
-        target = EXERCISES / name / f"{name}.ipynb"
-        if target.is_file() and target.read_text(encoding="utf-8") == text:
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+            code = 2
             continue
-        stale.append(name)
-        if has_answers(target):
-            print(
-                f"exercises/{name}/{name}.ipynb has answers in it: move it away, then run this again", file=sys.stderr
-            )
-            return 2
-        if not options.check:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-            _copy_companions(name)
-            print(f"wrote exercises/{name}/{name}.ipynb")
-    if options.check and stale:
-        print(f"exercises out of date: {', '.join(stale)}; run `make exercises`", file=sys.stderr)
-        return 1
-    return 0
+        done = _check(name, files, target) if options.check else _write(name, files, target)
+        code = max(code, done)
+    if options.check and not options.names:
+        for orphan in sorted(set(exercises(target)) - set(exercises(solutions))):
+            print(f"stale: exercises/{orphan} has no source in solutions/", file=sys.stderr)
+            code = max(code, 1)
+    return code
 
 
-def release(name: str, solutions: Path = SOLUTIONS) -> str:
-    """The learner's notebook for one exercise, as text; the same source gives the same bytes.
+def release(name: str, solutions: Path = SOLUTIONS) -> dict[str, bytes]:
+    """What learners get for one exercise: file name → content. The same source gives the same bytes.
 
     Raises:
         BadSource: if the source cannot grade or the release would give it away.
         FileNotFoundError: if there is no such exercise.
     """
     with course(name, solutions) as made:
-        source = nbformat.read(solutions / name / f"{name}.ipynb", as_version=4)
+        source = _read(made.folder / "solutions" / name / f"{name}.ipynb")
         check_source(source)
-        released = nbformat.read(made.release(), as_version=4)
-    check_leaks(source, released)
-    return nbformat.writes(released) + "\n"
+        try:
+            released = made.release()
+        except CourseError as error:
+            raise NotReadable(f"nbgrader stopped with {error}") from error
+        _clean(released)
+        check_leaks(source, released)
+        folder = made.folder / "exercises" / name
+        companions = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.suffix != ".ipynb"
+        }
+    return {f"{name}.ipynb": (nbformat.writes(released) + "\n").encode()} | companions
 
 
-def has_answers(target: Path) -> bool:
-    """True if somebody has worked in this exercise: a solution cell no longer holds the stub that it came with."""
-    if not target.is_file():
+def has_answers(path: Path, released: bytes) -> bool:
+    """True if somebody has worked in this exercise since it was released: filled in, run or added a cell."""
+    if not path.is_file() or path.read_bytes() == released:
         return False
-    cells = nbformat.read(target, as_version=4).cells
-    tasks = [cell for cell in cells if cell.metadata.get("nbgrader", {}).get("solution")]
-    return any(STUB not in cell.source for cell in tasks)
+    ids = {cell.id for cell in nbformat.reads(released.decode(), as_version=4).cells}
+    for cell in nbformat.read(path, as_version=4).cells:
+        filled_in = is_answer(cell) and STUB not in cell.source
+        ran = cell.cell_type == "code" and (cell.outputs or cell.execution_count)
+        added = not grade_id(cell) and cell.get("id") not in ids and cell.source.strip()
+        if filled_in or ran or added:
+            return True
+    return False
 
 
-def check_source(notebook: nbformat.NotebookNode) -> None:
-    """Refuse a notebook whose grades would mean nothing.
-
-    Raises:
-        BadSource: if it tests nothing, or a task lacks its solution, its visible or its hidden tests.
-    """
-    cells = [cell for cell in notebook.cells if "nbgrader" in cell.metadata]
-    ids = [cell.metadata.nbgrader.grade_id for cell in cells]
-    for grade_id in sorted({i for i in ids if ids.count(i) > 1}):
-        raise BadSource(f"grade id {grade_id!r} is used more than once")
-    tests = [cell for cell in cells if cell.metadata.nbgrader.grade]
-    if not any(cell.metadata.nbgrader.get("points", 0) > 0 for cell in tests):
-        raise BadSource("it tests nothing: no cell has points")
-    tasks = [cell for cell in cells if cell.metadata.nbgrader.solution]
-    if len(tasks) != len(tests):
-        raise BadSource(f"{len(tasks)} solution cells but {len(tests)} test cells: each task has one of both")
-    for cell in tasks:
-        if not SOLUTION.search(cell.source):
-            raise BadSource(f"{cell.metadata.nbgrader.grade_id}: a solution cell without ### BEGIN SOLUTION … END")
-    for cell in tests:
-        _check_tests(cell)
+def _check(name: str, files: dict[str, bytes], target: Path) -> int:
+    for file, content in files.items():
+        path = target / name / file
+        if not path.is_file():
+            print(f"stale: {_shown(path)} is missing; run `make exercises`", file=sys.stderr)
+            return 1
+        if path.read_bytes() != content:
+            print(f"stale: {_shown(path)}: {_difference(path, content)}", file=sys.stderr)
+            return 1
+    return 0
 
 
-def check_leaks(source: nbformat.NotebookNode, released: nbformat.NotebookNode) -> None:
-    """Refuse a release that contains a line of a solution or of a hidden test.
-
-    Raises:
-        BadSource: naming the line.
-    """
-    secret: set[str] = set()
-    for cell in source.cells:
-        for pattern in (SOLUTION, HIDDEN):
-            secret |= {line for block in pattern.findall(cell.source) for line in _lines(block)}
-    visible = "\n".join(HIDDEN.sub("", SOLUTION.sub("", cell.source)) for cell in source.cells)
-    text = "\n".join(_strings(released.cells))
-    leaked = sorted(line for line in secret if line in text and line not in visible)
-    if leaked or "### BEGIN" in text:
-        raise BadSource(f"the release would give away: {leaked[0] if leaked else 'a marker of a hidden region'}")
+def _write(name: str, files: dict[str, bytes], target: Path) -> int:
+    notebook = target / name / f"{name}.ipynb"
+    if has_answers(notebook, files[notebook.name]):
+        print(f"{_shown(notebook)} holds answers: move it away, then run this again", file=sys.stderr)
+        return 2
+    for file, content in files.items():
+        path = target / name / file
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        print(f"wrote {_shown(path)}")
+    return 0
 
 
-def _check_tests(cell: nbformat.NotebookNode) -> None:
-    grade_id, settings = cell.metadata.nbgrader.grade_id, cell.metadata.nbgrader
-    if not settings.get("points", 0) > 0:
-        raise BadSource(f"{grade_id}: a test cell without points")
-    if not settings.locked:
-        raise BadSource(f"{grade_id}: a test cell that the learner can edit; lock it")
-    hidden = "".join(HIDDEN.findall(cell.source))
-    for what, code in (("visible", HIDDEN.sub("", cell.source)), ("hidden", hidden)):
-        if not any(_can_fail(node) for node in ast.walk(ast.parse(code))):
-            raise BadSource(f"{grade_id}: its {what} tests cannot fail; assert something that depends on the answer")
+def _difference(path: Path, content: bytes) -> str:
+    """How a file differs from what the source releases, and what to do."""
+    mend = "run `make exercises`"
+    if path.suffix != ".ipynb":
+        return f"its content differs; {mend}"
+    if has_answers(path, content):
+        return "it holds answers; move it away and " + mend
+    wanted = nbformat.reads(content.decode(), as_version=4).cells
+    there = nbformat.read(path, as_version=4).cells
+    for old, new in zip(there, wanted, strict=False):
+        if old != new:
+            return f"cell {new.id} differs; {mend}"
+    what = "its cells differ in number" if len(there) != len(wanted) else "its metadata or layout differs"
+    return f"{what}; {mend}"
 
 
-def _can_fail(node: ast.AST) -> bool:
-    """An assert whose outcome is not written into it."""
-    return isinstance(node, ast.Assert) and any(isinstance(part, ast.Name) for part in ast.walk(node.test))
+def _read(path: Path) -> NotebookNode:
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise NotReadable(f"not a valid notebook: {str(error).splitlines()[0]}") from error
+    return notebook
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if len(line.strip()) >= TELLING]
+def _clean(notebook: NotebookNode) -> None:
+    """Keep what a learner's JupyterLab and nbgrader need, under ids that never change."""
+    notebook.nbformat_minor = 5  # the first with cell ids
+    notebook.metadata = {
+        "kernelspec": notebook.metadata.get("kernelspec", {}),
+        "language_info": {"name": notebook.metadata.get("language_info", {}).get("name", "python")},
+    }
+    for index, cell in enumerate(notebook.cells):
+        cell.id = grade_id(cell) or cell.get("id") or f"cell_{index + 1}"
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in _CELL_METADATA}
 
 
-def _strings(node: object) -> Iterator[str]:
-    """Every string in a notebook: sources, outputs, metadata, attachments."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        yield from (text for value in node.values() for text in _strings(value))
-    elif isinstance(node, list):
-        yield from (text for value in node for text in _strings(value))
-
-
-def _copy_companions(name: str) -> None:
-    """Data files that a source notebook brings along, and nothing that nbgrader makes."""
-    for path in (SOLUTIONS / name).iterdir():
-        if path.is_file() and path.suffix != ".ipynb":
-            shutil.copyfile(path, EXERCISES / name / path.name)
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 if __name__ == "__main__":

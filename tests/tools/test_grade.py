@@ -1,147 +1,300 @@
 """Every way in which a learner's notebook can be wrong must end in points and a sentence, never in a traceback."""
 
+import contextlib
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from copy import deepcopy
 
 import nbformat
 import psutil
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.tools import notebooks
-from tools import release
+from tools import grade as command
 from tools.grade import CannotGrade, grade
+from tools.grading import author
+from tools.grading.cells import by_grade_id
+from tools.grading.course import ROOT, course
 
 RIGHT = {"task_1": "def double(x):\n    return x + x", "task_2": "def triple(x):\n    return x + x + x"}
+SOLUTION = ROOT / "solutions" / "01_numbers" / "01_numbers.ipynb"
+
+
+def function(number: int, name: str, factor: int, points: int):
+    source = f"def {name}(x):\n    ### BEGIN SOLUTION\n    return {factor} * x\n    ### END SOLUTION"
+    visible = f'assert {name}(1) == {factor}, "{name}(1) is {factor}"'
+    hidden = f'assert {name}(-5) == {-5 * factor}, "negative numbers count as well"'
+    return [
+        author.text(f"text_{number}", f"## {number}. Write {name} ({points} points)"),
+        author.task(f"task_{number}", source),
+        author.tests(f"test_{number}", points, visible, hidden),
+    ]
 
 
 @pytest.fixture(scope="module")
 def solutions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("solutions")
-    notebooks.make_source(folder)
+    author.save(author.notebook(*function(1, "double", 2, 2), *function(2, "triple", 3, 3)), "small", folder)
+    author.save(author.notebook(*function(1, "negate", -1, 1)), "other", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def blank(solutions):
-    return release.release("small", solutions)
+def blanks(solutions):
+    """Name of the exercise → what its learners get."""
+
+    def release(name):
+        with course(name, solutions) as made:
+            return made.release()
+
+    return {name: release(name) for name in ("small", "other")}
 
 
 @pytest.fixture
-def learner(tmp_path, blank):
-    """A function that writes a learner's notebook: the blank exercise with some cells replaced, or cells left out."""
+def graded(tmp_path, blanks, solutions):
+    """Grade the exercise with some cells replaced and changed, and see that nothing else changes."""
 
-    def write(answers: dict[str, str] | None = None, without: tuple[str, ...] = ()):
-        notebook = nbformat.reads(blank, as_version=4)
-        notebook.cells = [cell for cell in notebook.cells if cell.id not in without]
-        for cell in notebook.cells:
-            cell.source = (answers or {}).get(cell.id, cell.source)
+    def run(answers=None, change=lambda cells: None, timeout=2):
+        notebook = deepcopy(blanks["small"])
+        cells = by_grade_id(notebook.cells)
+        for name, source in (answers or {}).items():
+            cells[name].source = source
+        notebook.cells = change(notebook.cells) or notebook.cells
         path = tmp_path / "mine.ipynb"
         nbformat.write(notebook, path)
-        return path
+        before, children = path.read_bytes(), psutil.Process().children(recursive=True)
+        try:
+            return grade("small", path, solutions, timeout=timeout)
+        finally:
+            assert path.read_bytes() == before
+            assert psutil.Process().children(recursive=True) == children
 
-    return write
+    return run
 
 
 def points(grades):
-    return {task.task: task.points for task in grades}
+    return [task.points for task in grades.tasks]
 
 
-def messages(grades):
-    return {task.task: task.message for task in grades}
+def test_right_answers_get_full_points_and_a_page(graded):
+    grades = graded(RIGHT)
+    assert points(grades) == [2, 3]
+    assert [(task.task, task.test, task.title, task.message) for task in grades.tasks] == [
+        ("task_1", "test_1", "1. Write double", ""),
+        ("task_2", "test_2", "2. Write triple", ""),
+    ]
+    assert "<html" in grades.html
 
 
-def test_right_answers_get_full_points_and_a_page(learner, solutions):
-    grades, html = grade("small", learner(RIGHT), solutions)
-    assert points(grades) == {"test_1": 2, "test_2": 3}
-    assert all(task.points == task.most and not task.message for task in grades)
-    assert "<html" in html
+def test_blank_gets_nothing(graded):
+    grades = graded()
+    assert points(grades) == [0, 0]
+    assert {task.message for task in grades.tasks} == {"not answered yet"}
 
 
-def test_blank_gets_nothing(learner, solutions):
-    grades, _ = grade("small", learner(), solutions)
-    assert points(grades) == {"test_1": 0, "test_2": 0}
-    assert set(messages(grades).values()) == {"not answered yet"}
+def test_a_hidden_test_finds_what_the_visible_one_does_not(graded):
+    grades = graded(RIGHT | {"task_1": "def double(x):\n    return 2 * abs(x)"})
+    assert points(grades) == [0, 3]
+    assert grades.tasks[0].message == "negative numbers count as well"
 
 
-def test_a_hidden_test_finds_what_the_visible_one_does_not(learner, solutions):
-    grades, _ = grade("small", learner(RIGHT | {"task_1": "def double(x):\n    return 2 * abs(x)"}), solutions)
-    assert points(grades) == {"test_1": 0, "test_2": 3}
-    assert messages(grades)["test_1"] == "negative numbers count as well"
+SWALLOWS = "import time\nwhile True:\n    try:\n        time.sleep(9)\n    except BaseException:\n        pass"
+LOOP = "stopped after 2 s: is there an endless loop?"
+ENDED = "ended the kernel: it exited, crashed or ran out of memory"
+
+
+MISHAPS = {
+    "wrong name": ("def double(x):\n    return y", "NameError: name 'y' is not defined\nin task_1, line 2: return y"),
+    "no colon": ("def double(x)\n    return x", "SyntaxError: expected ':'\nin task_1, line 1: def double(x)"),
+    "raises": ("def double(x):\n    raise OSError('no')", "OSError: no\nin task_1, line 2: raise OSError('no')"),
+    "asserts": ("def double(x):\n    assert x > 5", "an assert of your own failed\nin task_1, line 2: assert x > 5"),
+    "catches": ("def double(x):\n    try:\n        return y\n    except Exception:\n        pass", "double(1) is 2"),
+    "loops": ("def double(x):\n    while True: pass", f"{LOOP}\nin task_1, line 2: while True: pass"),
+    "loops after": ("def double(x):\n    return 2 * x\nwhile True: pass", f"cell task_1 was {LOOP}"),
+    "loops on": (SWALLOWS, "cell task_1 was still busy after 2 s and could not be interrupted"),
+    "exits at once": ("import os\nos._exit(1)", f"cell task_1 {ENDED}"),
+    "exits when called": ("import os\ndef double(x):\n    os._exit(1)", f"cell test_1 {ENDED}"),
+    "is killed": ("import os\ndef double(x):\n    os.kill(os.getpid(), 9)", f"cell test_1 {ENDED}"),  # want of memory
+    "sys.exit": ("import sys\nsys.exit()", "SystemExit: the code asks Python to end"),
+    "asks": ("def double(x):\n    return input()", "StdinNotImplementedError"),
+    "warns": ("import warnings\ndef double(x):\n    warnings.warn('old')\n    return 2 * x", "UserWarning: old"),
+}
+
+
+@pytest.mark.parametrize("mishap", MISHAPS)
+def test_a_task_that_fails_costs_its_own_points_only(graded, mishap):
+    answer, message = MISHAPS[mishap]
+    grades = graded(RIGHT | {"task_1": answer})
+    assert points(grades) == [0, 3]
+    assert message in grades.tasks[0].message
+
+
+def test_a_test_cell_that_was_edited_is_restored(graded):
+    assert points(graded({"test_1": "pass", "test_2": "assert True"})) == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["test_1", "task_1"])
+def test_a_cell_that_was_deleted_is_named(graded, name):
+    grades = graded(RIGHT, lambda cells: [cell for cell in cells if cell.id != name])
+    assert points(grades) == [0, 3]
+    assert f"cell {name} is missing" in grades.tasks[0].message
+
+
+def test_a_cell_that_was_renamed_is_named(graded):
+    def change(cells):
+        by_grade_id(cells)["test_1"].metadata.nbgrader.grade_id = "mine"
+
+    grades = graded(RIGHT, change)
+    assert points(grades) == [0, 3]
+    assert "cell test_1 is missing" in grades.tasks[0].message
+
+
+def test_what_nbgrader_would_refuse_is_graded(graded):
+    """Copied cells, graded cells of the learner's own, and settings that have changed."""
+
+    def change(cells):
+        copied, tests = deepcopy(by_grade_id(cells)["task_1"]), by_grade_id(cells)["test_1"]
+        copied.id, copied.source = "copy", "def double(x):\n    return 'an earlier try'"
+        tests.metadata.nbgrader |= {"schema_version": 1, "points": 100, "grade": False}
+        tests.cell_type = "markdown"
+        del tests["outputs"], tests["execution_count"]
+        return [copied, *cells, author.tests("mine", 50, "assert True", "assert True")]
+
+    grades = graded(RIGHT, change)
+    assert points(grades) == [2, 3]
+    assert grades.most == 5
+
+
+def test_a_cell_of_the_learners_own_that_ends_the_kernel_is_left_out(graded):
+    grades = graded(RIGHT, lambda cells: [*cells[:3], new_code_cell("import os\nos._exit(3)"), *cells[3:]])
+    assert points(grades) == [2, 3]
+    assert grades.notes == [f"cell number 4 ('import os') {ENDED}; it was left out"]
+
+
+def test_another_notebook_is_recognised(blanks, solutions, tmp_path):
+    path = tmp_path / "mine.ipynb"
+    nbformat.write(blanks["other"], path)
+    with pytest.raises(CannotGrade, match="this is the notebook of other, not of small"):
+        grade("small", path, solutions)
+    nbformat.write(new_notebook(cells=[new_code_cell("1 + 1")]), path)
+    with pytest.raises(CannotGrade, match="none of the cells of small"):
+        grade("small", path, solutions)
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("content", "message"),
     [
-        ("def double(x):\n    return y", "NameError: name 'y' is not defined"),
-        ("def double(x)\n    return x", "double"),  # a syntax error: the name is never defined
-        ("def double(x):\n    while True: pass", "endless loop"),
-        ("def double(x):\n    raise ValueError('mine')", "ValueError: mine"),
-        ("import sys\ndef double(x):\n    sys.exit()", "SystemExit"),
+        (b"no JSON at all", "is not a notebook: it is not JSON"),
+        (b"\xff\xfe\x00", "is not a notebook"),
+        (b"[]", "is JSON, but not a notebook"),
+        (b"null", "is JSON, but not a notebook"),
+        (b'{"cells": 3}', "is not a valid notebook"),
+        (b'{"cells": [{}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}', "is not a valid notebook"),
     ],
 )
-def test_a_task_that_fails_costs_its_own_points_only(learner, solutions, answer, message):
-    path = learner(RIGHT | {"task_1": answer})
-    before = path.read_bytes()
-    grades, _ = grade("small", path, solutions, timeout=3)
-    assert points(grades) == {"test_1": 0, "test_2": 3}
-    assert message in messages(grades)["test_1"]
-    assert path.read_bytes() == before
-
-
-def test_a_test_cell_that_was_edited_is_restored(learner, solutions):
-    grades, _ = grade("small", learner({"test_1": "pass", "test_2": "assert True"}), solutions)
-    assert points(grades) == {"test_1": 0, "test_2": 0}
-
-
-def test_a_test_cell_that_was_deleted_scores_nothing_and_is_named(learner, solutions):
-    grades, _ = grade("small", learner(RIGHT, without=("test_1",)), solutions)
-    assert points(grades) == {"test_1": 0, "test_2": 3}
-    assert "deleted or renamed" in messages(grades)["test_1"]
-
-
-def test_a_kernel_that_dies_is_said_so_and_nothing_is_left_running(learner, solutions):
-    path = learner({"task_1": "import os\nos._exit(1)"})
-    before, children = path.read_bytes(), psutil.Process().children(recursive=True)
-    with pytest.raises(CannotGrade, match="the kernel died"):
-        grade("small", path, solutions)
-    assert path.read_bytes() == before
-    assert psutil.Process().children(recursive=True) == children
-
-
-def test_another_notebook_is_recognised(learner, solutions):
-    path = learner(without=("test_1", "test_2"))
-    with pytest.raises(CannotGrade, match="notebook of another exercise"):
-        grade("small", path, solutions)
-
-
-def test_what_is_no_notebook_is_refused(tmp_path, solutions):
+def test_what_is_no_notebook_is_refused(content, message, tmp_path, solutions):
     path = tmp_path / "text.ipynb"
-    path.write_text("no JSON at all")
-    with pytest.raises(CannotGrade, match="is not a notebook"):
+    path.write_bytes(content)
+    with pytest.raises(CannotGrade, match=message):
         grade("small", path, solutions)
-    for content in ('{"cells": 3}', "[]", "null"):
-        path.write_text(content)
-        with pytest.raises(CannotGrade, match="not a notebook"):
+
+
+def test_what_is_not_there_is_refused(tmp_path, solutions):
+    for path in (tmp_path / "nowhere.ipynb", tmp_path):
+        with pytest.raises(CannotGrade, match="there is no file"):
             grade("small", path, solutions)
-    with pytest.raises(CannotGrade, match="there is no file"):
-        grade("small", tmp_path / "nowhere.ipynb", solutions)
+    with pytest.raises(CannotGrade, match="there is no exercise '99_nothing'; there are: other, small"):
+        grade("99_nothing", tmp_path / "nowhere.ipynb", solutions)
 
 
-def test_an_unknown_exercise_lists_those_there_are(learner, solutions):
-    with pytest.raises(CannotGrade, match="there are: small"):
-        grade("99_nothing", learner(), solutions)
-
-
-def test_the_command_names_the_file_it_graded():
-    run = subprocess.run(
-        [sys.executable, "-m", "tools.grade", "--ex", "01_numbers", "--nb", "solutions/01_numbers/01_numbers.ipynb"]
-        + ["--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
+def test_the_command_reports_and_says_how_it_went(tmp_path, capsys):
+    common = ["--ex", "01_numbers", "--feedback", str(tmp_path)]
+    assert command.main([*common, "--nb", str(SOLUTION), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     assert result["notebook"] == "solutions/01_numbers/01_numbers.ipynb"
-    assert all(task["points"] == task["most"] > 0 for task in result["tasks"])
+    assert result["points"] == result["most"] > 0
+    notebook = nbformat.read(SOLUTION, as_version=4)
+    by_grade_id(notebook.cells)["task_1"].source = "decode_rate = None"
+    nbformat.write(notebook, tmp_path / "mine.ipynb")
+    assert command.main([*common, "--nb", str(tmp_path / "mine.ipynb")]) == 1
+    said = capsys.readouterr().out
+    assert f"graded {tmp_path}/mine.ipynb" in said
+    assert "task_1    0 of 2\n      TypeError: 'NoneType' object is not callable" in said
+    assert "<html" in (tmp_path / "01_numbers.html").read_text()
+    assert command.main([*common, "--nb", "nowhere.ipynb", "--json"]) == 2
+    assert "there is no file nowhere.ipynb" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_running(tmp_path):
+    notebook, started = nbformat.read(SOLUTION, as_version=4), tmp_path / "started"
+    by_grade_id(notebook.cells)["task_1"].source = f"open({str(started)!r}, 'w').close()\nwhile True: pass"
+    nbformat.write(notebook, tmp_path / "mine.ipynb")
+    words = [sys.executable, "-m", "tools.grade", "--ex", "01_numbers", "--nb", str(tmp_path / "mine.ipynb")]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        kernels = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGINT)
+        assert "not graded: interrupted" in run.communicate(timeout=30)[1]
+    assert run.returncode == 2
+    assert kernels
+    assert not psutil.wait_procs(kernels, timeout=10)[1]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A Jupyter server with the repository's nbgrader settings, but for the time limit; a function that validates."""
+    config = (ROOT / "nbgrader_config.py").read_text()
+    (tmp_path / "nbgrader_config.py").write_text(config.replace("TIMEOUT = 30", "TIMEOUT = 2"))
+    words = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--port=0"]
+    words.append("--IdentityProvider.token=t")
+    log = tmp_path / "log"
+    with log.open("w") as output, subprocess.Popen(words, cwd=tmp_path, stdout=output, stderr=output) as run:
+        url = address(log)
+
+        def validate(notebook):
+            nbformat.write(notebook, tmp_path / "mine.ipynb")
+            return json.loads(ask(f"{url}assignments/validate", {"path": "mine.ipynb"}))
+
+        yield validate
+        run.terminate()
+        run.wait(timeout=30)
+
+
+def address(log):
+    """Where a server listens. It says so before it does."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        if found := re.search(r"http://127.0.0.1:\d+/", log.read_text()):
+            with contextlib.suppress(urllib.error.URLError):
+                ask(f"{found[0]}api/status")
+                return found[0]
+    raise TimeoutError(log.read_text())
+
+
+def ask(url, form=None):
+    data = urllib.parse.urlencode(form).encode() if form else None
+    request = urllib.request.Request(url, data, {"Authorization": "token t"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return response.read()
+
+
+def test_the_validate_button_passes_fails_and_ends_an_endless_loop(server, blanks):
+    notebook = deepcopy(blanks["small"])
+    cells = by_grade_id(notebook.cells)
+    assert len(server(notebook)["value"]["failed"]) == 2
+    for name, source in RIGHT.items():
+        cells[name].source = source
+    assert server(notebook) == {"success": True, "value": {}}
+    cells["task_1"].source = "def double(x):\n    while True: pass"
+    (failed,) = server(notebook)["value"]["failed"]
+    assert "stopped: is there an endless loop?" in failed["raw_error"]

@@ -1,0 +1,154 @@
+"""Grade the graders: fill sheets with answers whose worth is known, and list where the points disagree.
+
+A sheet is one notebook run. Each run mixes one task's right answer with the other tasks' mistakes, so that an exercise
+takes about as many runs as one task has answers, and still shows that a mistake in one task costs no points in another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from tests.graders.answers import Answers
+from tools.grade import grade
+from tools.grading.cells import Task, by_grade_id, tasks
+from tools.grading.course import SOLUTIONS, Course, course
+from tools.grading.explain import failure
+
+BROKEN = ("IndentationError", "ModuleNotFoundError", "NameError", "SyntaxError", "TabError")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One answer on a sheet; without a mistake it is right."""
+
+    code: str
+    mistake: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one answer got, and what the grader said about it."""
+
+    points: float
+    most: float
+    message: str
+
+
+def answers(exercise: str) -> dict[str, Answers]:
+    """What tests/graders/NN_name.py declares.
+
+    Raises:
+        ModuleNotFoundError: if there is no such file.
+    """
+    return importlib.import_module(f"tests.graders.{exercise}").TASKS
+
+
+def sheets(answered: dict[str, Answers]) -> list[dict[str, Entry]]:
+    """Sheets (grade id → entry) that hold every answer at least once.
+
+    For any two tasks some sheet has a mistake in the first and the right answer to the second: a task's first right
+    answer stands on the sheet of its own number, and its mistakes stand on all the others.
+    """
+    count = max(len(answered), *(1 + len(task.wrong) for task in answered.values()))
+    plan: list[dict[str, Entry]] = [{} for _ in range(count)]
+    for number, (name, task) in enumerate(answered.items()):
+        plan[number][name] = Entry(task.correct[0])
+        mistakes = list(task.wrong.items())
+        for k in range(count - 1):
+            mistake, code = mistakes[k % len(mistakes)]
+            plan[(number + 1 + k) % count][name] = Entry(code, mistake)
+    for k in range(1, max(len(task.correct) for task in answered.values())):
+        plan.append({name: Entry(task.correct[k % len(task.correct)]) for name, task in answered.items()})
+    return plan
+
+
+def shortcomings(answered: dict[str, Answers], there: list[Task]) -> list[str]:
+    """What the declared answers lack."""
+    found = []
+    if list(answered) != [task.answer for task in there]:
+        found.append(f"answers for {list(answered)}, but the tasks are {[task.answer for task in there]}")
+    for name, task in answered.items():
+        if len(task.correct) < 1:
+            found.append(f"{name} needs an answer that is different but correct")
+        if len(task.wrong) < 3:
+            found.append(f"{name} has {len(task.wrong)} plausible mistakes and needs three")
+        if any(not mistake.strip() or "\n" in mistake for mistake in task.wrong):
+            found.append(f"{name}: say in one line what each mistake is")
+        if len({*task.correct, *task.wrong.values()}) < len(task.correct) + len(task.wrong):
+            found.append(f"{name} has the same answer twice")
+    return found
+
+
+def disagreements(exercise: str, answered: dict[str, Answers], folder: Path, solutions: Path = SOLUTIONS) -> list[str]:
+    """Sentences about answers that get more or fewer points than they should; none if the graders are right.
+
+    The blank exercise, the solution and the first sheet are graded as a learner's notebook is, by tools/grade.py; the
+    other sheets in one nbgrader course, which is the same without starting afresh for each.
+
+    Args:
+        exercise: name of the exercise.
+        answered: its declared answers.
+        folder: for the notebooks.
+        solutions: folder of the sources.
+    """
+    solution = nbformat.read(solutions / exercise / f"{exercise}.ipynb", as_version=4)
+    first, *others = sheets(answered)
+    with course(exercise, solutions) as made:
+        blank = made.release()
+        scores = _by_command(exercise, blank, folder / "blank.ipynb", solutions)
+        found = [f"{name}: the blank exercise gets {score.points:g}" for name, score in scores.items() if score.points]
+        scores = _by_command(exercise, solution, folder / "solution.ipynb", solutions)
+        found += judge({name: Entry("") for name in answered}, scores, "the solution")
+        scores = _by_command(exercise, fill(blank, first), folder / "sheet_0.ipynb", solutions)
+        found += judge(first, scores, "sheet 0")
+        for number, sheet in enumerate(others, start=1):
+            found += judge(sheet, _by_course(made, fill(blank, sheet), f"sheet_{number}"), f"sheet {number}")
+    return found
+
+
+def fill(blank: NotebookNode, sheet: dict[str, Entry]) -> NotebookNode:
+    """The exercise with a sheet's answers in it."""
+    notebook = deepcopy(blank)
+    cells = by_grade_id(notebook.cells)
+    for name, entry in sheet.items():
+        cells[name].source = entry.code.strip()
+    return notebook
+
+
+def judge(sheet: dict[str, Entry], scores: dict[str, Score], where: str) -> list[str]:
+    """Where points disagree with what a sheet's answers are worth."""
+    found = []
+    for name, entry in sheet.items():
+        score = scores[name]
+        if not entry.mistake and score.points < score.most:
+            found.append(
+                f"{name}: a right answer gets {score.points:g} of {score.most:g} ({where}: {score.message}); "
+                "it is wrong, its test is, or a mistake in another task reached it"
+            )
+        elif entry.mistake and score.points >= score.most:
+            found.append(f"{name}: nobody notices the mistake {entry.mistake!r} ({where})")
+        elif entry.mistake and score.message.startswith(BROKEN):
+            found.append(f"{name}: {entry.mistake!r} proves nothing, it does not run ({where}: {score.message})")
+    return found
+
+
+def _by_command(exercise: str, notebook: NotebookNode, path: Path, solutions: Path) -> dict[str, Score]:
+    nbformat.write(notebook, path)
+    graded = grade(exercise, path, solutions)
+    return {task.task: Score(task.points, task.most, task.message) for task in graded.tasks}
+
+
+def _by_course(made: Course, notebook: NotebookNode, learner: str) -> dict[str, Score]:
+    points = made.grade(notebook, learner)
+    cells = by_grade_id(made.graded_notebook(learner).cells)
+    scores = {}
+    for task in tasks(notebook):
+        error = failure(cells[task.answer]) or failure(cells[task.test])
+        scores[task.answer] = Score(points[task.test], task.most, f"{error.ename}: {error.evalue}" if error else "")
+    return scores

@@ -1,0 +1,108 @@
+"""The harness must see a bad grader, a bad answer and a task that leans on another; else its silence means nothing."""
+
+import pytest
+
+from tests.graders import harness
+from tests.graders.answers import Answers
+from tests.graders.harness import Entry
+from tools.grading import author
+from tools.grading.cells import tasks
+from tools.grading.course import exercises
+
+DOUBLE = Answers(
+    correct=("def double(x):\n    return x + x",),
+    wrong={
+        "squares": "def double(x):\n    return x * x",
+        "forgets the sign": "def double(x):\n    return 2 * abs(x)",
+        "returns its argument": "def double(x):\n    return x",
+    },
+)
+TRIPLE = Answers(
+    correct=("def triple(x):\n    return x + x + x",),
+    wrong={
+        "cubes": "def triple(x):\n    return x**3",
+        "forgets the sign": "def triple(x):\n    return 3 * abs(x)",
+        "returns nothing": "def triple(x):\n    3 * x",
+        "adds three": "def triple(x):\n    return x + 3",
+    },
+)
+NEGATE = Answers(
+    correct=("def negate(x):\n    return 0 - x",),
+    wrong={
+        "inverts": "def negate(x):\n    return 1 / x",
+        "keeps it": "def negate(x):\n    return x",
+        "always negative": "def negate(x):\n    return -abs(x)",
+    },
+)
+
+
+def function(number: int, name: str, answer: str, visible: str, hidden: str) -> list:
+    """The two cells of a task."""
+    source = f"def {name}(x):\n    ### BEGIN SOLUTION\n    return {answer}\n    ### END SOLUTION"
+    return [author.task(f"task_{number}", source), author.tests(f"test_{number}", 2, visible, hidden)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_every_answer_is_on_a_sheet_and_every_two_tasks_are_held_apart(count):
+    answered = {
+        f"task_{n}": Answers(
+            correct=tuple(f"right {n} {k}" for k in range(1 + n % 2)),
+            wrong={f"mistake {k}": f"wrong {n} {k}" for k in range(3 + n % 3)},
+        )
+        for n in range(count)
+    }
+    plan = harness.sheets(answered)
+    for name, task in answered.items():
+        assert {sheet[name].code for sheet in plan} == {*task.correct, *task.wrong.values()}
+        for other in set(answered) - {name}:
+            assert any(sheet[name].mistake and not sheet[other].mistake for sheet in plan)
+    assert len(plan) <= max(count, 6) + 1
+
+
+def test_bad_graders_are_told(tmp_path):
+    source = author.notebook(
+        author.text("text_1", "# A mistake overlooked, a task that leans on the first, points for nothing"),
+        *function(1, "double", "2 * x", "assert double(3) == 6, 'twice'", "assert double(4) == 8, 'twice'"),
+        *function(2, "triple", "double(x) + x", "assert triple(2) == 6, 'thrice'", "assert triple(-5) == -15, 'sign'"),
+        *function(3, "negate", "-x", "assert negate or True, 'never'", "assert negate or 1, 'nor this'"),
+    )
+    leaning = Answers(correct=("def triple(x):\n    return double(x) + x",), wrong=TRIPLE.wrong)
+    answered = {"task_1": DOUBLE, "task_2": leaning, "task_3": NEGATE}
+    author.save(source, "small", tmp_path / "solutions")
+    found = harness.disagreements("small", answered, tmp_path, tmp_path / "solutions")
+    assert "task_3: the blank exercise gets 2" in found
+    found.remove("task_3: the blank exercise gets 2")
+    assert {line.partition(" (")[0] for line in found} == {
+        "task_1: nobody notices the mistake 'forgets the sign'",
+        "task_2: a right answer gets 0 of 2",
+        *(f"task_3: nobody notices the mistake {mistake!r}" for mistake in NEGATE.wrong),
+    }
+
+
+def test_a_mistake_that_does_not_even_run_is_told():
+    sheet = {"task_1": Entry("def double(x) return x", "squares")}
+    found = harness.judge(sheet, {"task_1": harness.Score(0, 2, "SyntaxError: invalid syntax")}, "sheet 1")
+    assert found == ["task_1: 'squares' proves nothing, it does not run (sheet 1: SyntaxError: invalid syntax)"]
+
+
+def test_too_few_answers_are_told():
+    first, second = function(1, "double", "2 * x", "", ""), function(2, "triple", "3 * x", "", "")
+    there = tasks(author.notebook(*first, *second))
+    assert harness.shortcomings({"task_1": DOUBLE, "task_2": TRIPLE}, there) == []
+    assert "answers for ['task_1']" in harness.shortcomings({"task_1": DOUBLE}, there)[0]
+    few = Answers(correct=(), wrong={"squares": "x", "": "y"})
+    found = " ".join(harness.shortcomings({"task_1": few, "task_2": TRIPLE}, there))
+    for complaint in ("different but correct", "has 2 plausible mistakes", "say in one line"):
+        assert complaint in found
+    same = Answers(correct=("x",), wrong={"squares": "x", "b": "y", "c": "z"})
+    assert "the same answer twice" in harness.shortcomings({"task_1": same, "task_2": TRIPLE}, there)[0]
+
+
+def test_an_exercise_without_answers_is_told():
+    with pytest.raises(ModuleNotFoundError, match="99_nothing"):
+        harness.answers("99_nothing")
+
+
+def test_every_file_of_answers_belongs_to_an_exercise():
+    folder = harness.Path(harness.__file__).parent
+    assert {path.stem for path in folder.glob("[0-9]*.py")} == set(exercises())
