@@ -116,19 +116,25 @@ def mark(ax, operations: list[tuple[str, float, float]], expected: list[float] |
         operations: (name, FLOPs per byte, FLOP/s reached).
         expected: FLOP/s predicted for each; a line leads from it to what was reached.
     """
-    taken: list[tuple[float, float]] = []
-    numbered = list(enumerate(operations, 1))
-    for number, (name, intensity, rate) in numbered:
+    places: list[tuple[float, float, list[int]]] = []  # operations too close to tell apart share one label
+    for number, (name, intensity, rate) in enumerate(operations, 1):
         if expected is not None:
             ax.plot([intensity] * 2, [expected[number - 1], rate], color=QUIET, linewidth=1)
             ax.plot([intensity], [expected[number - 1]], marker="_", color=CLASSIC, markersize=11)
         ax.plot([intensity], [rate], marker="o", color=AI, markersize=5, linestyle="none", label=f"{number}  {name}")
-    for number, (_, intensity, rate) in sorted(numbered, key=lambda entry: entry[1][1]):
-        x, y = np.log10(intensity), np.log10(rate)
-        crowd = sum(abs(x - other) < 0.25 and abs(y - height) < 0.5 for other, height in taken)
-        taken.append((x, y))
-        place = (7 + 11 * crowd, -9)
-        ax.annotate(str(number), (intensity, rate), textcoords="offset points", xytext=place, fontsize=9, color=INK)
+        near = [place for place in places if _close(place[0], intensity) and _close(place[1], rate)]
+        if near:
+            near[0][2].append(number)
+        else:
+            places.append((intensity, rate, [number]))
+    for x, y, numbers in places:
+        below = any(_close(x, other, 0.3) and other_y > y for other, other_y, _ in places)
+        text = ", ".join(map(str, numbers))
+        place = (10 + 8 * below, -12 - 9 * below)
+        line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6}
+        ax.annotate(text, (x, y), xytext=place, textcoords="offset points", fontsize=9, color=INK, arrowprops=line)
+    if expected is not None:
+        ax.plot([], [], marker="_", color=CLASSIC, markersize=11, linestyle="none", label="–  predicted")
     with style():
         ax.legend(
             handlelength=0, handletextpad=0, markerscale=0, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9
@@ -160,3 +166,7 @@ def ladder(rungs: list[tuple[str, float, str]], title: str, ax=None, unit: str =
     low, high = ax.get_xlim()
     ax.set_xlim(low, high * 12)  # room for the figure written right of the last marker
     return ax
+
+
+def _close(one: float, other: float, decades: float = 0.12) -> bool:
+    return bool(abs(np.log10(one / other)) < decades)

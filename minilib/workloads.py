@@ -22,11 +22,13 @@ class Workload:
 
     Args:
         name: as a reader would call it.
+        formula: how its FLOPs are counted, and the values that it moves.
         cost: counted from the shapes.
         make: device name → function that runs the operation once on inputs already there.
     """
 
     name: str
+    formula: str
     cost: Cost
     make: Callable[[str], Callable[[], object]]
 
@@ -43,7 +45,7 @@ def scalar_add() -> Workload:
         x, y = _random(device, 1), _random(device, 1)
         return lambda: x.add_(y)
 
-    return Workload("add two numbers", Cost(flops=1, bytes=12, calls=1), make)
+    return Workload("add two numbers", "1; 2 read, 1 written", Cost(flops=1, bytes=12, calls=1), make)
 
 
 def copy(n: int) -> Workload:
@@ -53,7 +55,7 @@ def copy(n: int) -> Workload:
         a, out = _random(device, n), _random(device, n)
         return lambda: out.copy_(a)
 
-    return Workload(f"copy {_mb(4 * n)}", Cost(bytes=8 * n, calls=1), make)
+    return Workload(f"copy {_mb(4 * n)}", "none; n read, n written", Cost(bytes=8 * n, calls=1), make)
 
 
 def reduction(n: int) -> Workload:
@@ -63,7 +65,7 @@ def reduction(n: int) -> Workload:
         a = _random(device, n)
         return lambda: a.sum()
 
-    return Workload(f"sum {_mb(4 * n)}", Cost(flops=n, bytes=4 * n, calls=1), make)
+    return Workload(f"sum {_mb(4 * n)}", "n; n read", Cost(flops=n, bytes=4 * n, calls=1), make)
 
 
 def add(n: int) -> Workload:
@@ -73,7 +75,7 @@ def add(n: int) -> Workload:
         a, b, out = (_random(device, n) for _ in "abc")
         return lambda: _torch().add(a, b, out=out)
 
-    return Workload(f"add, {_mb(4 * n)} each", Cost(flops=n, bytes=12 * n, calls=1), make)
+    return Workload(f"add, {_mb(4 * n)} each", "n; 2n read, n written", Cost(flops=n, bytes=12 * n, calls=1), make)
 
 
 def scale(n: int) -> Workload:
@@ -83,7 +85,7 @@ def scale(n: int) -> Workload:
         a = _random(device, n)
         return lambda: a.mul_(1.0)
 
-    return Workload(f"scale {_mb(4 * n)} in place", Cost(flops=n, bytes=8 * n, calls=1), make)
+    return Workload(f"scale {_mb(4 * n)} in place", "n; n read, n written", Cost(flops=n, bytes=8 * n, calls=1), make)
 
 
 def add_fresh(n: int) -> Workload:
@@ -93,7 +95,7 @@ def add_fresh(n: int) -> Workload:
         a, b = _random(device, n), _random(device, n)
         return lambda: a + b
 
-    return Workload(f"add, fresh {_mb(4 * n)} output", add(n).cost, make)
+    return Workload(f"add, fresh {_mb(4 * n)} output", "n; 2n read, n written", add(n).cost, make)
 
 
 def matvec(n: int, dtype: str = "fp32") -> Workload:
@@ -104,7 +106,7 @@ def matvec(n: int, dtype: str = "fp32") -> Workload:
         return lambda: weight @ x
 
     cost = Cost(flops=2 * n * n, bytes=BYTES[dtype] * (n * n + 2 * n), calls=1, dtype=dtype)
-    return Workload(f"matrix × vector {n}, {dtype}", cost, make)
+    return Workload(f"matrix × vector {n}, {dtype}", "2n²; n² + 2n", cost, make)
 
 
 def matmul(n: int, dtype: str = "fp32") -> Workload:
@@ -115,7 +117,7 @@ def matmul(n: int, dtype: str = "fp32") -> Workload:
         return lambda: _torch().mm(a, b, out=out)
 
     cost = Cost(flops=2 * n**3, bytes=3 * BYTES[dtype] * n * n, calls=1, dtype=dtype)
-    return Workload(f"matmul {n}³, {dtype}", cost, make)
+    return Workload(f"matmul {n}³, {dtype}", "2n³; 3n²", cost, make)
 
 
 def softmax(rows: int, columns: int) -> Workload:
@@ -126,7 +128,12 @@ def softmax(rows: int, columns: int) -> Workload:
         return lambda: _torch().softmax(x, -1, out=out)
 
     n = rows * columns
-    return Workload(f"softmax {rows} × {columns}", Cost(flops=5 * n, bytes=8 * n, calls=1), make)
+    return Workload(
+        f"softmax {rows} × {columns}",
+        "5n (max, −, exp, sum, ÷); n read, n written",
+        Cost(flops=5 * n, bytes=8 * n, calls=1),
+        make,
+    )
 
 
 def attention_prefill(heads: int, tokens: int, head_dim: int, dtype: str = "fp32") -> Workload:
@@ -138,7 +145,7 @@ def attention_prefill(heads: int, tokens: int, head_dim: int, dtype: str = "fp32
 
     flops = 4 * heads * tokens * tokens * head_dim / 2
     cost = Cost(flops=flops, bytes=4 * BYTES[dtype] * heads * tokens * head_dim, calls=1, dtype=dtype)
-    return Workload(f"attention prefill {tokens}, {dtype}", cost, make)
+    return Workload(f"attention prefill {tokens}, {dtype}", f"4ht²d / 2 with h={heads}, d={head_dim}; 4htd", cost, make)
 
 
 def attention_decode(batch: int, heads: int, context: int, head_dim: int, dtype: str = "fp32") -> Workload:
@@ -155,7 +162,9 @@ def attention_decode(batch: int, heads: int, context: int, head_dim: int, dtype:
 
     values = 2 * batch * heads * context * head_dim
     cost = Cost(flops=2 * values, bytes=BYTES[dtype] * values, calls=4, dtype=dtype)
-    return Workload(f"attention decode {batch} × {context}, {dtype}", cost, make)
+    return Workload(
+        f"attention decode {batch} × {context}, {dtype}", f"4bhtd with h={heads}, d={head_dim}; 2bhtd", cost, make
+    )
 
 
 def gather(vocabulary: int, width: int, tokens: int) -> Workload:
@@ -168,7 +177,9 @@ def gather(vocabulary: int, width: int, tokens: int) -> Workload:
         return lambda: _torch().index_select(table, 0, rows, out=out)
 
     cost = Cost(bytes=8 * tokens * width + 8 * tokens, calls=1)
-    return Workload(f"gather {tokens} rows of {4 * width} B", cost, make)
+    return Workload(
+        f"gather {tokens} rows of {4 * width} B", "none; each row read and written, and its number", cost, make
+    )
 
 
 def suite(kind: str) -> list[Workload]:

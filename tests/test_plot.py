@@ -47,8 +47,14 @@ def test_a_roofline_has_its_ridge_where_the_ceilings_meet():
 def test_marks_are_numbered_and_named_beside_the_figure():
     ax = plot.roofline(Machine.datasheet("h100-sxm"), "bf16")
     plot.mark(ax, [("sum", 0.25, 1e11), ("matmul", 1000, 5e14)], expected=[2e11, 9e14])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1  sum", "2  matmul"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1  sum", "2  matmul", "–  predicted"]
     assert {text.get_text() for text in ax.texts} >= {"1", "2"}
+
+
+def test_marks_that_lie_on_each_other_share_a_label():
+    ax = plot.roofline(Machine.datasheet("h100-sxm"), "bf16")
+    plot.mark(ax, [("sum", 0.25, 1e11), ("dot", 0.26, 1.1e11), ("matmul", 1000, 5e14)])
+    assert {text.get_text() for text in ax.texts} >= {"1, 2", "3"}
 
 
 def test_a_ladder_shows_each_rung_and_leaves_a_gap_for_what_is_not_known():

@@ -1,0 +1,168 @@
+"""The one language model: a Llama-style decoder, with attention passed in.
+
+    tokens ─ embed ─┬─ norm ─ qkv ─ rope ─ ATTENTION ─ project ─┬─ norm ─ SwiGLU ─┬─ … ─ norm ─ unembed ─ logits
+                    └───────────────────────────────────────────┴─────────────────┘
+
+Who calls the model says what attention is: over a whole batch of texts (training), or behind a contiguous or a paged KV
+cache (serving). Everything else works on any leading shape: (batch, tokens) in training, a flat (tokens,) in serving.
+
+Sources: Touvron et al. 2023 (Llama); Zhang and Sennrich 2019 (RMSNorm); Su et al. 2021 (rotary embeddings); Ainslie et
+al. 2023 (grouped-query attention); Shazeer 2020 (SwiGLU); Qwen3 technical report 2025 (normalised queries and keys).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minilib.model.config import ModelConfig
+
+
+class Attention(Protocol):
+    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the likeness of q and k."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """
+        Args:
+            layer: number of the layer that asks.
+            q: (..., num_heads, head_dim), turned by position.
+            k: (..., num_kv_heads, head_dim), turned by position.
+            v: (..., num_kv_heads, head_dim).
+
+        Returns:
+            (..., num_heads, head_dim).
+        """
+
+
+class Decoder(nn.Module):
+    """Token ids and positions in, logits out.
+
+    Args:
+        config: its shape.
+
+    Cost: 2 FLOPs per parameter and token (embedding table once), plus attention.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.unembed = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.unembed.weight = self.embed.weight
+        self.reset_buffers()
+        if not self.embed.weight.is_meta:  # on the meta device there is nothing to fill
+            self.initialize()
+
+    def reset_buffers(self) -> None:
+        """Compute what follows from the config alone and is in no checkpoint."""
+        self.register_buffer("wavelengths", inverse_wavelengths(self.config), persistent=False)
+
+    def initialize(self, seed: int = 0) -> None:
+        """Random weights, the same for the same seed; what writes into the residual stream starts smaller."""
+        generator = torch.Generator(self.embed.weight.device).manual_seed(seed)
+        depth = math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                std = 0.02 / depth if name.endswith(("project.weight", "down.weight")) else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+            else:
+                nn.init.ones_(parameter)
+
+    def _apply(self, fn, recurse=True):
+        """Wherever the weights go and in whatever dtype: positions need float32."""
+        super()._apply(fn, recurse)
+        self.wavelengths = inverse_wavelengths(self.config).to(self.wavelengths.device)
+        return self
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor | None = None):
+        """
+        Args:
+            token_ids: (...) int64.
+            positions: (...) int64, each token's place in its own sequence.
+            attention: see `Attention`; called once per layer, in order.
+            wanted: indices into the flat tokens whose logits are wanted; all if left out.
+
+        Returns:
+            Logits (..., vocab_size), or (len(wanted), vocab_size), in the weights' dtype.
+        """
+        x = self.embed(token_ids)
+        rope = rotation(positions, self.wavelengths, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rope, attention)
+        if wanted is not None:
+            x = x.flatten(0, -2)[wanted]
+        return self.unembed(self.norm(x))
+
+
+class Layer(nn.Module):
+    """Attention, then the feed-forward network, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        self.head_dim = config.head_dim
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.qkv = nn.Linear(config.hidden_size, sum(self.heads) * config.head_dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.project = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv.split(self.heads, dim=-2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed = attention(self.index, rotate(q, rope), rotate(k, rope), v)
+        x = x + self.project(mixed.flatten(-2))
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, with its weight brought to the input's dtype: under autocast the two differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention for training: (batch, tokens, heads, head_dim), each token sees itself and those before it."""
+    q, k, v = (x.transpose(-2, -3) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(-2, -3)
+
+
+def inverse_wavelengths(config: ModelConfig) -> Tensor:
+    """Radians that each pair of a head turns per position: (head_dim / 2,) float32."""
+    turns = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return turns
+    wavelength = 2 * math.pi / turns
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = ((scaling.original_max_position / wavelength - low) / (high - low)).clamp(0, 1)
+    return keep * turns + (1 - keep) * turns / scaling.factor
+
+
+def rotation(positions: Tensor, wavelengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine for each position, both halves of a head: (..., 1, head_dim) each."""
+    angles = positions[..., None, None].to(wavelengths.dtype) * wavelengths
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pair (i, i + head_dim/2) of each head by its position: (..., heads, head_dim) → the same."""
+    cos, sin = rope
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin

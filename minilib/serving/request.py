@@ -1,0 +1,168 @@
+"""What a client asks for, what the engine keeps about it, and what comes back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
+from enum import Enum
+
+from minilib.mechanisms.paging import PageTable
+
+_ARRIVALS = itertools.count()
+
+
+class InvalidRequest(ValueError):
+    """The request cannot be served; the message says what came, what was expected and how to mend it."""
+
+
+class Status(Enum):
+    """Where a sequence is. Pages are held in RUNNING (by the fast pool) and SWAPPED (by the slow one) only."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    SWAPPED = "swapped"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens, and when to stop.
+
+    Args:
+        max_tokens: most tokens to generate, at least 1.
+        temperature: divides the logits; 0 is greedy.
+        top_k: choose among so many likeliest tokens; 0 is all.
+        top_p: choose among the likeliest tokens that together reach this probability, in (0, 1].
+        seed: same seed, same tokens, whatever else is in the batch; None draws one.
+        n: samples of the prompt; they share its pages.
+        stop: strings that end the text; they are not part of it.
+        stop_token_ids: tokens that end the sequence; they are part of it.
+        ignore_eos: go on after the model's end token.
+
+    Raises:
+        InvalidRequest: if a value makes no sense.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_tokens", 1), ("n", 1), ("top_k", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InvalidRequest(f"{name} must be a whole number ≥ {least}, got {value!r}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InvalidRequest(f"temperature must be a number ≥ 0 (0 is greedy), got {self.temperature!r}")
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequest(f"top_p must be in (0, 1], 1 keeps every token; got {self.top_p!r}")
+        if isinstance(self.stop, str):
+            raise InvalidRequest(f"stop is a tuple of strings, got the string {self.stop!r}; write ({self.stop!r},)")
+        if not all(self.stop):
+            raise InvalidRequest("an empty stop string would end every text before it begins")
+
+    @property
+    def greedy(self) -> bool:
+        """True if the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """One new token of one sample; the engine returns these as they come.
+
+    Args:
+        request_id: the client's name for the request.
+        sample: number of the sample, 0 … n−1.
+        token_id: the new token.
+        text: what it adds to the text, without what may still become part of a stop string; empty without a tokenizer.
+        finish_reason: "stop" or "length" with the last token, None before.
+    """
+
+    request_id: str
+    sample: int
+    token_id: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One sample of one request while the engine serves it.
+
+    Args:
+        request_id: the client's name for the request.
+        sample: number of the sample.
+        token_ids: the prompt's tokens, then those generated.
+        num_prompt_tokens: how many of them are the prompt's.
+        params: how to choose and when to stop.
+        table: which pages hold its keys and values.
+        arrival: order in which requests came.
+        num_computed_tokens: tokens whose keys and values are in those pages.
+        status: where it is.
+        seed: the request's, or one drawn for it.
+        num_preemptions: times that it had to give way.
+    """
+
+    request_id: str
+    sample: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    table: PageTable
+    arrival: int = field(default_factory=lambda: next(_ARRIVALS))
+    num_computed_tokens: int = 0
+    status: Status = Status.WAITING
+    seed: int | None = None
+    num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed is None:
+            self.seed = random.randrange(2**63) if self.params.seed is None else self.params.seed
+
+    @property
+    def priority(self) -> tuple[int, int]:
+        """Who came first is served first, and gives way last."""
+        return self.arrival, self.sample
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose keys and values are not in the cache: a whole prompt at first, one while decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def samples_due(self) -> range:
+        """The samples that this sequence stands for: all of them until their first token is chosen, then its own."""
+        return range(self.sample, self.sample + 1) if self.num_output_tokens else range(self.params.n)
+
+    def chance(self, sample: int) -> float:
+        """The number in [0, 1) that chooses the next token of a sample: a function of the seed and the place alone."""
+        return random.Random(f"{self.seed}/{sample}/{self.num_output_tokens}").random()
+
+    def fork(self, sample: int) -> Sequence:
+        """Another sample that has computed the same tokens and shares their pages."""
+        return Sequence(
+            self.request_id,
+            sample,
+            list(self.token_ids),
+            self.num_prompt_tokens,
+            self.params,
+            self.table.fork(),
+            self.arrival,
+            self.num_computed_tokens,
+            self.status,
+            self.seed,
+        )

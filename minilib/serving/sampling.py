@@ -1,0 +1,57 @@
+"""From logits to tokens: greedy, temperature, top-k, top-p, for many sequences at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minilib.serving.request import SamplingParams
+
+
+def sample(logits: Tensor, params: list[SamplingParams], uniform: list[float]) -> list[int]:
+    """Choose one token per row.
+
+    Args:
+        logits: (rows, vocab_size).
+        params: one per row.
+        uniform: one number in [0, 1) per row, the row's own chance; greedy rows ignore theirs.
+
+    Returns:
+        Token ids, one per row.
+    """
+    if all(p.greedy for p in params):
+        return logits.argmax(-1).tolist()
+    probabilities, tokens = sorted_probabilities(logits, params)
+    reached = probabilities.cumsum(-1)
+    chance = torch.tensor(uniform, dtype=reached.dtype, device=reached.device)[:, None] * reached[:, -1:]
+    place = torch.searchsorted(reached, chance, right=True).clamp(max=reached.shape[-1] - 1)
+    # rounding must not carry a chance near 1 past the last token that may be chosen
+    place = torch.minimum(place, (probabilities > 0).sum(-1, keepdim=True) - 1)
+    return tokens.gather(-1, place)[:, 0].tolist()
+
+
+def sorted_probabilities(logits: Tensor, params: list[SamplingParams]) -> tuple[Tensor, Tensor]:
+    """What each row is drawn from: probabilities in descending order, 0 for tokens left out, and whose they are.
+
+    Args:
+        logits: (rows, vocab_size).
+        params: one per row; a greedy row has all probability on its first token.
+
+    Returns:
+        (rows, vocab_size) probabilities in fp32 or wider, and int64 token ids. Top-k is applied before top-p.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
+    vocab_size = logits.shape[-1]
+    rank = torch.arange(vocab_size, device=logits.device)
+    heat = _column(logits, [p.temperature or 1.0 for p in params])
+    most = _column(logits, [1 if p.greedy else p.top_k or vocab_size for p in params])
+    share = _column(logits, [p.top_p for p in params])
+    probabilities = (ordered / heat).masked_fill(rank >= most, -torch.inf).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill((before >= share) & (rank > 0), 0.0)
+    return probabilities / probabilities.sum(-1, keepdim=True), tokens
+
+
+def _column(like: Tensor, values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]

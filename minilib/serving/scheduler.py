@@ -1,0 +1,144 @@
+"""Who computes how many tokens in the next step. There is no prefill phase and no decode phase: each sequence has
+tokens that are not computed yet, and catches up as far as the step's token budget and the free pages allow.
+
+    running ──(pages run out)── newest first ─→ waiting (its pages dropped, to be recomputed) or swapped (moved to host)
+       ↑                                            │
+       └────────────── oldest first ────────────────┘
+
+Source: vLLM's v1 scheduler (`num_computed_tokens` catching up); Kwon et al. 2023, section 4.5 (recompute and swap).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from minilib.mechanisms.paging import OutOfPages
+from minilib.serving.paged_cache import PagedCache
+from minilib.serving.request import Sequence, Status
+
+PREEMPTIONS = ("recompute", "swap")
+
+
+class Scheduler:
+    """First come, first served; the newest gives way.
+
+    Args:
+        cache: whose pages are handed out.
+        max_batch_tokens: most tokens in one step.
+        max_sequences: most sequences that run at once.
+        preemption: what becomes of a sequence's pages when it has to give way: "recompute" or "swap".
+
+    Raises:
+        ValueError: if a limit is below 1 or the preemption unknown.
+    """
+
+    def __init__(self, cache: PagedCache, max_batch_tokens: int, max_sequences: int, preemption: str) -> None:
+        if max_batch_tokens < 1 or max_sequences < 1:
+            raise ValueError(
+                f"max_batch_tokens and max_sequences must be at least 1, got {max_batch_tokens!r} and {max_sequences!r}"
+            )
+        if preemption not in PREEMPTIONS:
+            raise ValueError(f"preemption is one of {', '.join(PREEMPTIONS)}; got {preemption!r}")
+        self.cache = cache
+        self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
+        self.preemption = preemption
+        self.running: list[Sequence] = []  # both lists in order of priority
+        self.waiting: list[Sequence] = []  # WAITING without pages, or SWAPPED
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence, or let a fork of a running one run beside it."""
+        insort(self._list_of(sequence), sequence, key=_priority)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its pages."""
+        self._list_of(sequence).remove(sequence)
+        sequence.table.release()
+        sequence.status = Status.FINISHED
+
+    def schedule(self) -> list[tuple[Sequence, int]]:
+        """Choose what the next forward pass computes, (sequence, number of its tokens), and take the pages for it."""
+        work: list[tuple[Sequence, int]] = []
+        budget = self.max_batch_tokens
+        nobody_gave_way = True
+        for sequence in list(self.running):
+            if not budget or sequence.status is not Status.RUNNING:
+                break  # this one gave way to an older one, and so did all behind it
+            count = min(sequence.num_uncomputed_tokens, budget)
+            while sequence.status is Status.RUNNING and not self._has_room(sequence, count):
+                self.preempt(self.running[-1])
+                nobody_gave_way = False
+            if sequence.status is Status.RUNNING:
+                budget -= self._take(work, sequence, count)
+        while budget and nobody_gave_way and (sequence := self._admit_next()):
+            budget -= self._take(work, sequence, min(sequence.num_uncomputed_tokens, budget))
+        return work
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Make a running sequence give its pages back; it goes on when there is room again."""
+        if self.preemption == "swap" and sequence.table.num_slots == sequence.num_computed_tokens:
+            try:
+                self.cache.swap_out(sequence.table)
+            except OutOfPages:
+                self.drop(sequence)  # no room in host memory either
+            else:
+                self._to_waiting(sequence, Status.SWAPPED)
+        else:
+            self.drop(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Make a running sequence forget its keys and values; it will recompute them."""
+        sequence.table.release()
+        sequence.num_computed_tokens = 0
+        self._to_waiting(sequence, Status.WAITING)
+
+    def check_invariants(self) -> None:
+        """Pages balance over all sequences, tables hold what was computed, and nobody wastes a whole page."""
+        tables = [sequence.table for sequence in (*self.running, *self.waiting)]
+        self.cache.pool.check_invariants(tables)
+        self.cache.swap_pool.check_invariants(tables)
+        for line in (self.running, self.waiting):
+            assert line == sorted(line, key=_priority), "sequences are out of order"
+        assert all(sequence.status is Status.RUNNING for sequence in self.running)
+        assert all(sequence.status in (Status.WAITING, Status.SWAPPED) for sequence in self.waiting)
+        for sequence in (*self.running, *self.waiting):
+            table = sequence.table
+            assert table.num_slots == sequence.num_computed_tokens, f"{sequence.request_id}: slots and tokens differ"
+            assert 0 <= len(table.pages) * table.page_size - table.num_slots < table.page_size, "a page is wasted"
+            assert sequence.num_uncomputed_tokens > 0, f"{sequence.request_id} has nothing left to compute"
+
+    def _list_of(self, sequence: Sequence) -> list[Sequence]:
+        return self.running if sequence.status is Status.RUNNING else self.waiting
+
+    def _has_room(self, sequence: Sequence, count: int) -> bool:
+        return sequence.table.pages_needed(count) <= self.cache.pool.num_free
+
+    def _take(self, work: list[tuple[Sequence, int]], sequence: Sequence, count: int) -> int:
+        self.cache.copy(sequence.table.append(count))
+        work.append((sequence, count))
+        return count
+
+    def _to_waiting(self, sequence: Sequence, status: Status) -> None:
+        self.running.remove(sequence)
+        sequence.status = status
+        sequence.num_preemptions += 1
+        insort(self.waiting, sequence, key=_priority)
+
+    def _admit_next(self) -> Sequence | None:
+        """Let the first in the queue run, if there is room for all of its tokens, not just for its next step's."""
+        if not self.waiting:
+            return None
+        sequence = self.waiting[0]
+        pages = -(-len(sequence.token_ids) // self.cache.page_size)
+        width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
+        if pages > self.cache.pool.num_free or width > self.max_sequences:
+            return None
+        del self.waiting[0]
+        if sequence.status is Status.SWAPPED:
+            self.cache.swap_in(sequence.table)
+        sequence.status = Status.RUNNING
+        insort(self.running, sequence, key=_priority)
+        return sequence
+
+
+def _priority(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority
