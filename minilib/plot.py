@@ -141,6 +141,34 @@ def mark(ax, operations: list[tuple[str, float, float]], expected: list[float] |
         )
 
 
+def block_map(owners: list[list[int]], names: list[str], title: str, ax=None, height: float = 3.2):
+    """Who owns which frame: a row for every moment, a column for every frame.
+
+    Args:
+        owners: per moment, per frame: index into `names`, or −1 for a free frame.
+        names: of the owners; at most as many as there are series colours.
+        title: the finding.
+        ax: draw on these axes instead of making a figure.
+        height: inches.
+    """
+    grid = np.array(owners)
+    ax = axes(title, width=9.0, height=height, ax=ax)
+    colors = mpl.colors.ListedColormap([CARD, *SERIES[: len(names)]])
+    ax.pcolormesh(grid, cmap=colors, vmin=-1.5, vmax=len(names) - 0.5, edgecolors=RULE, linewidth=0.4)
+    if grid.size <= 400:  # letters, so that nobody has to tell colours apart
+        for (row, column), owner in np.ndenumerate(grid):
+            if owner >= 0:
+                place = (column + 0.5, row + 0.5)
+                ax.annotate(names[owner][:1], place, ha="center", va="center", color=CARD, fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlabel("frame")
+    ax.set_ylabel("moment")
+    with style():
+        keys = [mpl.patches.Patch(color=SERIES[k], label=name) for k, name in enumerate(names)]
+        ax.legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    return ax
+
+
 def ladder(rungs: list[tuple[str, float, str]], title: str, ax=None, unit: str = "s"):
     """Named quantities on one logarithmic axis, one row each, in the colour of their world.
 

@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python tools/bench.py [--cpu]            --cpu leaves a GPU alone
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging]       --cpu leaves a GPU alone
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ from tqdm import tqdm
 from minilib import records, workloads
 from minilib.machine import Machine
 from minilib.measure import check_table, median_ratio
+from tools import bench_paging
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
-    device = "cpu" if parser.parse_args().cpu else "auto"
-    machine = Machine.measure(device, refresh=True)
-    print(machine)
-    _save(machine, "machine", machine.to_dict())
-    _workloads(machine)
+    parser.add_argument("--only", choices=("machine", "workloads", "paging"), help="record one of them")
+    options = parser.parse_args()
+    machine = Machine.measure("cpu" if options.cpu else "auto", refresh=options.only in (None, "machine"))
+    if options.only in (None, "machine"):
+        print(machine)
+        _save(machine, "machine", machine.to_dict())
+    if options.only in (None, "workloads"):
+        _workloads(machine)
+    if options.only in (None, "paging") and machine.kind == "cpu":
+        _paging(machine)
     return 0
 
 
@@ -46,6 +52,19 @@ def _workloads(machine: Machine) -> None:
         for check in checks
     ]
     _save(machine, "workloads", {"operations": rows})
+
+
+def _paging(machine: Machine) -> None:
+    """Chapter 12: the paged engine against transformers, its bare model, and this machine's memory."""
+    found = bench_paging.paging(machine)
+    for row in (*found["equal_lengths"], found["mixed_lengths"]):
+        what = f"{row['batch']} requests of one length" if "batch" in row else "mixed lengths, with arrivals"
+        print(f"{what}: {row['ours']:.0f} tokens/s, transformers {row['transformers']:.0f}, {row['ratio']:.2f}×")
+    for row in (*found["steps"], found["big_step"]):
+        share = f"{row['share_of_read_bandwidth']:.0%} of the read bandwidth"
+        size = f"{row['parameters'] / 1e6:.0f} M parameters, batch {row['batch']}"
+        print(f"{size}: a step is {row['over_bare_forward']:.2f}× its forward pass, at {share}")
+    _save(machine, "paging", found)
 
 
 def _save(machine: Machine, name: str, data: dict) -> None:

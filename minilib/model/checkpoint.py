@@ -82,6 +82,7 @@ def save(model: Decoder, folder: Path | str, dtype: torch.dtype = torch.bfloat16
             tensors[part] = piece.detach().to("cpu", dtype).contiguous().clone()
     path = folder / "model.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes it readable to its owner alone
     return path
 
 

@@ -155,14 +155,17 @@ def inverse_wavelengths(config: ModelConfig) -> Tensor:
 
 
 def rotation(positions: Tensor, wavelengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for each position, both halves of a head: (..., 1, head_dim) each."""
+    """What `rotate` needs for each position: the cosine, and the sine with the first half's sign turned.
+
+    Returns:
+        Two tensors (..., 1, head_dim).
+    """
     angles = positions[..., None, None].to(wavelengths.dtype) * wavelengths
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turn pair (i, i + head_dim/2) of each head by its position: (..., heads, head_dim) → the same."""
     cos, sin = rope
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -8,7 +8,9 @@ import tokenizers
 import torch
 
 from minilib.model.decoder import Decoder
-from minilib.serving.paged_cache import PagedCache, Work
+from minilib.serving.packing import packed
+from minilib.serving.paged_attention import PagedAttention, Work
+from minilib.serving.paged_cache import PagedCache
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
@@ -19,7 +21,7 @@ class Engine:
     """Serves one model: `add_request`, then `step` until nothing is unfinished.
 
     Args:
-        model: the decoder; its dtype and device are those of the cache.
+        model: the decoder; its dtype and device are those of the cache. On a CPU its matrices are packed anew.
         num_pages: pages of the KV cache.
         page_size: tokens in a page.
         num_swap_pages: pages in host memory, for preemption by swap.
@@ -46,7 +48,7 @@ class Engine:
         eos_token_id: int | None = None,
     ) -> None:
         weight = model.embed.weight
-        self.model, self.device = model.eval(), weight.device
+        self.model, self.device = packed(model.eval()), weight.device
         self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
         self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, weight.dtype, weight.device)
         self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption)
@@ -122,7 +124,7 @@ class Engine:
 
     def _forward(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
         """Logits (rows, vocab_size) of the sequences that this batch brings up to date, in their order."""
-        attention = self.cache.attention([Work(sequence.table, count) for sequence, count in work])
+        attention = PagedAttention(self.cache, [Work(sequence.table, count) for sequence, count in work])
         tokens: list[int] = []
         positions: list[int] = []
         wanted = []
