@@ -122,7 +122,13 @@ class PageTable:
         return [page for page in self.pages if page is not None]
 
     def reserve(self, num_pages: int) -> None:
-        """Promise pages that cost nothing before they are touched, as mmap does."""
+        """Promise pages that cost nothing before they are touched, as mmap does.
+
+        Raises:
+            ValueError: if the number is below 0.
+        """
+        if num_pages < 0:
+            raise ValueError(f"a table reserves 0 pages or more, got {num_pages!r}")
         self.pages += [None] * num_pages
 
     def touch(self, index: int) -> Fault | None:
@@ -148,25 +154,28 @@ class PageTable:
         return Fault(fresh, Copy(page, fresh))
 
     def pages_needed(self, count: int) -> int:
-        """Free pages that `append(count)` takes: those at the end, and a copy of the last one if it is shared."""
-        fresh = -(-(self.num_slots + count) // self.page_size) - len(self.pages)
-        writes_to_last = count > 0 and self.num_slots % self.page_size > 0
-        return fresh + (writes_to_last and self.pool.ref_counts[self.pages[-1]] > 1)
+        """Free pages that `append(count)` takes: those not touched yet, and a copy of the last one if it is shared.
+
+        Raises:
+            ValueError: if count is below 0.
+        """
+        written = self._written_by(count)
+        held = [page for page in self.pages[written.start : written.stop] if page is not None]
+        return len(written) - sum(self.pool.ref_counts[page] == 1 for page in held)
 
     def append(self, count: int) -> list[Copy]:
         """Grow by `count` slots that will be written; return the copies to make first.
 
         Raises:
             OutOfPages: if the pool has too few free pages; the table is as it was.
+            ValueError: if count is below 0.
         """
-        needed = self.pages_needed(count)
+        needed, written = self.pages_needed(count), self._written_by(count)
         if needed > self.pool.num_free:
             raise OutOfPages(f"{count} more slots take {needed} pages, and {self.pool.num_free} are free")
-        first = self.num_slots // self.page_size
         self.num_slots += count
-        last = -(-self.num_slots // self.page_size)
-        self.reserve(last - len(self.pages))
-        faults = [self.touch(index) for index in range(first, last)]
+        self.reserve(max(0, written.stop - len(self.pages)))
+        faults = [self.touch(index) for index in written]
         return [fault.copy for fault in faults if fault and fault.copy]
 
     def translate(self, slot: int) -> tuple[int, int]:
@@ -210,3 +219,10 @@ class PageTable:
         self.pages = [page if page is None else target[page] for page in self.pages]
         self.pool = pool
         return [Copy(page, target[page]) for page in held]
+
+    def _written_by(self, count: int) -> range:
+        """The pages that `append(count)` writes to."""
+        if count < 0:
+            raise ValueError(f"a table grows by 0 slots or more, got {count!r}")
+        first = self.num_slots // self.page_size
+        return range(first, -(-(self.num_slots + count) // self.page_size) if count else first)

@@ -95,12 +95,12 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Compute one batch and return the tokens that it made; none while prompts are only partly computed.
 
-        If the model raises, or the user interrupts it, the sequences of the batch are recomputed by later steps.
+        If the model raises, or the user interrupts it, the running sequences are recomputed by later steps.
         """
-        work = self.scheduler.schedule()
-        if not work:
-            return []
         try:
+            work = self.scheduler.schedule()
+            if not work:
+                return []
             logits = self._forward(work)
             for sequence, count in work:
                 sequence.num_computed_tokens += count
@@ -108,7 +108,7 @@ class Engine:
             due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
             tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
         except BaseException:
-            for sequence, _ in work:
+            for sequence in list(self.scheduler.running):
                 self.scheduler.drop(sequence)
             raise
         members = [sequence if k == sequence.sample else self._fork(sequence, k) for _, sequence, k in due]

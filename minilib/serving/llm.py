@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
@@ -52,10 +53,12 @@ class LLM:
     ) -> None:
         if words is not None:
             options.setdefault("eos_token_id", words.token_to_id(tokenizer.END))
-        num_pages = num_pages or 4 * -(-model.config.max_position // page_size)
+        if num_pages is None:
+            num_pages = 4 * -(-model.config.max_position // max(1, page_size))  # the engine refuses a size below 1
         self.words = words
         self.engine = Engine(model, num_pages, page_size, tokenizer=words, **options)
         self._served = 0
+        self._outputs_of: dict[str, deque[TokenOutput]] = {}  # what came for a request while somebody else stepped
 
     @classmethod
     def load(cls, folder: Path | str = checkpoint.PRETRAINED, dtype: torch.dtype = torch.float32, **options) -> LLM:
@@ -78,6 +81,9 @@ class LLM:
         Raises:
             InvalidRequest: if a prompt cannot be served; none is then.
         """
+        if isinstance(prompts, str):
+            raise InvalidRequest("prompts is a list of prompts, got one text; put it into a list")
+        prompts = list(prompts)
         samples = (params or SamplingParams()).n
         results = [[Completion() for _ in range(samples)] for _ in prompts]
         ids = self._add(prompts, params)
@@ -102,7 +108,7 @@ class LLM:
                 request_id = f"generate-{self._served + len(added)}"
                 self.engine.add_request(request_id, self._token_ids(prompt), params)
                 added.append(request_id)
-        except InvalidRequest:
+        except BaseException:
             for request_id in added:
                 self.engine.abort(request_id)
             raise
@@ -111,13 +117,24 @@ class LLM:
 
     def _outputs(self, ids: list[str]) -> Iterator[TokenOutput]:
         """Step until these requests are finished; if the caller stops listening, they are aborted."""
-        mine = set(ids)
+        arrived: deque[TokenOutput] = deque()
+        self._outputs_of |= dict.fromkeys(ids, arrived)
         try:
-            while not mine.isdisjoint(self.engine.requests):
-                yield from (output for output in self.engine.step() if output.request_id in mine)
+            while arrived or not self.engine.requests.keys().isdisjoint(ids):
+                if not arrived:
+                    self._step()
+                while arrived:
+                    yield arrived.popleft()
         finally:
             for request_id in ids:
+                del self._outputs_of[request_id]
                 self.engine.abort(request_id)
+
+    def _step(self) -> None:
+        """One step of the engine, its outputs to whoever waits for them."""
+        for output in self.engine.step():
+            if output.request_id in self._outputs_of:
+                self._outputs_of[output.request_id].append(output)
 
     def _token_ids(self, prompt: str | Row[int]) -> list[int]:
         if not isinstance(prompt, str):

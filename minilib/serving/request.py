@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Real
 
 from minilib.mechanisms.paging import PageTable
 
@@ -58,14 +59,21 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("n", 1), ("top_k", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidRequest(f"{name} must be a whole number ≥ {least}, got {value!r}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        for name in ("temperature", "top_p"):
+            if not isinstance(getattr(self, name), Real):
+                raise InvalidRequest(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not 0 <= self.temperature <= sys.float_info.max:
             raise InvalidRequest(f"temperature must be a number ≥ 0 (0 is greedy), got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
             raise InvalidRequest(f"top_p must be in (0, 1], 1 keeps every token; got {self.top_p!r}")
         if isinstance(self.stop, str):
             raise InvalidRequest(f"stop is a tuple of strings, got the string {self.stop!r}; write ({self.stop!r},)")
+        if not isinstance(self.stop, tuple | list) or not all(isinstance(text, str) for text in self.stop):
+            raise InvalidRequest(f"stop is a tuple of strings, got {self.stop!r}")
+        if not isinstance(self.stop_token_ids, tuple | list | set | frozenset):
+            raise InvalidRequest(f"stop_token_ids is a tuple of token ids, got {self.stop_token_ids!r}")
         if not all(self.stop):
             raise InvalidRequest("an empty stop string would end every text before it begins")
 

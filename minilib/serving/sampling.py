@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,10 +46,12 @@ def sorted_probabilities(logits: Tensor, params: list[SamplingParams]) -> tuple[
     ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
     vocab_size = logits.shape[-1]
     rank = torch.arange(vocab_size, device=logits.device)
-    heat = _column(logits, [p.temperature or 1.0 for p in params])
-    most = _column(logits, [1 if p.greedy else p.top_k or vocab_size for p in params])
-    share = _column(logits, [p.top_p for p in params])
-    probabilities = (ordered / heat).masked_fill(rank >= most, -torch.inf).softmax(-1)
+    limits = torch.finfo(logits.dtype)
+    heat = _column(logits, [p.temperature or 1.0 for p in params]).clamp(limits.tiny, limits.max)
+    most = _column(logits, [1 if p.greedy else min(p.top_k or vocab_size, vocab_size) for p in params])
+    share = _column(logits, [math.inf if p.top_p == 1 else p.top_p for p in params])  # a sum may round up to 1
+    # the highest becomes 0, which no temperature carries beyond all numbers
+    probabilities = ((ordered - ordered[:, :1]) / heat).masked_fill(rank >= most, -torch.inf).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     probabilities = probabilities.masked_fill((before >= share) & (rank > 0), 0.0)
     return probabilities / probabilities.sum(-1, keepdim=True), tokens

@@ -88,6 +88,7 @@ class Scheduler:
     def drop(self, sequence: Sequence) -> None:
         """Make a running sequence forget its keys and values; it will recompute them."""
         sequence.table.release()
+        sequence.table = self.cache.new_table()  # if swapping failed, the old one belongs to the other pool
         sequence.num_computed_tokens = 0
         self._to_waiting(sequence, Status.WAITING)
 
@@ -102,6 +103,8 @@ class Scheduler:
         assert all(sequence.status in (Status.WAITING, Status.SWAPPED) for sequence in self.waiting)
         for sequence in (*self.running, *self.waiting):
             table = sequence.table
+            pool = self.cache.swap_pool if sequence.status is Status.SWAPPED else self.cache.pool
+            assert table.pool is pool, f"{sequence.request_id} is {sequence.status.value}, its pages are elsewhere"
             assert table.num_slots == sequence.num_computed_tokens, f"{sequence.request_id}: slots and tokens differ"
             assert 0 <= len(table.pages) * table.page_size - table.num_slots < table.page_size, "a page is wasted"
             assert sequence.num_uncomputed_tokens > 0, f"{sequence.request_id} has nothing left to compute"
@@ -133,10 +136,10 @@ class Scheduler:
         if pages > self.cache.pool.num_free or width > self.max_sequences:
             return None
         del self.waiting[0]
-        if sequence.status is Status.SWAPPED:
-            self.cache.swap_in(sequence.table)
-        sequence.status = Status.RUNNING
+        swapped, sequence.status = sequence.status is Status.SWAPPED, Status.RUNNING
         insort(self.running, sequence, key=_priority)
+        if swapped:  # last: if it fails, the engine drops the sequence like all that run
+            self.cache.swap_in(sequence.table)
         return sequence
 
 

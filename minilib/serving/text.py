@@ -18,10 +18,13 @@ class TextStream:
         self._tokenizer, self._stop = tokenizer, stop
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held = ""
+        self._unfinished: list[int] = []  # tokens of a character whose bytes are not all there
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Take one more token; return the text that is now certain, and whether a stop string ended it."""
-        self._held += self._stream.step(self._tokenizer, token_id) or ""  # None in the middle of a character
+        text = self._stream.step(self._tokenizer, token_id)  # None in the middle of a character
+        self._unfinished = [] if text else [*self._unfinished, token_id]
+        self._held += text or ""
         ends = [place for place in (self._held.find(text) for text in self._stop) if place >= 0]
         if ends:
             text, self._held = self._held[: min(ends)], ""
@@ -29,7 +32,9 @@ class TextStream:
         return self._release(len(self._held) - self._doubtful()), False
 
     def rest(self) -> str:
-        """What was held back, once nothing more comes."""
+        """What was held back, once nothing more comes; � for a character that was not finished."""
+        self._held += self._tokenizer.decode(self._unfinished)
+        self._unfinished = []
         return self._release(len(self._held))
 
     def _release(self, length: int) -> str:
