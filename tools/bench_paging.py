@@ -24,7 +24,7 @@ from minilib.serving.trace import long_tailed
 
 PAGE = 16
 MODEL = ModelConfig(8192, 512, 1408, num_layers=7, num_heads=8, num_kv_heads=4, head_dim=64, max_position=1024)
-BIG = ModelConfig(8192, 1024, 2816, num_layers=10, num_heads=16, num_kv_heads=4, head_dim=64, max_position=1024)
+BIG = ModelConfig(8192, 2048, 5632, num_layers=3, num_heads=16, num_kv_heads=4, head_dim=128, max_position=1024)
 
 
 def paging(machine: Machine) -> dict:

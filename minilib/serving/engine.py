@@ -70,14 +70,14 @@ class Engine:
 
         Args:
             request_id: the client's name for it, not one of an unfinished request.
-            prompt_token_ids: at least one token.
+            prompt_token_ids: at least one token; a list, an array or a tensor.
             params: how to choose tokens and when to stop; the defaults of `SamplingParams` if left out.
 
         Raises:
             InvalidRequest: if it cannot be served; the engine goes on serving the others.
         """
         params = params or SamplingParams()
-        prompt = list(prompt_token_ids)
+        prompt = list(prompt_token_ids.tolist() if hasattr(prompt_token_ids, "tolist") else prompt_token_ids)
         self._check(request_id, prompt, params)
         sequence = Sequence(request_id, 0, prompt, len(prompt), params, self.cache.new_table())
         self.requests[request_id] = [sequence]

@@ -108,8 +108,9 @@ def test_samples_fit_the_smallest_pool_that_serves_one_of_them(page_size, length
     assert len(given_way) > 0
 
 
-def test_max_sequences_counts_the_samples_that_a_prompt_will_become():
-    served, results, most = engine(300, 2, max_sequences=4, max_batch_tokens=6), Results(), 0
+@pytest.mark.parametrize("budget", [6, 1000])
+def test_max_sequences_counts_the_samples_that_a_prompt_will_become(budget):
+    served, results, most = engine(300, 2, max_sequences=4, max_batch_tokens=budget), Results(), 0
     for number in range(6):
         served.add_request(str(number), prompt(9 + number), drawn(number, n=1 + number % 3))
     while served.has_unfinished:

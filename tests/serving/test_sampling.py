@@ -129,9 +129,16 @@ def test_of_equal_tokens_as_many_are_kept_as_top_k_says():
     assert probabilities(torch.zeros(1, 4), [SamplingParams(top_p=0.5)])[0].tolist() == [0.5, 0.5, 0, 0]
 
 
+def test_each_token_has_the_chances_from_its_lower_limit_on_without_the_upper_one():
+    logits = torch.zeros(8, 4, dtype=torch.float64)
+    chances = [0.0, 0.25, 0.5, 0.75, *(x - 2**-53 for x in (0.25, 0.5, 0.75, 1.0))]
+    assert sample(logits, [SamplingParams()] * 8, chances) == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("top_p", [5e-324, 1e-30, 1e-9, 0.2])
-def test_a_tiny_top_p_keeps_the_likeliest(top_p):
-    logits = draw(3, 20)
+def test_a_tiny_top_p_keeps_the_likeliest(top_p, dtype):
+    logits = draw(3, 20, dtype=dtype)
     logits[:, 5] = 20.0
     params = [SamplingParams(top_p=top_p, temperature=t) for t in (0.5, 1.0, 2.0)]
     for chance in (0.0, LAST):
