@@ -7,7 +7,7 @@ PYTHON ?= python3
 RUN ?= .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test grade bench chapters exercises doctor clean
+.PHONY: help setup lab test grade bench train chapters exercises doctor clean
 
 help:
 	@echo "make lab                   open JupyterLab at the map (JUPYTER_ARGS=\"--no-browser\" passes options)"
@@ -15,6 +15,7 @@ help:
 	@echo "make doctor                what is on this machine, what is skipped here and why"
 	@echo "make test                  everything that must hold: ruff, tests, every notebook, the graders"
 	@echo "make bench                 measure this machine and record it under results/"
+	@echo "make train                 train the checkpoint that ships with the library anew (an hour or two)"
 	@echo "make chapters              re-execute notebooks and store their outputs (CH=01_numbers for one)"
 	@echo "make exercises             make exercises/ from solutions/"
 	@echo "make clean                 remove .venv and everything else that was made here"
@@ -38,6 +39,9 @@ endif
 
 bench: setup
 	@$(RUN) -m tools.bench $(ARGS)
+
+train: setup
+	@$(RUN) -m tools.train $(ARGS)
 
 chapters: setup
 	@$(RUN) -m tools.chapters $(CH)

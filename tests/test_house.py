@@ -152,6 +152,7 @@ def test_code_cells_are_short_and_few_outputs_are_ignored(path):
         lines = cell.source.splitlines()
         assert len(lines) <= 25, f"{cell.id}: {len(lines)} lines"
         assert max(map(len, lines)) <= 100, f"{cell.id}: a line that needs scrolling"
+        assert not cell.source.rstrip().endswith(";"), f"{cell.id}: nbval does not know that ; silences a line"
     ignored = [cell for cell in code if "nbval-ignore-output" in cell.metadata.get("tags", [])]
     assert len(ignored) <= len(code) / 2
     for cell in ignored:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 from tools.chapters import CELL_TIMEOUT, notebooks
@@ -29,7 +30,7 @@ def main() -> int:
         failed = [name for name, command in _parts(reports).items() if only in (None, name) and not _run(name, command)]
         counts, skips = _read([path for path in reports.values() if path.is_file()])
     print("\n── skipped, and why " + "─" * 40)
-    print("\n".join(sorted(skips)) or "nothing")
+    print("\n".join(skips) or "nothing")
     print("─" * 60)
     if failed:
         print(f"failed: {', '.join(failed)}")
@@ -64,21 +65,21 @@ def _run(name: str, command: list[str]) -> bool:
     return ok
 
 
-def _read(reports: list[Path]) -> tuple[dict[str, int], set[str]]:
-    """Totals over all reports, and one line per skipped test with its reason."""
+def _read(reports: list[Path]) -> tuple[dict[str, int], list[str]]:
+    """Totals over all reports, and a line for the tests that one file skipped for one reason."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
-    skips = set()
+    skips: Counter[tuple[str, str]] = Counter()
     for report in reports:
         for case in ElementTree.parse(report).iter("testcase"):
             skip = case.find("skipped")
             if skip is not None:
                 counts["skipped"] += 1
-                skips.add(f"SKIPPED {case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+                skips[case.get("classname"), skip.get("message")] += 1
             elif case.find("failure") is not None or case.find("error") is not None:
                 counts["failed"] += 1
             else:
                 counts["passed"] += 1
-    return counts, skips
+    return counts, [f"SKIPPED {number} in {where}: {why}" for (where, why), number in sorted(skips.items())]
 
 
 if __name__ == "__main__":

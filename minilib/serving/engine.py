@@ -188,7 +188,11 @@ class Engine:
         if not prompt:
             raise InvalidRequest("the prompt is empty; give at least one token id")
         for name, tokens in (("prompt", prompt), ("stop_token_ids", params.stop_token_ids)):
-            wrong = [token for token in tokens if not isinstance(token, int) or not 0 <= token < vocab_size]
+            wrong = [
+                token
+                for token in tokens
+                if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size
+            ]
             if wrong:
                 raise InvalidRequest(f"{name} holds {wrong[0]!r}, and the model knows token ids 0 … {vocab_size - 1}")
         if len(prompt) > positions:
