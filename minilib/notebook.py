@@ -57,7 +57,7 @@ def someone_is_there() -> bool:
 
 
 def _widget(ipywidgets, name: str, spec: tuple):
-    looks = {"description": name.replace("_", " "), "style": {"description_width": "10em"}}
+    looks = {"description": name.replace("_", " "), "style": {"description_width": "14em"}}
     if len(spec) == 2:
         value, choices = spec
         return ipywidgets.Dropdown(value=value, options=choices, **looks)

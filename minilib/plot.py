@@ -21,7 +21,7 @@ QUIET = "#6b7280"
 RULE = "#d9d6cf"
 CLASSIC = "#0072b2"  # everything an infrastructure engineer already knows
 AI = "#b8470f"  # its counterpart
-SERIES = (CLASSIC, AI, "#00735a", "#a8447f", "#8a6d00", "#3b3f8f")
+SERIES = (CLASSIC, AI, "#00735a", "#a8447f", "#8a6d00", "#4a4a4a")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 STYLE = {
