@@ -1,6 +1,6 @@
 """Run everything that must hold: ruff, unit and grader tests, nbval on every chapter and solution.
 
-Usage: python tools/test.py [--only ruff|unit|notebooks]
+Usage: python tools/test.py [--only ruff|unit|interpreter|notebooks]
 
 Ends with what was skipped and why, and one line of totals.
 """
@@ -8,6 +8,7 @@ Ends with what was skipped and why, and one line of totals.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,14 +20,15 @@ from pathlib import Path
 from tools.chapters import CELL_TIMEOUT, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("unit", "interpreter", "notebooks")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("ruff", "unit", "notebooks"), help="run one part")
+    parser.add_argument("--only", choices=("ruff", *PARTS), help="run one part")
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory() as folder:
-        reports = {"unit": Path(folder) / "unit.xml", "notebooks": Path(folder) / "notebooks.xml"}
+        reports = {name: Path(folder) / f"{name}.xml" for name in PARTS}
         failed = [name for name, command in _parts(reports).items() if only in (None, name) and not _run(name, command)]
         counts, skips = _read([path for path in reports.values() if path.is_file()])
     print("\n── skipped, and why " + "─" * 40)
@@ -40,10 +42,13 @@ def main() -> int:
 
 def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    both = [*pytest, "-n", "2", "--dist", "worksteal"]
     books = [str(path.relative_to(ROOT)) for path in notebooks()]
     return {
         "ruff": [sys.executable, "-m", "ruff", "check", "--quiet", "."],
-        "unit": [*pytest, "-n", "2", "--dist", "worksteal", f"--junitxml={reports['unit']}", "tests"],
+        "unit": [*both, f"--junitxml={reports['unit']}", "--ignore=tests/interpreter", "tests"],
+        # Triton decides at import whether it interprets, so its interpreter has processes of its own
+        "interpreter": [*both, f"--junitxml={reports['interpreter']}", "tests/interpreter"],
         # one notebook at a time: two that measure at once would measure each other
         "notebooks": [
             *pytest,
@@ -60,7 +65,8 @@ def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
 def _run(name: str, command: list[str]) -> bool:
     print(f"── {name} " + "─" * (60 - len(name)), flush=True)
     started = time.perf_counter()
-    ok = subprocess.run(command, cwd=ROOT).returncode == 0
+    interpret = {"TRITON_INTERPRET": "1"} if name == "interpreter" else {}
+    ok = subprocess.run(command, cwd=ROOT, env={**os.environ, **interpret}).returncode == 0
     print(f"{name}: {'ok' if ok else 'FAILED'} in {time.perf_counter() - started:.0f} s", flush=True)
     return ok
 

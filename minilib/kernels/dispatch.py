@@ -1,0 +1,69 @@
+"""Where an op runs, and what it refuses: the few lines that every kernel of this package shares.
+
+On a GPU an op launches its Triton kernel. On a CPU it computes the same in plain torch, unless the caller asks for
+Triton's interpreter, which runs the kernel's own code, slowly, to show that it is right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+except ImportError:  # Triton is for Linux; plain torch needs none of it
+    triton = None
+
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def jit(kernel):
+    """`triton.jit` where there is Triton; elsewhere the function as it is, which nobody launches."""
+    return triton.jit(kernel) if triton else kernel
+
+
+def interpreted() -> bool:
+    """True if Triton's interpreter is on, so that kernels of this process run on the CPU and cannot be compiled."""
+    return triton is not None and bool(triton.knobs.runtime.interpret)
+
+
+def upcasts(dtype: torch.dtype) -> bool:
+    """True where `tl.dot` needs its operands in fp32: the interpreter multiplies bf16 as if it were integers."""
+    return dtype == torch.bfloat16 and interpreted()
+
+
+def runs_kernel(tensor: Tensor, interpret: bool) -> bool:
+    """True if an op on this tensor launches its kernel, False if it computes in plain torch.
+
+    Raises:
+        ValueError: if the interpreter is asked for and was not switched on before Triton was imported.
+    """
+    if interpret and not interpreted():
+        raise ValueError("interpret=True needs TRITON_INTERPRET=1 in the environment before Python starts (on Linux)")
+    return triton is not None and (tensor.is_cuda or interpret)
+
+
+def check_floats(op: str, /, **tensors: Tensor) -> None:
+    """Refuse what no kernel here computes: a dtype that is not fp32, fp16 or bf16, or tensors that do not match.
+
+    All tensors must have the dtype and the device of the first.
+
+    Raises:
+        TypeError: for something that is no tensor of a supported dtype, or of another dtype than the first.
+        ValueError: for a tensor on another device.
+    """
+    (first_name, first), *_ = tensors.items()
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{op} computes in {', '.join(map(str, DTYPES))}; {name} is {got}: convert it with .to()")
+        if x.dtype != first.dtype:
+            raise TypeError(f"{op} wants one dtype; {first_name} is {first.dtype} and {name} is {x.dtype}: convert one")
+        if x.device != first.device:
+            raise ValueError(f"{op} wants one device; {first_name} is on {first.device} and {name} on {x.device}")
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """View or copy of `x` as (rows, last dimension) whose rows are contiguous; the stride between rows is free."""
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()

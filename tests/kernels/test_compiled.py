@@ -1,0 +1,58 @@
+"""Every kernel at its default configurations, compiled ahead of time for three GPUs: no spills, and tensor cores."""
+
+import os
+import platform
+
+import pytest
+
+from minilib.kernels import compiled
+
+pytestmark = pytest.mark.skipif(
+    platform.system() != "Linux" or os.environ.get("TRITON_INTERPRET") == "1", reason="compiles on Linux, uninterpreted"
+)
+if platform.system() == "Linux":
+    BUILDS = [
+        pytest.param(target, build, id=f"{target}-{module}-{build.name}")
+        for target in compiled.TARGETS
+        for module, builds in compiled.every_build(target).items()
+        for build in builds
+    ]
+else:
+    BUILDS = []
+
+
+@pytest.mark.parametrize(("target", "build"), BUILDS)
+def test_it_compiles_without_spills_and_with_tensor_cores(target, build):
+    report = compiled.report(target, build)
+    assert report.spilled == 0, report
+    assert report.shared <= compiled.SHARED_LIMIT[target], report
+    assert report.matrix_instructions >= build.dots, report
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(compiled.UnknownTarget, match="sm_80, sm_90, gfx942"):
+        compiled.compile_for("sm_42", None)
+
+
+SOURCE = """
+@triton.jit
+def double(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + at, 2 * tl.load(x_ptr + at, mask=at < n, other=0.0), mask=at < n)
+"""
+DOUBLE = {
+    "kernel": "double",
+    "name": "double",
+    "types": {"x_ptr": "*fp32", "out_ptr": "*fp32", "n": "i32"},
+    "constants": {"BLOCK": 1024},
+}
+
+
+def test_source_text_compiles_in_a_process_of_its_own():
+    report = compiled.report_source("sm_90", SOURCE, DOUBLE)
+    assert report.registers > 0 and report.spilled == report.shared == report.matrix_instructions == 0
+
+
+def test_source_that_does_not_compile_says_why():
+    with pytest.raises(RuntimeError, match="does not compile for sm_80: .*"):
+        compiled.report_source("sm_80", SOURCE.replace("tl.load", "tl.lode"), DOUBLE)
