@@ -30,7 +30,7 @@ class Traffic:
         loads: load instructions, one for each program that executes it.
         stores: store instructions.
         programs: programs launched.
-        outside: accesses to addresses in none of the watched tensors; they are not carried out.
+        outside: accesses outside of the watched tensor that they are meant for; they are not carried out.
         unwritten: elements read from a tensor given as `fresh` before anything was written there.
         races: elements that one program wrote and another of the same launch read or wrote, other than atomically.
         touched: distinct bytes of the watched tensors that were read or written, by tensor name.
@@ -143,12 +143,11 @@ class _Meter:
         """Book one access; returns its mask without the lanes that point nowhere."""
         program = self.launch + self.programs.setdefault(self.builder.grid_idx, len(self.programs))
         addresses, wanted = np.broadcast_arrays(pointers.data, mask.data)
-        inside = np.zeros(wanted.shape, dtype=bool)
-        for w in self.watched:
-            here = wanted & (addresses >= w.begin) & (addresses < w.end)
-            if here.any():
-                inside |= here
-                self._book(w, program, (addresses[here].astype(np.int64) - w.begin) // w.size, reads, writes)
+        within = [wanted & (addresses >= w.begin) & (addresses < w.end) for w in self.watched]
+        # One instruction means one tensor, the one in which most of its lanes lie. Where it runs past that tensor's
+        # end there may be another one, and that is no excuse.
+        inside, meant = max(zip(within, self.watched, strict=True), key=lambda pair: int(pair[0].sum()))
+        self._book(meant, program, (addresses[inside].astype(np.int64) - meant.begin) // meant.size, reads, writes)
         self.traffic.outside += int((wanted & ~inside).sum())
         return type(mask)(inside, mask.dtype)
 
