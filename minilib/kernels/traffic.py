@@ -144,9 +144,10 @@ class _Meter:
         program = self.launch + self.programs.setdefault(self.builder.grid_idx, len(self.programs))
         addresses, wanted = np.broadcast_arrays(pointers.data, mask.data)
         within = [wanted & (addresses >= w.begin) & (addresses < w.end) for w in self.watched]
-        # One instruction means one tensor, the one in which most of its lanes lie. Where it runs past that tensor's
-        # end there may be another one, and that is no excuse.
-        inside, meant = max(zip(within, self.watched, strict=True), key=lambda pair: int(pair[0].sum()))
+        # One instruction means one tensor, the one in which its first lanes lie. Where it runs past that tensor's end
+        # another may begin, which is no excuse.
+        first = [int(here.argmax()) if here.any() else here.size for here in within]
+        inside, meant = min(zip(first, within, self.watched, strict=True), key=lambda found: found[0])[1:]
         self._book(meant, program, (addresses[inside].astype(np.int64) - meant.begin) // meant.size, reads, writes)
         self.traffic.outside += int((wanted & ~inside).sum())
         return type(mask)(inside, mask.dtype)
