@@ -12,7 +12,7 @@ def show(obj: object):
     """Display the source of a function, class or module under a link to its file.
 
     Args:
-        obj: anything that `inspect.getsource` can read.
+        obj: anything that `inspect.getsource` can read, or a Triton kernel.
 
     Returns:
         Markdown that JupyterLab renders with highlighting; the link opens the file in JupyterLab.
@@ -22,6 +22,7 @@ def show(obj: object):
     """
     from IPython.display import Markdown
 
+    obj = getattr(obj, "fn", obj)  # a kernel wraps its function
     source = inspect.cleandoc("\n" + inspect.getsource(obj))
     path = Path(inspect.getsourcefile(obj))
     link = Path(os.path.relpath(path)).as_posix()

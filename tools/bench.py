@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging]       --cpu leaves a GPU alone
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|compiled|kernels]       --cpu leaves a GPU alone
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import sys
 from tqdm import tqdm
 
 from minilib import records, workloads
+from minilib.kernels.dispatch import interpreted, triton
 from minilib.machine import Machine
 from minilib.measure import check_table, median_ratio
-from tools import bench_paging
+from tools import bench_kernels, bench_paging
+from tools.kernel_jobs import Sizes
+
+CHOICES = ("machine", "workloads", "paging", "compiled", "kernels")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
-    parser.add_argument("--only", choices=("machine", "workloads", "paging"), help="record one of them")
+    parser.add_argument("--only", choices=CHOICES, help="record one of them")
     options = parser.parse_args()
+    if options.only == "compiled" and (triton is None or interpreted()):
+        parser.error("compiled needs Triton (on Linux) without TRITON_INTERPRET")
     machine = Machine.measure("cpu" if options.cpu else "auto", refresh=options.only in (None, "machine"))
     if options.only in (None, "machine"):
         print(machine)
@@ -29,6 +35,12 @@ def main() -> int:
         _workloads(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
+    if options.only in (None, "compiled") and triton is not None and not interpreted():
+        _compiled(machine)
+    if options.only == "kernels" and machine.kind == "cpu":
+        parser.error("kernels are measured on a GPU, and torch sees none (or --cpu leaves it alone)")
+    if options.only in (None, "kernels") and machine.kind == "gpu":
+        _kernels(machine)
     return 0
 
 
@@ -67,9 +79,30 @@ def _paging(machine: Machine) -> None:
     _save(machine, "paging", found)
 
 
-def _save(machine: Machine, name: str, data: dict) -> None:
+def _compiled(machine: Machine) -> None:
+    """What the compiler makes of every kernel's default configurations for three GPUs; needs none."""
+    rows = bench_kernels.every_build()
+    troubled = [row for row in rows if row.get("error") or row["spilled"]]
+    print(f"compiled {len(rows)} builds; {len(troubled)} fail or spill registers")
+    for row in troubled:
+        print(f"  {row['target']} {row['module']}: {row['name']}: {row.get('error', 'spills')}")
+    _save(machine, "compiled", {"builds": rows})
+
+
+def _kernels(machine: Machine) -> None:
+    """Every kernel beside its peers. The record grows by an op at a time: what was measured outlives what crashes."""
+    rows = []
+    for row in bench_kernels.kernels(machine, Sizes()):
+        rows.append(row)
+        _save(machine, "kernels", {"ops": rows}, quiet=True)
+        print(bench_kernels.line(row))
+    print(f"{len(rows)} ops, {sum('measured' not in row for row in rows)} of them failed")
+
+
+def _save(machine: Machine, name: str, data: dict, quiet: bool = False) -> None:
     path = records.stamp(name, data, machine.title).save(machine.name)
-    print(f"recorded {path.relative_to(records.ROOT)}")
+    if not quiet:
+        print(f"recorded {path.relative_to(records.ROOT)}")
 
 
 if __name__ == "__main__":

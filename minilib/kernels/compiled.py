@@ -39,6 +39,7 @@ class Build:
         num_stages: depth of the software pipeline.
         dots: how many matrix products at least must be found in the machine code.
         unaligned: arguments that are not known to be multiples of 16; pointers and strides usually are.
+        aligned: further arguments that are known to be, as a launch finds them: sizes that are multiples of 16.
     """
 
     kernel: object
@@ -49,6 +50,7 @@ class Build:
     num_stages: int = 3
     dots: int = 0
     unaligned: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ def compile_for(target: str, build: Build):
         raise UnknownTarget(f"no target {target!r}; there are: {', '.join(TARGETS)}")
     names = build.kernel.arg_names
     signature = {name: "constexpr" if name in build.constants else build.types[name] for name in names}
-    multiples = [n for n in names if signature[n].startswith("*") or n.startswith("stride")]
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in multiples if n not in build.unaligned}
+    multiples = {n for n in names if signature[n].startswith("*") or n.startswith("stride")} | set(build.aligned)
+    multiples -= {*build.unaligned, *build.constants}
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in sorted(multiples)}
     source = ASTSource(build.kernel, signature=signature, constexprs=dict(build.constants), attrs=aligned)
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
@@ -117,7 +120,7 @@ def every_build(target: str) -> dict[str, list[Build]]:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"minilib.kernels.{info.name}")
         if hasattr(module, "builds"):
-            found[info.name] = module.builds(hip=TARGETS[target][0] == "hip")
+            found[info.name] = module.builds(target)
     return found
 
 

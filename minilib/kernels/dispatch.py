@@ -13,6 +13,8 @@ try:
     import triton
 except ImportError:  # Triton is for Linux; plain torch needs none of it
     triton = None
+else:
+    import triton.language as tl
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -67,3 +69,27 @@ def as_rows(x: Tensor) -> Tensor:
     """View or copy of `x` as (rows, last dimension) whose rows are contiguous; the stride between rows is free."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
+
+
+def as_heads(x: Tensor) -> Tensor:
+    """View or copy of `x` as (batch, tokens, heads, last dimension) with contiguous heads and all other strides free.
+
+    Queries cut out of a fused projection, and gradients that attention hands back transposed, are views.
+    """
+    shape = (1,) * (4 - x.dim()) + tuple(x.shape)
+    heads = x.reshape(*(shape if x.dim() < 5 else (x.shape[:-3].numel(), *x.shape[-3:])))
+    return heads if heads.stride(-1) == 1 or heads.shape[-1] <= 1 else heads.contiguous()
+
+
+@jit
+def head_offsets(row, tokens, heads, stride_batch, stride_token, stride_head):
+    """Where each head of `as_heads` begins, `row` counting them all; in 64 bits, a tensor may hold more than 2³¹."""
+    token, head = row // heads, row % heads
+    batch, token = token // tokens, token % tokens
+    return batch.to(tl.int64) * stride_batch + token.to(tl.int64) * stride_token + head.to(tl.int64) * stride_head
+
+
+def launch(kernel, programs: int, *arguments, **options) -> None:
+    """Launch that many programs on the device of the first argument: Triton's own choice is the current device."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **options)

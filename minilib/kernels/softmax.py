@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minilib.kernels.compiled import Build
-from minilib.kernels.dispatch import DTYPES, as_rows, check_floats, jit, runs_kernel, triton
+from minilib.kernels.dispatch import DTYPES, as_rows, check_floats, jit, launch, runs_kernel, triton
 from minilib.price import Cost
 
 if triton:
@@ -27,7 +28,7 @@ def reference(x: Tensor) -> Tensor:
 def softmax(x: Tensor, interpret: bool = False) -> Tensor:
     """exp(x - max) / Σ exp(x - max) over the last dimension.
 
-    A Triton kernel on a GPU, elsewhere `reference`. Differentiable. A row of -inf gives NaN, as torch's does.
+    A Triton kernel on a GPU, elsewhere `reference`. Differentiable once. A row of -inf gives NaN, as torch's does.
 
     Args:
         x: (..., columns) fp32, fp16 or bf16.
@@ -60,17 +61,18 @@ class _Softmax(torch.autograd.Function):
         rows = as_rows(x)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         if out.numel():
-            _launch(forward, rows.shape[1], len(rows), (rows, out, len(rows), rows.shape[1], rows.stride(0)))
+            _launch(forward, rows, out, *rows.shape, rows.stride(0))
         ctx.save_for_backward(out)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (out,) = ctx.saved_tensors
         rows = as_rows(grad)
         dx = torch.empty_like(out)
         if out.numel():
-            _launch(backward, rows.shape[1], len(rows), (rows, out, dx, len(rows), rows.shape[1], rows.stride(0)))
+            _launch(backward, rows, out, dx, *rows.shape, rows.stride(0))
         return dx, None
 
 
@@ -86,8 +88,10 @@ def forward(
     if ONE_PASS:
         there = (row < num_rows)[:, None] & (column < columns)[None, :]
         x = tl.load(x_row[:, None] + column, mask=there, other=-float("inf")).to(tl.float32)
-        weights = tl.exp(x - tl.max(x, 1)[:, None])
-        tl.store(out_row[:, None] + column, weights / tl.sum(weights, 1)[:, None], mask=there)
+        top = tl.where(row < num_rows, tl.max(x, 1), 0.0)  # rows beyond the last one: -inf - -inf is NaN
+        weights = tl.exp(x - top[:, None])
+        total = tl.where(row < num_rows, tl.sum(weights, 1), 1.0)
+        tl.store(out_row[:, None] + column, weights / total[:, None], mask=there)
     else:
         top, total = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
         for begin in range(0, columns, BLOCK_N):
@@ -140,7 +144,7 @@ def choose_tile(columns: int) -> dict[str, int | bool]:
     return {"BLOCK_M": max(1, TILE // 2 // width), "BLOCK_N": width, "ONE_PASS": one_pass, "num_warps": warps}
 
 
-def builds(hip: bool = False) -> list[Build]:
+def builds(target: str) -> list[Build]:
     """What is compiled ahead of time: both kernels, for narrow rows, for wide ones and for those read in blocks."""
     found = []
     for dtype in DTYPES.values():
@@ -155,7 +159,7 @@ def builds(hip: bool = False) -> list[Build]:
     return found
 
 
-def _launch(kernel, columns: int, rows: int, arguments: tuple) -> None:
+def _launch(kernel, *arguments) -> None:
+    *_, rows, columns, _ = arguments
     tile = choose_tile(columns)
-    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, whatever the tensors are on
-        kernel[(-(-rows // tile["BLOCK_M"]),)](*arguments, **tile)
+    launch(kernel, -(-rows // tile["BLOCK_M"]), *arguments, **tile)

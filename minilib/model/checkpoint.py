@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,20 +43,24 @@ class CheckpointError(ValueError):
     """The checkpoint cannot be loaded; the message says which file or tensor, and why."""
 
 
-def load(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+def load(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu", kernels: str = "torch"
+) -> Decoder:
     """Load a Llama or Qwen3 checkpoint.
 
     Args:
         folder: with config.json and model.safetensors, or model.safetensors.index.json and its shards.
         dtype: of the weights in memory, whatever they are stored in.
         device: where they go.
+        kernels: who computes, see `ModelConfig`.
 
     Raises:
+        ValueError: for other kernels.
         CheckpointError: if a file is missing or truncated, or a tensor is missing, left over or of another shape.
         UnsupportedModel: if it is another kind of model.
     """
     folder = Path(folder)
-    config = ModelConfig.from_hugging_face(_json(folder / "config.json"))
+    config = replace(ModelConfig.from_hugging_face(_json(folder / "config.json")), kernels=kernels)
     with torch.device("meta"):
         model = Decoder(config)
     with ExitStack() as files:

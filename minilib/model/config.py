@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MODEL_TYPES = {"llama": False, "qwen3": True}  # Hugging Face's model_type → whether queries and keys are normalised
+KERNELS = ("torch", "triton", "interpreted")  # who computes; see minilib/model/ops.py
 
 
 class UnsupportedModel(ValueError):
@@ -46,9 +47,12 @@ class ModelConfig:
         norm_eps: added under the root in RMSNorm.
         qk_norm: RMSNorm over each query and key head, as Qwen3 has it.
         tie_embeddings: the output projection is the embedding table.
+        kernels: who computes all but the matrix products: "torch"; "triton" for this library's kernels, which
+            on a CPU are plain torch too; "interpreted" for the kernels in Triton's interpreter, slowly. No part of the
+            shape: configs that differ in it alone are equal, and no checkpoint holds it.
 
     Raises:
-        ValueError: if the sizes do not fit together.
+        ValueError: if the sizes do not fit together, or for other kernels.
     """
 
     vocab_size: int
@@ -64,6 +68,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     qk_norm: bool = False
     tie_embeddings: bool = True
+    kernels: str = field(default="torch", compare=False)
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
@@ -78,6 +83,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, rotary embeddings turn pairs of values; got {self.head_dim}")
+        if self.kernels not in KERNELS:
+            raise ValueError(f"kernels is one of {', '.join(KERNELS)}; got {self.kernels!r}")
 
     @property
     def kv_values_per_token(self) -> int:

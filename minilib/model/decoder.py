@@ -17,9 +17,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
+from minilib.model.ops import Ops, choose
 
 
 class Attention(Protocol):
@@ -51,8 +51,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.ops = choose(config.kernels)
+        self.layers = nn.ModuleList(Layer(config, index, self.ops) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, self.ops)
         self.unembed = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.unembed.weight = self.embed.weight
@@ -92,29 +93,39 @@ class Decoder(nn.Module):
         Returns:
             Logits (..., vocab_size), or (len(wanted), vocab_size), in the weights' dtype.
         """
+        x = self._stream(token_ids, positions, attention)
+        if wanted is not None:
+            x = x.flatten(0, -2)[wanted]
+        return self.unembed(self.norm(x))
+
+    def loss(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets (batch, tokens), each from its token and those before it."""
+        x = self.norm(self._stream(token_ids, positions, self.ops.causal_attention))
+        return self.ops.loss(x, self.unembed.weight, targets)
+
+    def _stream(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """The residual stream after the last layer, (..., hidden_size)."""
         x = self.embed(token_ids)
         rope = rotation(positions, self.wavelengths, x.dtype)
         for layer in self.layers:
             x = layer(x, rope, attention)
-        if wanted is not None:
-            x = x.flatten(0, -2)[wanted]
-        return self.unembed(self.norm(x))
+        return x
 
 
 class Layer(nn.Module):
     """Attention, then the feed-forward network, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, config: ModelConfig, index: int, ops: Ops) -> None:
         super().__init__()
-        self.index = index
+        self.index, self.ops = index, ops
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_dim = config.head_dim
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
         self.qkv = nn.Linear(config.hidden_size, sum(self.heads) * config.head_dim, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, ops) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, ops) if config.qk_norm else None
         self.project = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
-        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
@@ -123,23 +134,20 @@ class Layer(nn.Module):
         q, k, v = qkv.split(self.heads, dim=-2)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attention(self.index, rotate(q, rope), rotate(k, rope), v)
-        x = x + self.project(mixed.flatten(-2))
-        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        mixed = attention(self.index, self.ops.rotary(q, rope), self.ops.rotary(k, rope), v)
+        normed, x = self.feed_forward_norm(self.project(mixed.flatten(-2)), residual=x)
+        return x + self.down(self.ops.swiglu(self.gate_up(normed)))
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with its weight brought to the input's dtype: under autocast the two differ."""
+    """torch's weight and shape, computed by the model's `Ops`; with a residual, (norm of the sum, the sum)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    def __init__(self, size: int, eps: float, ops: Ops) -> None:
+        super().__init__(size, eps)
+        self.ops = ops
 
-
-def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention for training: (batch, tokens, heads, head_dim), each token sees itself and those before it."""
-    q, k, v = (x.transpose(-2, -3) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(-2, -3)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        return self.ops.rms_norm(x, self.weight, residual, self.eps)
 
 
 def inverse_wavelengths(config: ModelConfig) -> Tensor:
@@ -155,7 +163,7 @@ def inverse_wavelengths(config: ModelConfig) -> Tensor:
 
 
 def rotation(positions: Tensor, wavelengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What `rotate` needs for each position: the cosine, and the sine with the first half's sign turned.
+    """What `ops.rotate` needs for each position: the cosine, and the sine with the first half's sign turned.
 
     Returns:
         Two tensors (..., 1, head_dim).
@@ -163,9 +171,3 @@ def rotation(positions: Tensor, wavelengths: Tensor, dtype: torch.dtype) -> tupl
     angles = positions[..., None, None].to(wavelengths.dtype) * wavelengths
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pair (i, i + head_dim/2) of each head by its position: (..., heads, head_dim) → the same."""
-    cos, sin = rope
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

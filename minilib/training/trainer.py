@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from minilib.model.decoder import Decoder, causal_attention
+from minilib.model.decoder import Decoder
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -173,8 +172,11 @@ class Trainer:
         self.validation_losses = [tuple(entry) for entry in state["validation_losses"]]
 
     def _identity(self) -> dict:
-        """What makes this run this run: another value of any of these, and resuming would be another run."""
-        model = {f"model {name}": value for name, value in asdict(self.model.config).items()}
+        """What makes this run this run: another value of any of these, and resuming would be another run.
+
+        Whose kernels compute the model is none of them: a run may move to a GPU.
+        """
+        model = {f"model {name}": value for name, value in asdict(self.model.config).items() if name != "kernels"}
         data = {"train data": _digest(self.train_tokens), "validation data": _digest(self.validation_tokens)}
         return asdict(self.config) | model | data
 
@@ -195,8 +197,7 @@ class Trainer:
         positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         dtype = PRECISIONS[self.config.precision]
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = self.model(inputs, positions, causal_attention)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            return self.model.loss(inputs, positions, targets)
 
     def _batch(self, row: Tensor, step: int) -> Tensor:
         """Windows at places drawn from (seed, step): (batch_size, context + 1)."""

@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from minilib.model.decoder import causal_attention
+from minilib.model.ops import causal_attention
 
 SIZES = {
     "vocab_size": 97,

@@ -8,7 +8,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from minilib.model.config import ModelConfig, RopeScaling
-from minilib.model.decoder import Decoder, causal_attention, inverse_wavelengths, rotate, rotation
+from minilib.model.decoder import Decoder, inverse_wavelengths, rotation
+from minilib.model.ops import causal_attention, rotate
 from tests.model.oracle import LLAMA_31, logits, places, tokens
 
 CONFIG = ModelConfig(97, 48, 80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=16, max_position=512)

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
-from minilib.model.decoder import Decoder, causal_attention
+from minilib.model.decoder import Decoder
+from minilib.model.ops import causal_attention
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
 
 SHAPE = ModelConfig(31, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)
@@ -166,6 +167,16 @@ def test_a_run_with_another_model_cannot_be_resumed(change, tmp_path):
     trainer().save(tmp_path / "run.pt")
     with pytest.raises(CannotResume, match="run.pt .*(layers|gate_up|down|q_norm|intermediate_size|qk_norm)"):
         trainer(shape=changed(SHAPE, **change)).resume(tmp_path / "run.pt")
+
+
+def test_a_run_may_move_to_other_kernels(tmp_path):
+    first, second = trainer(), trainer(shape=changed(SHAPE, kernels="triton"))
+    first.run(until=3)
+    first.save(tmp_path / "run.pt")
+    second.resume(tmp_path / "run.pt")
+    first.run()
+    second.run()
+    assert second.losses == pytest.approx(first.losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 5e5}, {"norm_eps": 1e-3}, {"num_heads": 4, "head_dim": 4}])
