@@ -15,15 +15,13 @@ import math
 import torch
 from torch import Tensor
 
+from minilib.kernels.compiled import Build
+from minilib.kernels.dispatch import DTYPES, runs_kernel, triton, upcasts
 from minilib.price import Cost
 
-try:
-    import triton
+if triton:
     import triton.language as tl
-except ImportError:  # Triton is for Linux; the reference needs none of it
-    triton = None
 
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_GROUP = 128  # rows of the tallest tile whose accumulator still fits the registers
 MAX_SPLITS = 64  # `merge` holds (splits, head_dim) in registers
@@ -96,9 +94,7 @@ def paged_attention(
         raise ValueError(f"num_splits must be a whole number from 1 to {MAX_SPLITS}, or None, got {num_splits!r}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError("q, k_pages or v_pages wants a gradient, and this is forward only: call it in torch.no_grad()")
-    if interpret and (triton is None or isinstance(attend, triton.JITFunction)):
-        raise ValueError("interpret=True needs TRITON_INTERPRET=1 in the environment before Python starts (on Linux)")
-    if triton is None or not (q.is_cuda or interpret):
+    if not runs_kernel(q, interpret):
         return reference(*tensors, scale)
     if not q.is_cuda:
         _check_values(q, k_pages, block_tables, context_lens, cu_seqlens_q)
@@ -241,6 +237,29 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, hip: 
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}
 
 
+def builds(target: str) -> list[Build]:
+    """What is compiled ahead of time: `attend` for decode and for prefill, with and without splits, and `merge`."""
+    found = []
+    for name, head_dim, dtype, group, q_len, split in (
+        ("decode", 128, torch.bfloat16, 4, 1, False),
+        ("decode, split", 64, torch.float16, 8, 1, True),
+        ("prefill", 128, torch.bfloat16, 4, 512, False),
+        ("prefill, split", 256, torch.bfloat16, 2, 512, True),
+        ("prefill", 128, torch.float32, 4, 512, False),
+    ):
+        values = DTYPES[dtype]
+        types = {name: f"*{values}" if name.endswith("_ptr") else "i32" for name in attend.arg_names}
+        types |= dict.fromkeys(("table_ptr", "context_ptr", "cu_ptr"), "*i32")
+        types |= {"lse_ptr": "*fp32", "scale_log2": "fp32"} | ({"out_ptr": "*fp32"} if split else {})
+        constants = {"GROUP": group, "HEAD_DIM": head_dim, "PAGE_SIZE": 16, "SPLIT": split, "UPCAST": False}
+        tile = choose_tile(head_dim, dtype, group, q_len, hip=target == "gfx942")
+        warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
+        dots, what = 0 if values == "fp32" else 2, f"{name}, {values}, head_dim {head_dim}"
+        found.append(Build(attend, what, types, constants | tile, warps, stages, dots))
+    types = {"out_ptr": "*bf16", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "num_splits": "i32"}
+    return [*found, Build(merge, "merge, bf16", types, {"HEAD_DIM": 128, "BLOCK_S": MAX_SPLITS})]
+
+
 def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale, max_q_len, num_splits):
     (num_tokens, num_heads, head_dim), (_, num_kv_heads, page_size, _) = q.shape, k_pages.shape
     num_seqs, group = len(context_lens), num_heads // num_kv_heads
@@ -251,13 +270,13 @@ def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, 
         room = PROGRAMS_PER_SM * torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
         useful = math.ceil(block_tables.shape[1] * page_size / KEYS_PER_SPLIT)
         num_splits = max(1, min(round(room / tiles), useful, MAX_SPLITS))
-    split, upcast = num_splits > 1, q.dtype == torch.bfloat16 and not isinstance(attend, triton.JITFunction)
+    split = num_splits > 1
     partial = q.new_empty((num_splits, *q.shape), dtype=torch.float32) if split else out
     lse = q.new_empty((num_splits, num_tokens, num_heads) if split else 0, dtype=torch.float32)
     attend[(num_tokens // block_q + num_seqs, num_kv_heads, num_splits)](
         partial, lse, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale * math.log2(math.e),
         num_tokens, num_seqs, *q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3], block_tables.stride(0),
-        GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=page_size, SPLIT=split, UPCAST=upcast, **tile,
+        GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=page_size, SPLIT=split, UPCAST=upcasts(q.dtype), **tile,
     )  # fmt: skip
     if split:
         merge[(num_tokens * num_heads,)](out, partial, lse, num_splits, head_dim, triton.next_power_of_2(num_splits))

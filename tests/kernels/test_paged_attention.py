@@ -12,7 +12,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy
@@ -20,6 +19,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from minilib.kernels import compiled
 from minilib.kernels import paged_attention as kernel
 
 ROOT = Path(__file__).parents[2]
@@ -349,90 +349,28 @@ def test_a_gradient_is_refused_rather_than_lost():
         kernel.paged_attention(*args)
 
 
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes that one program may have
-VARIANTS = {  # head_dim, dtype, group, q_len, split
-    "decode": (128, "bf16", 4, 1, False),
-    "decode-split-64": (64, "fp16", 8, 1, True),
-    "prefill": (128, "bf16", 4, 512, False),
-    "prefill-256": (256, "bf16", 2, 512, True),
-    "prefill-fp32": (128, "fp32", 4, 512, False),
-}
-
-
-def compile_attend(target, head_dim, dtype, group, q_len, split):
-    """Compile `attend` as a launch on 16-byte aligned tensors would, with no GPU there."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    tile = kernel.choose_tile(head_dim, DTYPES[dtype], group, q_len, hip=TARGETS[target][0] == "hip")
-    options = {key: tile.pop(key) for key in ("num_warps", "num_stages")}
-    constants = {"GROUP": group, "HEAD_DIM": head_dim, "PAGE_SIZE": 16, "SPLIT": split, "UPCAST": False, **tile}
-    special = {"out_ptr": "*fp32" if split else f"*{dtype}", "lse_ptr": "*fp32", "scale_log2": "fp32"}
-    special |= {name: "*i32" for name in ("table_ptr", "context_ptr", "cu_ptr")}
-    signature, aligned = {}, {}
-    for number, name in enumerate(kernel.attend.arg_names):
-        pointer = name.endswith("_ptr")
-        signature[name] = "constexpr" if name in constants else special.get(name, f"*{dtype}" if pointer else "i32")
-        if pointer or name.startswith("stride"):
-            aligned[(number,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel.attend, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options), tile, options
-
-
-def resources(compiled, target) -> dict[str, int]:
-    """Registers per thread and bytes of stack (where spilled registers go), as the assembler reports them."""
-    if target == "gfx942":
-        found = dict(re.findall(r"\.(\w+):\s+(\d+)", compiled.asm["amdgcn"]))
-        stack = int(found["private_segment_fixed_size"]) + int(found["vgpr_spill_count"])
-        return {"registers": int(found["vgpr_count"]), "stack": stack}
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
-    return {"registers": int(found["REG"]), "stack": int(found["STACK"]) + int(found["LOCAL"])}
+BUILDS = {(target, build.name): build for target in compiled.TARGETS for build in kernel.builds(target)}
 
 
 @compiles
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("target", TARGETS)
-def test_attend_compiles_for_tensor_cores_without_spilling(target, variant):
-    compiled, tile, options = compile_attend(target, *VARIANTS[variant])
-    code = compiled.asm["amdgcn" if target == "gfx942" else "ptx"]
-    # Hopper's wgmma takes 64 rows or more; a decode tile has 16.
-    wanted = {"sm_80": r"mma\.sync", "sm_90": r"wgmma" if tile["BLOCK_M"] >= 64 else r"mma\.sync", "gfx942": "v_mfma"}
-    if VARIANTS[variant][1] != "fp32":
-        assert len(re.findall(wanted[target], code)) >= 2  # scores, and their mix of values
+@pytest.mark.parametrize(("target", "name"), [pair for pair in BUILDS if pair[1] != "merge, bf16"])
+def test_attend_compiles_as_it_was_meant(target, name):
+    """Beside what test_compiled.py asks of every kernel: wide addresses, and loads that are really on their way."""
+    build = BUILDS[target, name]
+    binary, keys, dtype = compiled.compile_for(target, build), build.constants["BLOCK_N"], build.types["q_ptr"][1:]
+    report = compiled.read(target, name, binary)
+    code = binary.asm["amdgcn" if target == "gfx942" else "ptx"]
+    if target == "sm_90" and dtype != "fp32":  # Hopper's wgmma takes 64 rows or more; a decode tile has 16
+        assert len(re.findall("wgmma" if build.constants["BLOCK_M"] >= 64 else r"mma\.sync", code)) >= 2
     assert "tf32" not in code and "xf32" not in code  # float32 is multiplied as float32
-    used = resources(compiled, target)
-    assert used["stack"] == 0, used
-    assert compiled.metadata.shared <= SHARED[target]
     # Page number × stride overflows 32 bits beyond 2³¹ elements.
-    keys = tile["BLOCK_N"]
-    products = re.findall(rf"arith\.muli.* : tensor<{keys}x(i\d+)>", compiled.asm["ttir"])
+    products = re.findall(rf"arith\.muli.* : tensor<{keys}x(i\d+)>", binary.asm["ttir"])
     assert len(products) >= 4 and set(products) == {"i64"}
-    if options["num_stages"] == 4 and target != "gfx942":
+    if build.num_stages == 4 and target != "gfx942":
         # Three buffers of keys on their way, and the page lookup is not what the stages went into.
-        assert f"memdesc<3x{keys}x{VARIANTS[variant][0]}x" in compiled.asm["ttgir"]
+        assert f"memdesc<3x{keys}x{build.constants['HEAD_DIM']}x" in binary.asm["ttgir"]
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x\w+|\d+)", code)
         assert copies and {int(size, 0) for size in copies} == {16}  # 16 bytes each: fully vectorised
-    if target == "sm_90" and variant == "decode":
-        assert 65536 // (used["registers"] * 128) >= kernel.PROGRAMS_PER_SM
-        assert 228 * 1024 // (compiled.metadata.shared + 1024) == kernel.PROGRAMS_PER_SM
-
-
-@compiles
-@pytest.mark.parametrize("target", TARGETS)
-def test_merge_compiles_without_spilling(target):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = {"HEAD_DIM": 128, "BLOCK_S": kernel.MAX_SPLITS}
-    signature = {"out_ptr": "*bf16", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "num_splits": "i32"}
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {(number,): [["tt.divisibility", 16]] for number in range(3)}
-    source = ASTSource(kernel.merge, signature=signature, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]))
-    assert resources(compiled, target)["stack"] == 0
+    if target == "sm_90" and name == "decode, bf16, head_dim 128":
+        assert 65536 // (report.registers * 128) >= kernel.PROGRAMS_PER_SM
+        assert 228 * 1024 // (report.shared + 1024) == kernel.PROGRAMS_PER_SM
