@@ -130,11 +130,13 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split(self.heads, dim=-2)
+        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
+        qk, v = qkv.split_with_sizes((sum(self.heads[:2]), self.heads[2]), dim=-2)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attention(self.index, self.ops.rotary(q, rope), self.ops.rotary(k, rope), v)
+            q, k = qk.split_with_sizes(self.heads[:2], dim=-2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2)
+        q, k = self.ops.rotary(qk, rope).split_with_sizes(self.heads[:2], dim=-2)
+        mixed = attention(self.index, q, k, v)
         normed, x = self.feed_forward_norm(self.project(mixed.flatten(-2)), residual=x)
         return x + self.down(self.ops.swiglu(self.gate_up(normed)))
 

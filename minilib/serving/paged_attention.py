@@ -24,7 +24,7 @@ from minilib.mechanisms.paging import PageTable
 from minilib.serving.paged_cache import PagedCache
 
 GATHER_BYTES = 8 * 2**20  # keys and values brought side by side at once: what a CPU's caches hold
-IN_PLACE_PAGES = 64  # with fewer, moving the queries and merging costs more than moving the pages
+IN_PLACE_PAGES = 256  # with fewer, moving the queries and merging costs more than moving the pages
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class PagedAttention:
 
     def __init__(self, cache: PagedCache, work: list[Work]) -> None:
         self.cache = cache
-        self.slots = torch.from_numpy(np.concatenate([_rows_of_new(cache, entry) for entry in work])).to(cache.k.device)
+        self.slots = torch.from_numpy(_rows_of_new(cache, work)).to(cache.k.device)
+        self.layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
         ends = np.cumsum([entry.num_queries for entry in work])
         self.parts = _on_gpu(cache, work, ends) if cache.k.is_cuda else _on_cpu(cache, work, ends)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         head_dim = q.shape[-1]
-        keys, values = self.cache.k[layer], self.cache.v[layer]
+        keys, values = self.layers[layer]
         keys.view(-1, head_dim).index_copy_(0, self.slots, k.reshape(-1, head_dim))
         values.view(-1, head_dim).index_copy_(0, self.slots, v.reshape(-1, head_dim))
         if len(self.parts) == 1 and isinstance(self.parts[0][0], slice):
@@ -64,12 +65,13 @@ class PagedAttention:
         return out
 
 
-def _rows_of_new(cache: PagedCache, entry: Work) -> np.ndarray:
+def _rows_of_new(cache: PagedCache, work: list[Work]) -> np.ndarray:
     """Where the new tokens go, if every (page, head, place) is a row of its own: token by token, head by head."""
     size, heads = cache.page_size, cache.config.num_kv_heads
-    slot = np.arange(entry.table.num_slots - entry.num_queries, entry.table.num_slots)
-    page = np.asarray(entry.table.pages[slot[0] // size :])[slot // size - slot[0] // size]
-    return ((page[:, None] * heads + np.arange(heads)) * size + slot[:, None] % size).ravel()
+    new = [(entry.table, range(entry.table.num_slots - entry.num_queries, entry.table.num_slots)) for entry in work]
+    page = np.array([table.pages[slot // size] for table, slots in new for slot in slots])
+    place = np.array([slot % size for _, slots in new for slot in slots])
+    return ((page[:, None] * heads + np.arange(heads)) * size + place[:, None]).ravel()
 
 
 def _on_gpu(cache: PagedCache, work: list[Work], ends: np.ndarray) -> list[tuple]:
@@ -132,7 +134,7 @@ class Gathered:
 
     Args:
         rows: (B, kv_heads, pages) int64, where each page of each head is, counted in pages of one head.
-        mask: (B, queries, slots), −inf where a query must not look.
+        mask: (B, 1, queries, slots), −inf where a query must not look; with three dimensions torch takes its slow path.
     """
 
     rows: Tensor
@@ -159,7 +161,7 @@ class Gathered:
         heads = np.arange(cache.config.num_kv_heads)[None, :, None]
         hidden = np.arange(tables.shape[1] * cache.page_size) >= visible[..., None]
         rows = torch.from_numpy(tables[:, None, :] * len(heads[0]) + heads)
-        return cls(rows, _mask(hidden, cache.k.dtype))
+        return cls(rows, _mask(hidden[:, None], cache.k.dtype))
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """q (tokens, num_heads, head_dim), keys and values of one layer → (tokens, num_heads, head_dim)."""
@@ -167,7 +169,7 @@ class Gathered:
         k, v = (self._gather(pages) for pages in (keys, values))
         if batch == q.shape[0]:  # queries that share keys are queries of one head, to read the keys once
             q, shape = q.unflatten(1, (kv_heads, -1)), q.shape
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:, None]).view(shape)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(shape)
         mixed = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=self.mask, enable_gqa=True)
         return mixed[0].transpose(0, 1)
 

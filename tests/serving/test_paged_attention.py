@@ -84,9 +84,10 @@ def test_more_sequences_than_are_gathered_at_once(monkeypatch, page_size, gather
 
 @pytest.mark.parametrize("page_size", [1, 2, 16])
 def test_pages_that_are_mostly_used_are_read_in_place(page_size, way):
-    texts = Texts(page_size, num_pages=100)
+    many = paged_attention.IN_PLACE_PAGES // 4 if way == "as it comes" else 16
+    texts = Texts(page_size, num_pages=6 * many)
     tables = [texts.begin() for _ in range(6)]
-    texts.step([(table, (16 + number) * page_size - number % 2) for number, table in enumerate(tables)][:5])
+    texts.step([(table, (many + number) * page_size - number % 2) for number, table in enumerate(tables)][:5])
     tables[1].release()  # holes, full of what nobody may see
     del texts.k[tables.pop(1)]
     texts.step([(table, 1) for table in tables[:4]][::-1])
