@@ -1,0 +1,40 @@
+"""What can go wrong with ranks, by name."""
+
+from __future__ import annotations
+
+
+class RankFailed(RuntimeError):
+    """A rank raised or died; the message says which one and how, with its own traceback where there is one.
+
+    Args:
+        message: what happened.
+        rank: the first rank to fail; what befell others because of it is not reported.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message, rank)  # both, so that the error can be pickled
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class ReturnNotPicklable(RankFailed):
+    """A rank returned a value that cannot be pickled there or unpickled here."""
+
+
+class RanksTimedOut(TimeoutError):
+    """Ranks had not returned in time; the message says which, and where each of them was.
+
+    Args:
+        message: what happened.
+        ranks: the ranks that had not returned.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class NestedRun(RuntimeError):
+    """`run` was called by a function that already runs on a rank."""
