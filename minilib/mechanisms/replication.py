@@ -92,7 +92,7 @@ class Plan:
             raise PlanError(f"collective is one of {', '.join(COLLECTIVES)}; got {self.collective!r}")
         if self.world_size < 1 or self.num_chunks < 1 or not 0 <= self.root < self.world_size:
             raise PlanError(f"needs ranks, chunks and a root among the ranks, got {self!r}")
-        for number, transfers in enumerate(self.rounds):
+        for number, transfers in enumerate(self.rounds, 1):
             for side in ("src", "dst"):
                 ranks = [getattr(transfer, side) for transfer in transfers]
                 if len(set(ranks)) < len(ranks):
@@ -175,7 +175,7 @@ def simulate(
 
     Args:
         plan: what to run.
-        look: called with (0, state) before the first round and (k, state) after the k-th; for drawing.
+        look: called with (0, state) before the first round and (k, state) after the k-th; copy what you keep of it.
 
     Returns:
         For each rank, chunk → ranks whose contributions it holds.
