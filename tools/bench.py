@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|compiled|kernels]       --cpu leaves a GPU alone
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|training|compiled|kernels]   --cpu leaves a GPU alone
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from minilib import records, workloads
 from minilib.kernels.dispatch import interpreted, triton
 from minilib.machine import Machine
 from minilib.measure import check_table, median_ratio
-from tools import bench_kernels, bench_paging
+from tools import bench_kernels, bench_paging, bench_training
 from tools.kernel_jobs import Sizes
 
-CHOICES = ("machine", "workloads", "paging", "compiled", "kernels")
+CHOICES = ("machine", "workloads", "paging", "training", "compiled", "kernels")
 
 
 def main() -> int:
@@ -35,6 +35,8 @@ def main() -> int:
         _workloads(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
+    if options.only in (None, "training") and machine.kind == "cpu":
+        _training(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine)
     if options.only == "kernels" and machine.kind == "cpu":
@@ -77,6 +79,17 @@ def _paging(machine: Machine) -> None:
         size = f"{row['parameters'] / 1e6:.0f} M parameters, batch {row['batch']}"
         print(f"{size}: a step is {row['over_bare_forward']:.2f}× its forward pass, at {share}")
     _save(machine, "paging", found)
+
+
+def _training(machine: Machine) -> None:
+    """Chapters 05 and 06: data parallelism and ZeRO on ranks, beside torch's own."""
+    found = bench_training.training()
+    groups = [(f"data parallel, {group['transport']}", group["methods"]) for group in found["data_parallel"]]
+    for what, rows in (*groups, ("ZeRO", found["zero_steps"])):
+        print(f"{what}: " + ", ".join(f"{row['method']} {row['seconds'] * 1e3:.0f} ms" for row in rows))
+    for row in found["zero_bytes"]:
+        print(f"stage {row['stage']}, {row['world_size']} ranks: {row['bytes'] / row['expected']:.4f} of the formula")
+    _save(machine, "ranks", found)
 
 
 def _compiled(machine: Machine) -> None:

@@ -10,6 +10,7 @@ In production: NCCL, gloo, MPI; `torch.distributed` in front of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from torch import Tensor
 from minilib.mechanisms import plans
 from minilib.mechanisms.replication import Plan, Transfer
 from minilib.training.combine import COMBINE, check, check_contiguous
-from minilib.training.transport import CollectiveFailed, Combine, Message, Transport, num_bytes
+from minilib.training.transport import CollectiveFailed, CollectiveMismatch, Combine, Message, Transport, num_bytes
 
 SMALL_BYTES = 2**16  # below it fewer rounds matter more than fewer bytes
+GRACE = 0.5  # seconds before a rank reports that another one failed, who is to be the first to say so
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Communicator:
     def __init__(self, transport: Transport) -> None:
         self.transport, self.traffic = transport, Traffic()
         self.rank, self.world_size = transport.rank, transport.world_size
-        self._calls, self._broken = 0, ""
+        self._calls, self._broken, self._closed = 0, "", False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collectives")
         self._last: Future | None = None
 
@@ -167,8 +169,8 @@ class Communicator:
 
     def close(self) -> None:
         """Finish what is on its way, and close the transport."""
+        self._closed = True
         self._thread.shutdown()
-        self._broken = self._broken or "it is closed"
         self.transport.close()
 
     def _rooted(self, plan: Plan | None, collective: str, root: int) -> Plan:
@@ -196,14 +198,17 @@ class Communicator:
             if not tensor.is_contiguous():
                 tensor.detach().copy_(flat.view(tensor.shape))
 
-        what = f"{collective} {op or ''} {plan.name}/{plan.num_chunks} {tensor.dtype} {tuple(tensor.shape)}"
+        what = f"{collective} {op}" if op else collective
+        what += f" {plan.name}/{plan.num_chunks} {tensor.dtype} {tuple(tensor.shape)}"
         return self._submit(run, what, async_op)
 
     def _submit(self, run: Callable[[str], None], what: str, async_op: bool) -> Pending | None:
         """Number the call, and run it after those before it."""
+        if self._closed:
+            raise CollectiveFailed(f"rank {self.rank} calls {what} on a communicator that is closed")
         self._calls += 1
         label = f"call {self._calls}, {what}"
-        if not self._broken and (async_op or (self._last is not None and not self._last.done())):
+        if async_op or (self._last is not None and not self._last.done()):
             self._last = self._thread.submit(self._guarded, run, label)
             if async_op:
                 return Pending(self._last)
@@ -216,10 +221,13 @@ class Communicator:
         try:
             run(label)
         except BaseException as error:
-            self._broken = f"an earlier call failed: {str(error) or type(error).__name__}"
+            why = f"{str(error) or type(error).__name__} (in {label})"
+            self._broken = f"an earlier call failed: {why}"
             self.transport.close()  # so that whoever waits for this rank hears of it
             if isinstance(error, CollectiveFailed):
-                raise type(error)(f"{error} (in {label})") from error
+                if not isinstance(error, CollectiveMismatch):
+                    time.sleep(GRACE)
+                raise type(error)(why) from error
             raise
 
     def _walk(self, plan: Plan, view: Callable[[Transfer], Tensor], combine: Combine | None, label: str) -> None:

@@ -91,7 +91,9 @@ class Peer:
         try:
             size, wanted = os.fstat(other).st_size, os.fstat(descriptor).st_size
             if size != wanted:
-                raise CollectiveMismatch(f"rank {self.rank} shares {size} bytes, this rank {wanted}: ask for the same")
+                raise CollectiveMismatch(
+                    f"rank {self.rank} shares {size} bytes, this rank {wanted}: all ranks must ask for the same"
+                )
             return map_memory(other)
         finally:
             os.close(other)

@@ -1,79 +1,31 @@
-"""Train the decoder on one process: AdamW with warm-up and cosine decay, progress, a loss curve, and resume.
+"""Train the decoder: AdamW with warm-up and cosine decay, progress, a loss curve, and resume; on one process or many.
 
 A run is decided by its config and its data alone. Batches are drawn from (seed, step), so a run that was stopped and
-resumed takes the same steps as one that was not.
+resumed takes the same steps as one that was not. Ranks take every world_size-th sequence of the same batches, so a run
+takes the same steps on any number of them, up to the order in which sums are made.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minilib.machine import Machine
 from minilib.model.decoder import Decoder
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from minilib.training import engines, usage
+from minilib.training.collectives import Communicator
+from minilib.training.train_config import PRECISIONS, TrainConfig
 
 
 class CannotResume(ValueError):
     """The saved run is another run; the message says what differs."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Args:
-        steps: optimizer steps.
-        batch_size: sequences a step.
-        context: tokens a sequence.
-        learning_rate: at the end of warm-up.
-        warmup: steps over which it rises from 0; it then falls along a cosine to a tenth.
-        weight_decay: of matrices; vectors and the embedding are left alone.
-        clip: largest global norm of the gradients.
-        seed: decides batches; the model's own weights come with the model.
-        precision: "fp32", or "bf16" to multiply matrices in bfloat16 while weights stay fp32.
-        evaluate_every: steps between two looks at the validation loss.
-        validation_batches: batches in such a look, always the same ones.
-
-    Raises:
-        ValueError: if a number makes no sense.
-    """
-
-    steps: int
-    batch_size: int = 16
-    context: int = 256
-    learning_rate: float = 3e-3
-    warmup: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    precision: str = "fp32"
-    evaluate_every: int = 250
-    validation_batches: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "context", "evaluate_every", "validation_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
-        if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0):
-            raise ValueError(f"learning_rate and clip must be positive and warmup ≥ 0; got {self}")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 class Trainer:
@@ -84,24 +36,38 @@ class Trainer:
         train: (tokens,) int64, all training texts in a row.
         validation: (tokens,) int64, held out.
         config: how to train.
+        comm: between the ranks that share each batch; None on one process. On several ranks all methods are
+            collectives, and all ranks pass the same data and config.
+        parallel: who keeps what then: "data", a replica each, or "zero0" … "zero3". No part of what the run is.
+        machine: what the ranks run on, as measured, for `mfu`.
 
     Raises:
-        ValueError: if a data row is shorter than one sequence and its next token.
+        ValueError: if a data row is shorter than one sequence and its next token, or for another `parallel`.
 
-    Cost: 6 FLOPs per parameter and token, plus attention.
+    Cost: see `usage.flops_per_token`.
     """
 
-    def __init__(self, model: Decoder, train: Tensor, validation: Tensor, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        train: Tensor,
+        validation: Tensor,
+        config: TrainConfig,
+        comm: Communicator | None = None,
+        parallel: str = "data",
+        machine: Machine | None = None,
+    ) -> None:
         for name, row in (("train", train), ("validation", validation)):
             if len(row) < config.context + 1:
                 raise ValueError(
                     f"{name} has {len(row)} tokens; a context of {config.context} needs one more than that"
                 )
-        self.model, self.config = model, config
+        self.model, self.config, self.comm = model, config, comm
+        self.rank, self.world_size = (comm.rank, comm.world_size) if comm is not None else (0, 1)
         self.train_tokens, self.validation_tokens = train, validation
-        self.optimizer = torch.optim.AdamW(
-            _groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95)
-        )
+        self._rows = range(self.rank, config.batch_size, self.world_size)  # of each batch, this rank's
+        self.engine = engines.choose(parallel, model, comm, config)
+        self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
         self.step = 0
         self.losses: list[float] = []
         self.validation_losses: list[tuple[int, float]] = []
@@ -115,46 +81,65 @@ class Trainer:
             after_step: called after every step, for instance to save.
         """
         last = min(self.config.steps, self.config.steps if until is None else until)
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step")
+        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=self.rank > 0)
         with bar:
             while self.step < last:
                 started = time.perf_counter()
                 self._train_step()
                 self.seconds += time.perf_counter() - started
                 bar.update()
-                bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second:,.0f}")
+                bar.set_postfix(self._progress())
                 if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
                     self.validation_losses.append((self.step, self.validation_loss()))
                 after_step(self)
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; in the ZeRO engines over this rank's slices."""
+        return self.engine.optimizer
+
+    @property
     def tokens_per_second(self) -> float:
-        """Training tokens per second of stepping so far."""
+        """Training tokens of all ranks per second of stepping so far."""
         return self.step * self.config.batch_size * self.config.context / self.seconds if self.seconds else 0.0
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation so far: FLOP/s that the model needs over what the machine reaches; None without one.
+
+        Source: Chowdhery et al. 2022 (PaLM), section 4.1, with the measured peak instead of the data sheet's.
+        """
+        needed = usage.flops_per_token(self.model.config, self.config.context) * self.tokens_per_second
+        return needed / self._peak if self._peak is not None else None
+
+    def peak_memory(self) -> list[int]:
+        """Bytes that each rank's process has held at most since it began."""
+        return usage.peak_memory(self.comm, self.model.embed.weight.device)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean loss in nats per token over the validation batches."""
         batches = (self._batch(self.validation_tokens, -1 - k) for k in range(self.config.validation_batches))
-        return sum(self._loss(tokens).item() for tokens in batches) / self.config.validation_batches
+        return self._mean(sum(self._loss(tokens).item() for tokens in batches) / self.config.validation_batches)
 
     def save(self, path: Path) -> None:
-        """Write everything that resuming needs to one file; a reader sees the old one or the new one."""
-        state = {
+        """Write everything that resuming needs to one file; a reader sees the old one or the new one. Rank 0 writes."""
+        state = self.engine.full_state_dict() | {
             "config": self._identity(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "losses": self.losses,
             "validation_losses": self.validation_losses,
             "seconds": self.seconds,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        if self.rank == 0:
+            partial = path.with_suffix(".partial")
+            torch.save(state, partial)
+            partial.replace(path)
+        if self.comm is not None:
+            self.comm.barrier()  # now the file is there for all ranks
 
     def resume(self, path: Path) -> None:
-        """Go on where a saved run stopped.
+        """Go on where a saved run stopped, perhaps on another number of ranks, or with another `parallel`.
 
         Raises:
             CannotResume: if it was trained with another config, another model or other data.
@@ -166,8 +151,7 @@ class Trainer:
         ]
         if differ:
             raise CannotResume(f"{path.name} is another run: {'; '.join(differ)}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.load_full_state_dict(state)
         self.step, self.losses, self.seconds = state["step"], state["losses"], state["seconds"]
         self.validation_losses = [tuple(entry) for entry in state["validation_losses"]]
 
@@ -184,34 +168,51 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
         loss = self._loss(self._batch(self.train_tokens, self.step))
-        self.optimizer.zero_grad()
+        self.engine.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.losses.append(loss.item())
+        self.engine.clip_grad_norm(self.config.clip)
+        self.engine.step()
+        self.losses.append(self._mean(loss.item()))
         self.step += 1
 
     def _loss(self, tokens: Tensor) -> Tensor:
-        """Mean loss in nats of predicting each token from those before it; tokens is (batch, context + 1)."""
+        """Mean loss in nats of predicting each token from those before it, weighed by this rank's part of the batch.
+
+        The mean over ranks is then that over the tokens of the whole batch.
+
+        Args:
+            tokens: (sequences, context + 1), this rank's.
+        """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         dtype = PRECISIONS[self.config.precision]
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return self.model.loss(inputs, positions, targets)
+            loss = self.model.loss(inputs, positions, targets)
+        return loss * (len(self._rows) * self.world_size / self.config.batch_size)
+
+    def _mean(self, value: float) -> float:
+        """Over ranks."""
+        if self.comm is None:
+            return value
+        everybody = torch.tensor([value], dtype=torch.float64)
+        self.comm.all_reduce(everybody, "avg")
+        return everybody.item()
 
     def _batch(self, row: Tensor, step: int) -> Tensor:
-        """Windows at places drawn from (seed, step): (batch_size, context + 1)."""
+        """This rank's of the windows at places drawn from (seed, step): (sequences, context + 1).
+
+        A rank to which no sequence falls takes one along that weighs nothing: all ranks go through the model, in which
+        some engines communicate.
+        """
         generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + step)
-        starts = torch.randint(len(row) - self.config.context, (self.config.batch_size,), generator=generator)
-        windows = torch.stack([row[start : start + self.config.context + 1] for start in starts.tolist()])
+        starts = torch.randint(len(row) - self.config.context, (self.config.batch_size,), generator=generator).tolist()
+        mine = [starts[k] for k in self._rows or (0,)]
+        windows = torch.stack([row[start : start + self.config.context + 1] for start in mine])
         return windows.to(self.model.embed.weight.device)
 
-
-def _groups(model: Decoder, weight_decay: float) -> list[dict]:
-    """Matrices decay; norms and the embedding table do not."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and not name.startswith(("embed", "unembed"))]
-    others = [p for name, p in model.named_parameters() if p.dim() < 2 or name.startswith(("embed", "unembed"))]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    def _progress(self) -> dict[str, str]:
+        utilisation = {"mfu": f"{self.mfu:.1%}"} if self.mfu is not None else {}
+        return {"loss": f"{self.losses[-1]:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"} | utilisation
 
 
 def _digest(tokens: Tensor) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -99,7 +99,8 @@ class Transport(Protocol):
 class GroupTransport:
     """Over `torch.distributed`'s send and receive; for CPU tensors on gloo.
 
-    Where there is a label, it comes first, with what content fits beside it; the rest follows in segments.
+    Where there is a label, it comes first, with what content fits beside it; the rest follows in segments. Gloo does
+    not wake whoever waits for the rest of a message when its sender dies: that takes until the timeout.
 
     Args:
         group: process group, for as long as the transport lives for its messages alone; a new one of all ranks, whose
@@ -121,7 +122,8 @@ class GroupTransport:
     def exchange(self, send, receive, combine):
         if send is not None:
             for part in _parts(send):
-                work = dist.isend(part.view(torch.uint8), group=self._group, group_dst=send.peer)
+                with self._naming(send.peer):
+                    work = dist.isend(part.view(torch.uint8), group=self._group, group_dst=send.peer)
                 self._leaving.append((send.peer, part, work))
         if receive is not None:
             self._leave(partial(_overlap, receive.content))
@@ -159,7 +161,8 @@ class GroupTransport:
                     coming.append(self._irecv(self._arriving[i % SEGMENTS], peer))
 
     def _irecv(self, place: Tensor, src: int, tag: int = 0) -> dist.Work:
-        return dist.irecv(place, group=self._group, group_src=src, tag=tag)
+        with self._naming(src):
+            return dist.irecv(place, group=self._group, group_src=src, tag=tag)
 
     def _leave(self, wanted: Callable[[Tensor], bool]) -> None:
         """Wait until those parts are sent; each can be waited for once."""
@@ -169,8 +172,14 @@ class GroupTransport:
             self._wait(work, peer)
 
     def _wait(self, work: dist.Work, peer: int) -> None:
-        try:
+        with self._naming(peer):
             work.wait(self._timeout)
+
+    @contextlib.contextmanager
+    def _naming(self, peer: int) -> Iterator[None]:
+        """Say of gloo's errors whom they are about."""
+        try:
+            yield
         except RuntimeError as error:
             why = re.sub(r"^\[\S+\] ", "", str(error).strip().split(". ")[0])  # without its place in gloo's source
             raise CollectiveFailed(f"rank {self.rank} has no answer from rank {peer}: {why}") from error
@@ -178,13 +187,12 @@ class GroupTransport:
     def _hang_up(self) -> None:
         """Close the group's connections, so that whoever waits for this rank hears of it.
 
-        Gloo does so when a wait times out, and else when nobody holds any of its works any more.
+        Gloo does so when a wait times out, for which the peer must still be there; else only when nobody holds any of
+        its works any more.
         """
-        for peer in range(self.world_size):
-            if peer != self.rank:
-                with contextlib.suppress(RuntimeError):
-                    self._irecv(self._first, peer, tag=1).wait(timedelta(milliseconds=1))
-                return
+        for peer in set(range(self.world_size)) - {self.rank}:
+            with contextlib.suppress(RuntimeError):
+                self._irecv(self._first, peer, tag=1).wait(timedelta(milliseconds=1))
 
 
 def take(into: Tensor, arrived: Tensor, combine: Combine | None) -> None:

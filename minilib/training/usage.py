@@ -1,0 +1,52 @@
+"""What a training run makes of its machine: FLOPs a token, machines that ranks have, memory at its peak."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from minilib import launch
+from minilib.machine import Machine
+from minilib.model.config import ModelConfig
+from minilib.training.collectives import Communicator
+
+
+def flops_per_token(config: ModelConfig, context: int) -> int:
+    """FLOPs of forward and backward for one token.
+
+    Two for each weight that it is multiplied by, and attention to half the context on average (4 a value of a query
+    head: scores and mixing), forward; twice that backward. A table that only looks tokens up multiplies nothing.
+
+    Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B, which counts attention to the
+    whole context.
+    """
+    lookup = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
+    attention = config.num_layers * config.num_heads * config.head_dim * 4 * context // 2
+    return 3 * (2 * (config.num_parameters - lookup) + attention)
+
+
+def peak_flops(machine: Machine, precision: str, comm: Communicator | None) -> float:
+    """FLOP/s that all ranks could reach: a GPU each, or the CPUs of as many hosts as they are on. A collective.
+
+    Raises:
+        NotOnThisMachine: if the machine has no figure for this precision.
+    """
+    if comm is None:
+        return machine.peak(precision)
+    return machine.peak(precision) * (comm.world_size if machine.kind == "gpu" else len(set(launch.hosts())))
+
+
+def peak_memory(comm: Communicator | None, device: torch.device) -> list[int]:
+    """Bytes that each rank's process has held at most since it began, on its GPU or of main memory. A collective."""
+    if device.type == "cuda":
+        mine = torch.cuda.max_memory_allocated(device)
+    else:
+        mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if comm is None:
+        return [mine]
+    ranks = torch.zeros(comm.world_size, dtype=torch.int64)
+    ranks[comm.rank] = mine
+    comm.all_gather(ranks)
+    return ranks.tolist()
