@@ -1,6 +1,8 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|training|compiled|kernels]   --cpu leaves a GPU alone
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|training|compiled|kernels]
+
+--cpu leaves a GPU alone.
 """
 
 from __future__ import annotations
