@@ -97,7 +97,7 @@ IN_ORDER = [
     "gather 4", "backward 6", "reduce 6", "gather 2", "backward 4", "reduce 4", "backward 2", "reduce 2", "reduce 8",
 ]  # fmt: skip
 ON_DEMAND = [
-    "gather 8", "gather 2", "gather 4", "gather 6", "forward 6", "gather 2", "forward 2", "gather 4", "forward 4",
+    "gather 8", "gather 2", "gather 4", "gather 6", "forward 6", "gather 2", "forward 2", "forward 4",
     "gather 4", "backward 4", "gather 2", "backward 2", "gather 6", "backward 6",
     "reduce 6", "reduce 4", "reduce 2", "reduce 8",
 ]  # fmt: skip
