@@ -51,7 +51,7 @@ def gradients(
     if not q.numel() or not k.numel():  # nothing was attended to
         return dq.zero_(), dk.zero_(), dv.zero_()
     delta, sizes = torch.empty_like(lse), (problem.q_len, problem.k_len, problem.num_heads)
-    for_keys, for_queries = choose_tiles(problem.head_dim, q.dtype, target_of(q))
+    for_keys, for_queries = choose_tiles(problem.head_dim, q.dtype, problem.causal, problem.varlen, target_of(q))
     for_keys, for_queries = keys_tile or for_keys, queries_tile or for_queries
     strides, constants = problem.strides(q, k, v, grad), problem.constants(q.dtype)
     blocks = -(-problem.max_q // ROWS)
@@ -253,7 +253,9 @@ def _sum_over_keys(
     return dq
 
 
-def choose_tiles(head_dim: int, dtype: torch.dtype, target: str = "sm_80") -> tuple[dict[str, int], dict[str, int]]:
+def choose_tiles(
+    head_dim: int, dtype: torch.dtype, causal: bool, varlen: bool, target: str = "sm_80"
+) -> tuple[dict[str, int], dict[str, int]]:
     """BLOCK_M, BLOCK_N, num_warps and num_stages of `backward_keys` and of `backward_queries`.
 
     As large as the registers hold without spilling: dK, dV and two tiles of scores, or dQ and two. Hopper multiplies
@@ -261,11 +263,13 @@ def choose_tiles(head_dim: int, dtype: torch.dtype, target: str = "sm_80") -> tu
     """
     wide = head_dim == 128
     if dtype == torch.float32:  # no tensor cores multiply in full precision
-        tiles = ((16, 32, 8, 1), (16, 16, 4, 1)) if wide else ((32, 32, 8, 1), (32, 32, 8, 1))
+        tiles = ((64 if head_dim == 16 else 32, 32, 8, 1), (32, 32, 4, 1))
+        tiles = ((16, 32, 8, 1), (16, 16, 4, 1)) if wide else tiles
     elif target == "gfx942":
         tiles = ((32 if wide else 64, 64, 4, 1), (64, 64, 4, 1))
     elif target == "sm_90":
-        tiles = ((64, 128, 8, 2), (128, 128, 8, 2))
+        # With cu_seqlens and a diagonal at once, four more registers a thread are needed than there are.
+        tiles = ((32 if wide and causal and varlen else 64, 128, 8, 2), (128, 128, 8, 2))
     else:
         tiles = ((64, 64, 8, 2), (128, 32, 8, 3)) if wide else ((64, 64, 4, 2), (64, 64, 4, 2))
     keys, queries = (
@@ -278,7 +282,7 @@ def builds(target: str) -> list[Build]:
     """What is compiled ahead of time: `prepare`, and the default tiles of each of CASES."""
     found = [build_of(prepare, "prepare", CASES[0], {"BLOCK_M": ROWS, "num_warps": 4, "num_stages": 1})]
     for case in CASES:
-        keys, queries = choose_tiles(case[1], case[0], target)
+        keys, queries = choose_tiles(case[1], case[0], case[2], case[3], target)
         found.append(build_of(backward_keys, "dK and dV", case, keys, dots=4))
         found.append(build_of(backward_queries, "dQ", case, queries, dots=3))
     return found

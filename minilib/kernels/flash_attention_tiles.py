@@ -25,6 +25,12 @@ CASES = (
     (torch.bfloat16, 64, True, True),
     (torch.float16, 128, False, False),
     (torch.float32, 128, True, True),
+    # with other tiles these spilled
+    (torch.bfloat16, 128, True, True),
+    (torch.float16, 128, True, True),
+    (torch.float32, 16, True, True),
+    (torch.float32, 32, True, True),
+    (torch.float32, 32, False, False),
 )
 L2_SHARE = 24 * 2**20  # bytes that the heads at work together may read again and again: half the L2 cache of an H200
 

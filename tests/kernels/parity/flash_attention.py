@@ -73,7 +73,7 @@ def agrees(
 
 def lengths(place: Place, dtype: str, causal: bool) -> None:
     """Each pair of lengths around the blocks of one kernel, and a few around those of all."""
-    forward, (keys, queries) = choose_tile(16, DTYPES[dtype]), choose_tiles(16, DTYPES[dtype])
+    forward, (keys, queries) = choose_tile(16, DTYPES[dtype]), choose_tiles(16, DTYPES[dtype], True, False)
     edges = {tile[name] for tile in (forward, keys, queries) for name in ("BLOCK_M", "BLOCK_N")}
     small, large = min(edges), max(edges)
     pairs = list(itertools.product((0, 1, small - 1, small, small + 1), repeat=2))
