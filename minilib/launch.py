@@ -10,10 +10,18 @@ import pickle
 from collections.abc import Callable
 
 from minilib import launch_local
-from minilib.launch_errors import NestedRun, RankFailed, RanksTimedOut, ReturnNotPicklable
+from minilib.launch_errors import NestedRun, RankFailed, RanksTimedOut, ReturnNotPicklable, TemporaryFolderTooLong
 from minilib.launch_group import call, failure, join, leave, running, value
 
-__all__ = ["NestedRun", "RankFailed", "RanksTimedOut", "ReturnNotPicklable", "hosts", "run"]
+__all__ = [
+    "NestedRun",
+    "RankFailed",
+    "RanksTimedOut",
+    "ReturnNotPicklable",
+    "TemporaryFolderTooLong",
+    "hosts",
+    "run",
+]
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what it puts in the environment
 FAILURE = "minilib.launch/failure"  # the key under which the first rank to fail says so
@@ -56,6 +64,7 @@ def run(
         ReturnNotPicklable: a RankFailed, if what a rank returns does not pickle.
         RanksTimedOut: if ranks have not returned in time; it says which, and where each was.
         NestedRun: if called on a rank.
+        TemporaryFolderTooLong: if TMPDIR leaves no room for a socket's path.
         TypeError: if `fn` is not callable, or does not pickle with its arguments.
         ValueError: if another argument is out of range, or `world_size` is not torchrun's.
 

@@ -36,5 +36,9 @@ class RanksTimedOut(TimeoutError):
         self.ranks = ranks
 
 
+class TemporaryFolderTooLong(OSError):
+    """The path of the temporary folder leaves no room for the name of a socket in it."""
+
+
 class NestedRun(RuntimeError):
     """`run` was called by a function that already runs on a rank."""

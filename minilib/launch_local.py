@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver
 from pathlib import Path
 
-from minilib.launch_errors import RankFailed, RanksTimedOut
+from minilib.launch_errors import RankFailed, RanksTimedOut, TemporaryFolderTooLong
 from minilib.launch_group import value
 from minilib.launch_member import Member
 from minilib.launch_pickle import dumps
@@ -72,7 +72,16 @@ class Ranks:
         prepare = {"sys_path": sys.path, "sys_argv": sys.argv, "dir": str(Path.cwd())}
         for number in range(world_size):
             # Not a multiprocessing.Process: that would run the main script again in every rank.
-            member = Member(Rank(number, folder), *_server.connect_to_new_process([self.report]))
+            try:
+                pipes = _server.connect_to_new_process([self.report])
+            except OSError as error:
+                if "AF_UNIX path too long" not in str(error):
+                    raise
+                raise TemporaryFolderTooLong(
+                    f"the fork server's socket would lie in {tempfile.gettempdir()}, whose path is too long for that: "
+                    "set TMPDIR to a folder with a path of at most 70 bytes"
+                ) from None
+            member = Member(Rank(number, folder), *pipes)
             self.members.append(member)
             with open(member.pipe, "wb", closefd=False) as pipe, contextlib.suppress(BrokenPipeError):
                 pipe.write(pickle.dumps(prepare) + pickle.dumps(member.rank))

@@ -116,10 +116,8 @@ def test_an_interrupt_is_kept_until_it_is_safe(step, monkeypatch):
         run(time.sleep, 2, 60 if step == "start" else 0)
 
 
-def test_ranks_end_when_the_process_that_started_them_is_killed(tmp_path):
-    temporary, pids = tmp_path / "temporary", tmp_path / "pids"
-    temporary.mkdir()
-    pids.mkdir()
+def test_ranks_end_when_the_process_that_started_them_is_killed(tmp_path_factory):
+    temporary, pids = tmp_path_factory.mktemp("t"), tmp_path_factory.mktemp("pids")  # a socket's path must be short
     command = [sys.executable, SCRIPTS / "killed.py", pids]
     parent = subprocess.Popen(command, env=environment(TMPDIR=str(temporary)))
     try:
@@ -132,6 +130,15 @@ def test_ranks_end_when_the_process_that_started_them_is_killed(tmp_path):
         parent.wait()
     assert eventually(lambda: not any(runs(process.pid) for process in everyone))
     assert not list(temporary.glob("minilib-ranks-*"))
+
+
+def test_a_temporary_folder_with_too_long_a_path_is_named(tmp_path):
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    command = [sys.executable, SCRIPTS / "killed.py", tmp_path]
+    ended = subprocess.run(command, env=environment(TMPDIR=str(folder)), capture_output=True, text=True, timeout=90)
+    assert "TemporaryFolderTooLong" in ended.stderr and f"lie in {folder}, whose path is too long" in ended.stderr
+    assert list(folder.glob("minilib-ranks-*")) == []
 
 
 def test_a_fork_server_that_is_killed_is_replaced():

@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused_by_name(given, wrong, error, message):
     platform.system() != "Linux" or os.environ.get("TRITON_INTERPRET") == "1", reason="compiles on Linux, uninterpreted"
 )
 def test_on_hopper_keys_come_through_the_copy_engine_and_meet_wgmma():
-    dense, packed, _, full = flash_attention_forward.builds("sm_90")
+    dense, packed, _, full, *_ = flash_attention_forward.builds("sm_90")
     _, keys, queries, *_ = flash_attention_backward.builds("sm_90")
     for build, dots, copied in ((dense, 2, "cp.async.bulk.tensor"), (packed, 2, "cp.async.cg"),
                                 (keys, 4, "cp.async.cg"), (queries, 3, "cp.async.cg")):  # fmt: skip
