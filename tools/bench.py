@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|training|compiled|kernels]
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|compiled|kernels]
 
 --cpu leaves a GPU alone.
 """
@@ -8,6 +8,7 @@ Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|training|c
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 
 from tqdm import tqdm
@@ -16,10 +17,10 @@ from minilib import records, workloads
 from minilib.kernels.dispatch import interpreted, triton
 from minilib.machine import Machine
 from minilib.measure import check_table, median_ratio
-from tools import bench_kernels, bench_paging, bench_training
+from tools import bench_collectives, bench_kernels, bench_paging, bench_training
 from tools.kernel_jobs import Sizes
 
-CHOICES = ("machine", "workloads", "paging", "training", "compiled", "kernels")
+CHOICES = ("machine", "workloads", "paging", "collectives", "training", "compiled", "kernels")
 
 
 def main() -> int:
@@ -37,6 +38,8 @@ def main() -> int:
         _workloads(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
+    if options.only in (None, "collectives") and machine.kind == "cpu":
+        _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
         _training(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
@@ -81,6 +84,20 @@ def _paging(machine: Machine) -> None:
         size = f"{row['parameters'] / 1e6:.0f} M parameters, batch {row['batch']}"
         print(f"{size}: a step is {row['over_bare_forward']:.2f}× its forward pass, at {share}")
     _save(machine, "paging", found)
+
+
+def _collectives(machine: Machine) -> None:
+    """Chapter 04: every plan over every transport, beside gloo and, where it is installed, Open MPI."""
+    found = bench_collectives.collectives()
+    for row in found["all_reduce"]:
+        if row["plan"] == "ring":
+            where = f"{row['kind']}, {row['world_size']} ranks, {row['bytes']} bytes"
+            print(f"ring, {where}: {row['seconds'] * 1e3:.2f} ms, gloo / this {row['gloo_over_this']:.2f}")
+    for row in found["open_mpi"]:
+        print(f"{row['version']}, {row['world_size']} ranks, {row['bytes']} bytes: {row['seconds'] * 1e3:.2f} ms")
+    middle = statistics.median(row["predicted"] / row["seconds"] for row in found["all_reduce"])
+    print(f"median predicted / measured: {middle:.2f}")
+    _save(machine, "collectives", found)
 
 
 def _training(machine: Machine) -> None:

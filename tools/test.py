@@ -1,6 +1,6 @@
 """Run everything that must hold: ruff, unit and grader tests, nbval on every chapter and solution.
 
-Usage: python tools/test.py [--only ruff|unit|interpreter|notebooks]
+Usage: python tools/test.py [--only ruff|unit|interpreter|solutions|chapters]
 
 Ends with what was skipped and why, and one line of totals.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from tools.chapters import CELL_TIMEOUT, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("unit", "interpreter", "notebooks")
+PARTS = ("unit", "interpreter", "solutions", "chapters")
 
 
 def main() -> int:
@@ -43,22 +43,20 @@ def main() -> int:
 def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     both = [*pytest, "-n", "2", "--dist", "worksteal"]
-    books = [str(path.relative_to(ROOT)) for path in notebooks()]
+    books = ["--nbval", f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-current-env", "--timeout=600"]
+    chapters, solutions = (
+        [str(path.relative_to(ROOT)) for path in notebooks() if path.is_relative_to(ROOT / folder)]
+        for folder in ("chapters", "solutions")
+    )
     return {
         "ruff": [sys.executable, "-m", "ruff", "check", "--quiet", "."],
         "unit": [*both, f"--junitxml={reports['unit']}", "--ignore=tests/interpreter", "tests"],
         # Triton decides at import whether it interprets, so its interpreter has processes of its own
         "interpreter": [*both, f"--junitxml={reports['interpreter']}", "tests/interpreter"],
-        # one notebook at a time: two that measure at once would measure each other
-        "notebooks": [
-            *pytest,
-            "--nbval",
-            f"--nbval-cell-timeout={CELL_TIMEOUT}",
-            "--nbval-current-env",
-            "--timeout=600",
-            f"--junitxml={reports['notebooks']}",
-            *books,
-        ],
+        # what solutions say is counted, so two may run at a time
+        "solutions": [*pytest, "-n", "2", "--dist=loadfile", *books, f"--junitxml={reports['solutions']}", *solutions],
+        # two chapters that measure at once would measure each other
+        "chapters": [*pytest, *books, f"--junitxml={reports['chapters']}", *chapters],
     }
 
 

@@ -1,0 +1,106 @@
+"""Kernels for the graders' many runs: each is a fork of one process that has loaded ipykernel and torch already.
+
+A kernel of its own takes most of two seconds to start, half of that for torch, and an exercise takes some twenty.
+Jupyter starts `ask_for_kernel.py` in a kernel's place, which hands the server its own files, environment and folder,
+passes signals on, and ends when the kernel does. When it is killed, its kernel ends too.
+
+Usage: python -m tests.graders.preloaded SOCKET
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+START_TIMEOUT = 120.0  # seconds for the server to load torch, on a machine that is busy with other things
+ASK = Path(__file__).with_name("ask_for_kernel.py")
+
+
+@contextlib.contextmanager
+def preloaded_kernels() -> Iterator[None]:
+    """While the block runs, kernels that Jupyter starts from this process are forks of one server."""
+    with tempfile.TemporaryDirectory(prefix="kernels-") as name:
+        folder = Path(name)
+        spec = folder / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        door = str(folder / "door")
+        command = [sys.executable, "-S", "-E", str(ASK), door, "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
+        server = subprocess.Popen([sys.executable, "-m", "tests.graders.preloaded", door], stdout=subprocess.PIPE)
+        before = os.environ.get("JUPYTER_PATH")
+        try:
+            assert server.stdout.readline() == b"ready\n", "the server of kernels did not start"
+            os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [name, before]))
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("JUPYTER_PATH", None)
+            else:
+                os.environ["JUPYTER_PATH"] = before
+            server.kill()
+            server.wait()
+            server.stdout.close()
+
+
+def serve(door: str) -> None:
+    """Fork a kernel for whoever asks; what is loaded here is what every notebook of the course loads first."""
+    # Read at import: no parent to watch, for the other end of the connection is.
+    os.environ["JPY_PARENT_PID"] = "1"
+    import ipykernel.kernelapp  # noqa: F401
+    import matplotlib_inline.backend_inline  # noqa: F401
+    import numpy  # noqa: F401
+    import torch.distributed  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for kernels: the asking process sees them end
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(door)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _become_kernel(connection)
+            connection.close()
+
+
+def _become_kernel(connection: socket.socket) -> None:
+    """In the fork: take over files, environment, folder and arguments of the process that asked, and be its kernel."""
+    message, files, _, _ = socket.recv_fds(connection, 2**20, 3)
+    while not message.endswith(b"\0"):
+        message += connection.recv(2**20)
+    asked = json.loads(message[:-1])
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["folder"])
+    sys.argv = ["ipykernel_launcher", *asked["arguments"]]
+    connection.sendall(os.getpid().to_bytes(4, "little"))
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance()
+    os._exit(0)
+
+
+def _end_with(connection: socket.socket) -> None:
+    connection.recv(1)  # nothing comes until the other side is gone
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
