@@ -34,7 +34,7 @@ from minilib.training.transport_shared import SharedMemoryTransport
 
 WORLD_SIZES = (2, 4)
 SIZES = tuple(2**k for k in (12, 16, 20, 22, 24, 26))  # bytes of the tensor
-MESSAGES = tuple(2**k for k in (2, 12, 16, 20, 24))  # bytes of a message by which a link is measured
+MESSAGES = tuple(2**k for k in (2, 12, 16, 20, 24, 26))  # bytes of a message by which a link is measured
 TURNS = 5
 KINDS = {  # which transport, and whether the tensor lies in memory that all ranks map
     "group": (GroupTransport, False),
@@ -56,7 +56,7 @@ def collectives(sizes: Sequence[int] = SIZES, messages: Sequence[int] = MESSAGES
         for world_size in WORLD_SIZES:
             for kind in KINDS:
                 found = launch.run(_messages, world_size, kind, messages, timeout=300)[0]
-                links.append({"kind": kind, "world_size": world_size, **_link(world_size, messages, *found)})
+                links.append({"kind": kind, "world_size": world_size, **_link(world_size, messages, found)})
                 bar.update()
             for nbytes in sizes:
                 ranks = launch.run(_all_reduces, world_size, nbytes, budget, timeout=600)
@@ -108,8 +108,8 @@ def open_mpi(sizes: Sequence[int]) -> list[dict]:
 # On ranks
 
 
-def _messages(kind: str, messages: Sequence[int]) -> tuple[list[float], list[float], float]:
-    """Seconds of a message of each size between two ranks, taken over and added, and of a round of all at once."""
+def _messages(kind: str, messages: Sequence[int]) -> list[list[float]]:
+    """For each size, seconds of a message between two ranks, taken over or added, and of a round of all at once."""
     make, mapped = KINDS[kind]
     transport = make()
     me, n = transport.rank, transport.world_size
@@ -128,16 +128,16 @@ def _messages(kind: str, messages: Sequence[int]) -> tuple[list[float], list[flo
         transport.exchange(send, receive, None)
         transport.flush()
 
-    taken, added = [], []
+    found = []
     for nbytes in messages:
-        both = [partial(there_and_back, nbytes // 4, combine) for combine in (None, Tensor.add_)]
-        own = [statistics.median(times) / 2 for times in _in_turns(both, max(1, min(20, 2**20 // nbytes)), 9)]
-        taken.append(own[0])
-        added.append(own[1])
-    [together] = _in_turns([partial(everybody, max(messages) // 4)], 1, 9)
+        numel, times = nbytes // 4, max(1, min(20, 2**20 // nbytes))
+        calls = [partial(there_and_back, numel, None), partial(there_and_back, numel, Tensor.add_),
+                 partial(everybody, numel)]  # fmt: skip
+        taken, added, together = map(statistics.median, _in_turns(calls, times, 9))
+        found.append([taken / 2, added / 2, together])
     dist.barrier()
     transport.close()
-    return taken, added, statistics.median(together)
+    return found
 
 
 def _all_reduces(nbytes: int, budget: float) -> dict[str | tuple[str, str], list[float]]:
@@ -177,23 +177,25 @@ def _in_turns(calls: Sequence[Callable[[], object]], times: int, turns: int, bud
 # What was measured
 
 
-def _link(world_size: int, messages: Sequence[int], taken: list[float], added: list[float], together: float) -> dict:
-    """α, bandwidth and the rate of adding, by least squares of the relative error, and what all ranks get together."""
+def _link(world_size: int, messages: Sequence[int], found: list[list[float]]) -> dict:
+    """α and bandwidth of one pair and of all ranks together, and the rate of adding."""
+    taken, added, together = (np.array(times) for times in zip(*found, strict=True))
     sizes = np.array(messages)
-    (latency, inverse), (_, inverse_added) = _fit(sizes, np.array(taken)), _fit(sizes, np.array(added))
+    (latency, inverse), (_, inverse_added) = _fit(sizes, taken), _fit(sizes, added)
+    bus_latency, inverse_bus = _fit(world_size * sizes, together)
     return {
         "latency": latency,
         "bandwidth": 1 / inverse,
         "reduce_rate": 1 / max(inverse_added - inverse, 1e-12),
-        "bus": world_size * messages[-1] / together,
-        "messages": [
-            {"bytes": n, "seconds": t, "seconds_if_added": a} for n, t, a in zip(messages, taken, added, strict=True)
-        ],
-    }
+        "bus_latency": bus_latency / world_size,
+        "bus_bandwidth": 1 / inverse_bus,
+        "messages": [dict(zip(("bytes", "seconds", "seconds_if_added", "seconds_of_a_round"), (n, *times), strict=True))
+                     for n, times in zip(messages, found, strict=True)],
+    }  # fmt: skip
 
 
 def _fit(sizes: np.ndarray, taken: np.ndarray) -> tuple[float, float]:
-    """α and β, neither negative, of the line through (bytes, seconds)."""
+    """α and β, neither negative, of the line through (bytes, seconds), by least squares of the relative error."""
     columns = np.stack([1 / taken, sizes / taken], axis=1)
     (latency, inverse), *_ = np.linalg.lstsq(columns, np.ones(len(sizes)), rcond=None)
     return float(max(latency, 1e-9)), float(max(inverse, 1e-13))
@@ -219,4 +221,5 @@ def _beside(gloo: list[float], own: list[float]) -> dict:
 def _predicted(row: dict, link: dict) -> float:
     plan = all_reduce_plans(row["world_size"])[row["plan"]]
     chunks = [4 * len(part) for part in torch.empty(row["bytes"] // 4, device="meta").tensor_split(plan.num_chunks)]
-    return seconds(plan, chunks, Link(link["bandwidth"], link["latency"]), link["reduce_rate"], link["bus"])
+    way, bus = Link(link["bandwidth"], link["latency"]), Link(link["bus_bandwidth"], link["bus_latency"])
+    return seconds(plan, chunks, way, link["reduce_rate"], bus)

@@ -212,7 +212,7 @@ def seconds(
     chunk_bytes: Sequence[int],
     link: Link | Callable[[int, int], Link],
     reduce_rate: float = float("inf"),
-    bus: float = float("inf"),
+    bus: Link | None = None,
 ) -> float:
     """Predicted time: the sum over rounds of the slowest message, α + bytes · β.
 
@@ -221,22 +221,23 @@ def seconds(
         chunk_bytes: bytes of each chunk.
         link: α and β of every way, or a function of (src, dst) for links that differ, such as within and between hosts.
         reduce_rate: bytes/s at which a receiver adds what came to what it has.
-        bus: bytes/s that all messages of a round get together, where ranks share a host's memory or a switch.
+        bus: what all messages of a round get one after another, where ranks share a host's cores or a switch.
 
     Source: Hockney 1994 for α and β; Thakur, Rabenseifner and Gropp 2005 for the collectives.
     """
     way = link if callable(link) else lambda src, dst: link
     total = 0.0
     for transfers in plan.rounds:
-        slowest, volume = 0.0, 0
+        slowest = together = 0.0
         for t in transfers:
             size = _size(t, chunk_bytes)
             if size:
                 own = way(t.src, t.dst)
                 adding = size / reduce_rate if t.reduce else 0.0
                 slowest = max(slowest, own.latency + size / own.bandwidth + adding)
-                volume += size
-        total += max(slowest, volume / bus)
+                if bus:
+                    together += bus.latency + size / bus.bandwidth
+        total += max(slowest, together)
     return total
 
 

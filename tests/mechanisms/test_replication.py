@@ -173,7 +173,8 @@ def test_the_price_is_latency_and_bytes_round_by_round():
     ring = plans.ring("all_reduce", 4)
     assert seconds(ring, [1000] * 4, link) == pytest.approx(6 * (1e-5 + 1e-6))
     assert seconds(ring, [1000] * 4, link, reduce_rate=1e9) == pytest.approx(6 * (1e-5 + 1e-6) + 3 * 1e-6)
-    assert seconds(ring, [1000] * 4, link, bus=1e8) == pytest.approx(6 * 4e-5)
+    shared = SimpleNamespace(latency=1e-6, bandwidth=1e8)  # each round has four messages, one after another
+    assert seconds(ring, [1000] * 4, link, bus=shared) == pytest.approx(6 * 4 * 1.1e-5)
     assert seconds(ring, [0] * 4, link) == 0
     assert seconds(plans.ring("all_reduce", 1), [1000], link) == 0
     slow = SimpleNamespace(latency=1e-3, bandwidth=1e6)

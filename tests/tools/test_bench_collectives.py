@@ -14,7 +14,9 @@ def test_every_plan_over_every_transport_beside_gloo(monkeypatch):
     found = collectives(sizes=(2**12, 2**13), messages=(4, 2**12), budget=0.0)
     assert json.loads(json.dumps(found)) is not None
     assert [link["kind"] for link in found["links"]] == list(KINDS)
-    assert all(link[rate] > 0 for link in found["links"] for rate in ("latency", "bandwidth", "reduce_rate", "bus"))
+    assert all(
+        link[rate] > 0 for link in found["links"] for rate in ("latency", "bandwidth", "reduce_rate", "bus_bandwidth")
+    )
     rows = found["all_reduce"]
     combinations = {(row["kind"], row["plan"], row["bytes"]) for row in rows}
     assert len(rows) == len(combinations) == 3 * len(all_reduce_plans(2)) * 2
