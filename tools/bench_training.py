@@ -34,12 +34,16 @@ from minilib.training.zero_ledger import STAGES, expected_bytes
 
 MODEL = ModelConfig(4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128)
 CONTEXT, ROUNDS, RATE = 128, 12, 1e-4
-WIRE = Link(bandwidth=0.625e9, latency=50e-6)  # 5 Gb/s
 TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "gloo": GroupTransport,
     "shared memory": SharedMemoryTransport,
-    "5 Gb/s": lambda: ShapedTransport(SharedMemoryTransport(), WIRE),
+    "5 Gb/s": lambda: _wire(0.625e9),
+    "2.5 Gb/s": lambda: _wire(0.3125e9),
 }
+
+
+def _wire(bandwidth: float) -> Transport:
+    return ShapedTransport(SharedMemoryTransport(), Link(bandwidth, latency=50e-6))
 
 
 def training() -> dict:
