@@ -20,7 +20,7 @@ from torch import Tensor
 Combine = Callable[[Tensor, Tensor], object]  # (what is there, what came): adds to what is there
 
 LABEL_BYTES, FIRST_BYTES = 128, 2**12
-SEGMENTS, SEGMENT_BYTES = 4, 2**21  # some are on their way while the one before is added
+SEGMENTS, SEGMENT_BYTES = 2, 2**22  # one is on its way while the one before is added
 
 
 class CollectiveFailed(RuntimeError):
