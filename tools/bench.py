@@ -22,6 +22,8 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = ("machine", "workloads", "paging", "collectives", "training", "compiled", "kernels")
 
+FRESH = (None, "machine", "workloads", "paging")  # held against this machine's rates, which change with its neighbours
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,7 +32,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.only == "compiled" and (triton is None or interpreted()):
         parser.error("compiled needs Triton (on Linux) without TRITON_INTERPRET")
-    machine = Machine.measure("cpu" if options.cpu else "auto", refresh=options.only in (None, "machine"))
+    machine = Machine.measure("cpu" if options.cpu else "auto", refresh=options.only in FRESH)
     if options.only in (None, "machine"):
         print(machine)
         _save(machine, "machine", machine.to_dict())
