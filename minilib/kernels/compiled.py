@@ -126,7 +126,7 @@ def read(target: str, name: str, compiled) -> Report:
     return Report(name, target, registers, spilled, compiled.metadata.shared, len(re.findall(_MATRIX[target], code)))
 
 
-def builds(target: str, every: bool = False) -> dict[str, list[Build]]:
+def all_builds(target: str, every: bool = False) -> dict[str, list[Build]]:
     """Default configurations of every kernel in this package: module name → its builds for one target.
 
     With `every`, all that a user meets at the shapes that models have, too many to compile in a test run:

@@ -30,7 +30,7 @@ def max_group(head_dim: int, dtype: torch.dtype) -> int:
 
 
 def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, target: str = "sm_80") -> dict[str, int]:
-    """BLOCK_M, BLOCK_N, num_warps and num_stages of `attend` for sequences with about `q_len` query tokens.
+    """BLOCK_M, BLOCK_N, num_warps, num_stages and, if any, maxnreg of `attend` for sequences of about `q_len` queries.
 
     Short, for decode: what counts is bytes on their way. 8 KiB of K and of V a round with 4 stages are 48 KiB, and four
     such programs fit a multiprocessor: up to 192 KiB, where 4.8 TB/s × 1 µs is 36 KB on each of an H200's 132.
@@ -41,8 +41,10 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
     decode = q_len * group <= short or full
     block_m = short if decode else max(short, 128 if head_dim <= 128 else 64)
     stretch = 8192 if decode else 16384
-    if (full and short == 128) or (target == "sm_80" and head_dim == 128):  # 128 rows leave few registers for scores
-        stretch = min(stretch, 4096 if full else 8192)
+    if full and short == 128:  # so many rows leave few registers for scores
+        stretch = 4096
+    elif target == "sm_80" and head_dim == 128:  # and wgmma, which takes K and V from shared memory, is Hopper's
+        stretch = 8192
     block_n = min(64, max(16, stretch // (head_dim * dtype.itemsize)))
     # gfx942 has 64 KiB of shared memory where an A100 has 164: a deeper pipeline leaves room for one program.
     stages = 4 if decode and not full and target != "gfx942" else 2
@@ -50,8 +52,9 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
     if not decode:
         return tile | {"num_warps": 8}
     warps = 4 if short < 128 and short * head_dim * dtype.itemsize <= 8192 else 8
-    # Registers for PROGRAMS_PER_SM programs of 16 rows; taller tiles need all that a thread may have.
-    return tile | {"num_warps": warps, "maxnreg": 65536 // (128 * PROGRAMS_PER_SM) if short == 16 else 255}
+    # Registers for PROGRAMS_PER_SM programs of 16 rows; taller tiles, and float32, need all that a thread may have.
+    crowded = short == 16 and not full
+    return tile | {"num_warps": warps, "maxnreg": 65536 // (128 * PROGRAMS_PER_SM) if crowded else 255}
 
 
 # All that is compiled ahead of time; in float32 decode and prefill are the same.

@@ -15,7 +15,7 @@ if platform.system() == "Linux":
     BUILDS = [
         pytest.param(target, build, id=f"{target}-{module}-{build.name}")
         for target in compiled.TARGETS
-        for module, builds in compiled.builds(target).items()
+        for module, builds in compiled.all_builds(target).items()
         for build in builds
     ]
 else:
@@ -35,7 +35,9 @@ def test_it_compiles_without_spills_and_with_tensor_cores(target, build):
 def test_what_is_recorded_is_every_default_configuration_and_none_spills(target, machine):
     """All that is too much to compile in a test run; `python -m tools.bench --cpu --only compiled` records it anew."""
     rows = [row for row in records.load(machine, "compiled").data["builds"] if row["target"] == target]
-    dots = {(module, build.name): build.dots for module, of in compiled.builds(target, True).items() for build in of}
+    dots = {
+        (module, build.name): build.dots for module, of in compiled.all_builds(target, True).items() for build in of
+    }
     assert [(row["module"], row["name"]) for row in rows] == list(dots)
     troubled = [
         row for row in rows
@@ -47,14 +49,14 @@ def test_what_is_recorded_is_every_default_configuration_and_none_spills(target,
 
 @pytest.mark.parametrize("target", compiled.TARGETS)
 def test_what_every_test_run_compiles_is_a_part_of_every_default_configuration(target):
-    few, every = compiled.builds(target), compiled.builds(target, True)
+    few, every = compiled.all_builds(target), compiled.builds(target, True)
     for module, builds in few.items():
         assert all(build in every[module] for build in builds)
         assert len({build.name for build in every[module]}) == len(every[module])
 
 
 def test_a_limit_on_registers_is_for_nvidia_alone():
-    build = next(build for build in compiled.builds("sm_90")["rms_norm"] if build.maxnreg)
+    build = next(build for build in compiled.all_builds("sm_90")["rms_norm"] if build.maxnreg)
     assert f".maxnreg {build.maxnreg}" in compiled.compile_for("sm_90", build).asm["ptx"]
     assert compiled.report("gfx942", build).registers  # where it is no option
 
