@@ -190,7 +190,7 @@ def persistent(
 def choose_tile(
     m: int, n: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132, hip: bool = False
 ) -> dict[str, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, num_warps, num_stages and maxnreg, if any, for a product of this size.
+    """BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, num_warps, num_stages and maxnreg for a product of this size.
 
     The larger the tile, the fewer bytes per FLOP; what bounds it is the accumulator, 128 registers a thread for
     128 × 256 and 8 warps, and the operands in flight, 24 KiB a stage. gfx942 has 64 KiB of shared memory, fp32 no
@@ -208,8 +208,9 @@ def choose_tile(
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": GROUP}
     wide = block_m * block_n >= (64 * 64 if small else 128 * 64)
     tile |= {"num_warps": 8 if wide else 4, "num_stages": stages}
-    # Without tensor cores, or with an address a value, a thread needs more registers than the assembler would allot.
-    return tile | {"maxnreg": 255} if small else tile
+    # Left alone, NVIDIA's assembler aims at more programs at a time than there are registers for, and spills a few.
+    # Two programs of 8 warps may have 128 each; without tensor cores, or with an address a value, that is too few.
+    return tile | {"maxnreg": 255 if small or block_m * block_n > 128 * 128 else 128}
 
 
 def fit_to_version(tile: dict[str, int], version: str) -> dict[str, int]:

@@ -49,8 +49,8 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
     # gfx942 has 64 KiB of shared memory where an A100 has 164: a deeper pipeline leaves room for one program.
     stages = 4 if decode and not full and target != "gfx942" else 2
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_stages": stages}
-    if not decode:
-        return tile | {"num_warps": 8}
+    if not decode:  # without wgmma the operands lie in registers, too: more than the assembler allots by itself
+        return tile | {"num_warps": 8} | ({"maxnreg": 255} if target == "sm_80" else {})
     warps = 4 if short < 128 and short * head_dim * dtype.itemsize <= 8192 else 8
     # Registers for PROGRAMS_PER_SM programs of 16 rows; taller tiles, and float32, need all that a thread may have.
     crowded = short == 16 and not full

@@ -49,7 +49,7 @@ def test_what_is_recorded_is_every_default_configuration_and_none_spills(target,
 
 @pytest.mark.parametrize("target", compiled.TARGETS)
 def test_what_every_test_run_compiles_is_a_part_of_every_default_configuration(target):
-    few, every = compiled.all_builds(target), compiled.builds(target, True)
+    few, every = compiled.all_builds(target), compiled.all_builds(target, True)
     for module, builds in few.items():
         assert all(build in every[module] for build in builds)
         assert len({build.name for build in every[module]}) == len(every[module])
