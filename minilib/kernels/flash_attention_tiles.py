@@ -39,7 +39,7 @@ class Case(NamedTuple):
     group: int = 4
 
 
-# All that is compiled ahead of time. Groups of 2 and more come out alike, one query head to a kv head does not.
+# All that is compiled ahead of time. A group of 4 stands for all larger ones; a group of 1 has nothing to divide by.
 EVERY_CASE = tuple(Case(*of) for of in itertools.product(DTYPES, HEAD_DIMS, (True, False), (False, True), (4, 1)))
 # What every test run compiles of it.
 CASES = (
