@@ -2,7 +2,7 @@
 
 Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|compiled|kernels]
 
---cpu leaves a GPU alone.
+--cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ from tools.kernel_jobs import Job, Sizes, jobs
 
 def every_build(targets: tuple[str, ...] = tuple(compiled.TARGETS)) -> list[dict]:
     """A row for each default configuration and target: registers, spills, shared memory, tensor-core instructions."""
-    builds = [(t, module, build) for t in targets for module, of in compiled.every_build(t).items() for build in of]
+    builds = [
+        (t, module, build) for t in targets for module, of in compiled.all_builds(t, True).items() for build in of
+    ]
     rows = []
     for target, module, build in tqdm(builds, desc="compiling", leave=False):
         try:

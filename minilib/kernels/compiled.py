@@ -37,6 +37,7 @@ class Build:
         constants: value of each `tl.constexpr` argument.
         num_warps: warps per program.
         num_stages: depth of the software pipeline.
+        maxnreg: registers that a thread may have on an NVIDIA GPU; left out, the assembler trades some for occupancy.
         dots: how many matrix products at least must be found in the machine code.
         unaligned: arguments that are not known to be multiples of 16; pointers and strides usually are.
         aligned: further arguments that are known to be, as a launch finds them: sizes that are multiples of 16.
@@ -48,9 +49,19 @@ class Build:
     constants: Mapping[str, object] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 3
+    maxnreg: int | None = None
     dots: int = 0
     unaligned: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, kernel: object, name: str, types: Mapping[str, str], options: Mapping[str, object], **others: object
+    ) -> Build:
+        """A build from what a launch is given by name, constants and compiler options; others: further fields."""
+        compiler = {key: options[key] for key in ("num_warps", "num_stages", "maxnreg") if key in options}
+        constants = {key: value for key, value in options.items() if key not in compiler}
+        return cls(kernel, name, types, constants, **compiler, **others)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ def compile_for(target: str, build: Build):
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in sorted(multiples)}
     source = ASTSource(build.kernel, signature=signature, constexprs=dict(build.constants), attrs=aligned)
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
+    options |= {} if target == "gfx942" else {"maxnreg": build.maxnreg}
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 
@@ -114,13 +126,17 @@ def read(target: str, name: str, compiled) -> Report:
     return Report(name, target, registers, spilled, compiled.metadata.shared, len(re.findall(_MATRIX[target], code)))
 
 
-def every_build(target: str) -> dict[str, list[Build]]:
-    """The default configurations of every kernel in this package: module name → its builds for one target."""
+def all_builds(target: str, every: bool = False) -> dict[str, list[Build]]:
+    """Default configurations of every kernel in this package: module name → its builds for one target.
+
+    With `every`, all that a user meets at the shapes that models have, too many to compile in a test run:
+    `make bench` records what the compiler says of them. Else a few, hard ones among them.
+    """
     package, found = importlib.import_module("minilib.kernels"), {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"minilib.kernels.{info.name}")
         if hasattr(module, "builds"):
-            found[info.name] = module.builds(target)
+            found[info.name] = module.builds(target, every)
     return found
 
 

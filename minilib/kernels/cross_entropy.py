@@ -6,12 +6,14 @@ know its maximum; each lane of a program keeps a running maximum and sum of its 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from minilib.kernels.compiled import Build
-from minilib.kernels.dispatch import as_rows, check_floats, jit, launch, runs_kernel, triton
+from minilib.kernels.dispatch import DTYPES, as_rows, check_floats, jit, launch, runs_kernel, triton
 from minilib.price import Cost
 
 if triton:
@@ -259,10 +261,14 @@ def choose_tile(vocab: int, backward: bool = False) -> dict[str, int]:
     return tile if backward else tile | {"DEPTH": min(DEPTH, width // lanes)}
 
 
-def builds(target: str) -> list[Build]:
+def builds(target: str, every: bool = False) -> list[Build]:
     """What is compiled ahead of time: both kernels, for a vocabulary of characters, a large one and an odd one."""
+    chosen = (("bf16", 128), ("bf16", 128_256), ("fp32", 128_256), ("bf16", 50_257))
+    if every:
+        vocabularies = (32, 128, 256, 512, 1024, 2048, 4096, 8192, 32_000, 50_257, 128_256, 151_936)
+        chosen = itertools.product(DTYPES.values(), vocabularies)
     found = []
-    for dtype, vocab in (("bf16", 128), ("bf16", 128_256), ("fp32", 128_256), ("bf16", 50_257)):
+    for dtype, vocab in chosen:
         types = dict.fromkeys(("logits_ptr", "dlogits_ptr"), f"*{dtype}") | {"targets_ptr": "*i64"}
         types |= dict.fromkeys(("losses_ptr", "grad_ptr", "top_ptr", "total_ptr"), "*fp32")
         types |= dict.fromkeys(("vocab", "stride_logits", "stride_grad", "ignore_index"), "i32")
@@ -273,8 +279,7 @@ def builds(target: str) -> list[Build]:
         }
         for kernel, name in ((forward, "forward"), (backward, "backward")):
             tile = choose_tile(vocab, backward=kernel is backward)
-            warps = tile.pop("num_warps")
-            found.append(Build(kernel, f"{name}, {dtype}, vocabulary {vocab}", types, tile, num_warps=warps, **known))
+            found.append(Build.of(kernel, f"{name}, {dtype}, vocabulary {vocab}", types, tile, **known))
     return found
 
 

@@ -89,7 +89,13 @@ def head_offsets(row, tokens, heads, stride_batch, stride_token, stride_head):
     return batch.to(tl.int64) * stride_batch + token.to(tl.int64) * stride_token + head.to(tl.int64) * stride_head
 
 
-def launch(kernel, programs: int, *arguments, **options) -> None:
-    """Launch that many programs on the device of the first argument: Triton's own choice is the current device."""
+def launch(kernel, programs: int | tuple[int, ...], *arguments, **options) -> None:
+    """Launch that many programs on the device of the first argument: Triton's own choice is the current device.
+
+    `maxnreg` among the options is for NVIDIA's assembler, which without it aims at more programs on a multiprocessor
+    than there are registers for, and spills a few. AMD's compiler has no such option.
+    """
+    if torch.version.hip:
+        options.pop("maxnreg", None)
     with torch.cuda.device_of(arguments[0]):
-        kernel[(programs,)](*arguments, **options)
+        kernel[(programs,) if isinstance(programs, int) else programs](*arguments, **options)

@@ -16,6 +16,7 @@ from minilib.kernels.compiled import Build
 from minilib.kernels.dispatch import launch, triton
 from minilib.kernels.flash_attention_tiles import (
     CASES,
+    EVERY_CASE,
     Problem,
     build_of,
     head_at,
@@ -278,11 +279,13 @@ def choose_tiles(
     return keys, queries
 
 
-def builds(target: str) -> list[Build]:
-    """What is compiled ahead of time: `prepare`, and the default tiles of each of CASES."""
-    found = [build_of(prepare, "prepare", CASES[0], {"BLOCK_M": ROWS, "num_warps": 4, "num_stages": 1})]
-    for case in CASES:
-        keys, queries = choose_tiles(case[1], case[0], case[2], case[3], target)
+def builds(target: str, every: bool = False) -> list[Build]:
+    """What is compiled ahead of time: `prepare`, which knows neither diagonal nor group, and each case's tiles."""
+    cases, row = EVERY_CASE if every else CASES, {"BLOCK_M": ROWS, "num_warps": 4, "num_stages": 1}
+    preparing = [case for case in cases if case.causal and case.group == 4] if every else CASES[:1]
+    found = [build_of(prepare, "prepare", case, row) for case in preparing]
+    for case in cases:
+        keys, queries = choose_tiles(case.head_dim, case.dtype, case.causal, case.varlen, target)
         found.append(build_of(backward_keys, "dK and dV", case, keys, dots=4))
         found.append(build_of(backward_queries, "dQ", case, queries, dots=3))
     return found

@@ -12,6 +12,7 @@ from minilib.kernels.compiled import Build
 from minilib.kernels.dispatch import launch, triton
 from minilib.kernels.flash_attention_tiles import (
     CASES,
+    EVERY_CASE,
     Problem,
     build_of,
     describe,
@@ -145,11 +146,17 @@ def choose_tile(head_dim: int, dtype: torch.dtype, target: str = "sm_80") -> dic
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
 
 
-def builds(target: str) -> list[Build]:
-    """What is compiled ahead of time: the default tile of each of CASES; on sm_90 dense K and V come through TMA."""
+def builds(target: str, every: bool = False) -> list[Build]:
+    """What is compiled ahead of time: the default tile of each case.
+
+    On sm_90 dense 16-bit K and V come through TMA, if they suit it: of every case there are both.
+    """
     found = []
-    for case in CASES:
-        dtype, head_dim, _, varlen = case
-        copied = ("k", "v") if target == "sm_90" and not varlen and dtype.itemsize == 2 else ()
-        found.append(build_of(forward, "forward", case, choose_tile(head_dim, dtype, target), dots=2, copied=copied))
+    for case in EVERY_CASE if every else CASES:
+        tile = choose_tile(case.head_dim, case.dtype, target)
+        tma = target == "sm_90" and not case.varlen and case.dtype.itemsize == 2
+        if tma:
+            found.append(build_of(forward, "forward", case, tile, dots=2, copied=("k", "v")))
+        if every or not tma:
+            found.append(build_of(forward, "forward", case, tile, dots=2))
     return found

@@ -7,7 +7,9 @@ A tensor is (batch, tokens, heads, head_dim) with any strides but 1 in the last 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,24 +21,39 @@ if triton:
     import triton.language as tl
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-# What is compiled ahead of time: dtype, head_dim, causal, of variable length.
-CASES = (
-    (torch.bfloat16, 128, True, False),
-    (torch.bfloat16, 64, True, True),
-    (torch.float16, 128, False, False),
-    (torch.float32, 128, True, True),
-    # with other tiles these spilled
-    (torch.bfloat16, 128, True, True),
-    (torch.float16, 128, True, True),
-    (torch.float32, 16, True, True),
-    (torch.float32, 32, True, True),
-    (torch.float32, 32, False, False),
-)
+HEAD_DIMS = (16, 32, 64, 128)
 L2_SHARE = 24 * 2**20  # bytes that the heads at work together may read again and again: half the L2 cache of an H200
 
 # Lengths differ from call to call: specialised for 1 and for multiples of 16, a kernel is compiled again and again.
 _LENGTHS = ["q_len", "k_len", "num_heads", "num_blocks", "section"]
 jit = triton.jit(do_not_specialize=_LENGTHS) if triton else lambda kernel: kernel
+
+
+class Case(NamedTuple):
+    """What one compiled kernel is for; `group` is query heads to a kv head."""
+
+    dtype: torch.dtype
+    head_dim: int
+    causal: bool
+    varlen: bool
+    group: int = 4
+
+
+# All that is compiled ahead of time. A group of 4 stands for all larger ones; a group of 1 has nothing to divide by.
+EVERY_CASE = tuple(Case(*of) for of in itertools.product(DTYPES, HEAD_DIMS, (True, False), (False, True), (4, 1)))
+# What every test run compiles of it.
+CASES = (
+    Case(torch.bfloat16, 128, True, False),
+    Case(torch.bfloat16, 64, True, True),
+    Case(torch.float16, 128, False, False),
+    Case(torch.float32, 128, True, True),
+    # with other tiles these spilled
+    Case(torch.bfloat16, 128, True, True),
+    Case(torch.float16, 128, True, True),
+    Case(torch.float32, 16, True, True),
+    Case(torch.float32, 32, True, True),
+    Case(torch.float32, 32, False, False),
+)
 
 
 @dataclass(frozen=True)
@@ -184,20 +201,19 @@ def describe(x: Tensor, block: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, [1, block, 1, x.shape[-1]])
 
 
-def build_of(
-    kernel, name: str, case: tuple, tile: dict[str, int], dots: int = 0, copied: tuple[str, ...] = ()
-) -> Build:
-    """A kernel at one of CASES, compiled ahead of time; `copied`: arguments that are descriptors of BLOCK_N rows."""
-    dtype, head_dim, causal, varlen = DTYPES[case[0]], *case[1:]
+def build_of(kernel, name: str, case: Case, tile: dict[str, int], dots: int = 0, copied: tuple[str, ...] = ()) -> Build:
+    """A kernel at one case, compiled ahead of time; `copied`: arguments that are descriptors of BLOCK_N rows."""
+    dtype = DTYPES[case.dtype]
     types = dict.fromkeys(("out_ptr", "q", "k", "v", "grad", "dq_ptr", "dk_ptr", "dv_ptr"), f"*{dtype}")
-    types |= {name: f"tensordesc<{dtype}[1, {tile['BLOCK_N']}, 1, {head_dim}]>" for name in copied}
+    types |= {name: f"tensordesc<{dtype}[1, {tile['BLOCK_N']}, 1, {case.head_dim}]>" for name in copied}
     types |= dict.fromkeys(("lse_ptr", "delta_ptr", "grad_lse_ptr"), "*fp32") | {"scale": "fp32"}
     types |= dict.fromkeys(("cu_q_ptr", "cu_k_ptr"), "*i32")
     types |= dict.fromkeys([*_LENGTHS, *[f"stride_{x}{of}" for x in "qkvg" for of in "bth"]], "i32")
-    constants = {"GROUP": 4, "HEAD_DIM": head_dim, "CAUSAL": causal, "VARLEN": varlen, "UPCAST": False}
-    constants |= {} if varlen else {"cu_q_ptr": None, "cu_k_ptr": None}
-    constants |= tile | {"TMA": bool(copied)}
-    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    what = f"{name}, {dtype}, head_dim {head_dim}{', causal' * causal}{', varlen' * varlen}"
-    return Build(kernel, what, types, constants, warps, stages, dots=0 if dtype == "fp32" else dots)
+    constants = {"GROUP": case.group, "HEAD_DIM": case.head_dim, "CAUSAL": case.causal, "VARLEN": case.varlen}
+    constants |= {"UPCAST": False, "TMA": bool(copied)} | tile
+    constants |= {} if case.varlen else {"cu_q_ptr": None, "cu_k_ptr": None}
+    taken = {*kernel.arg_names, "num_warps", "num_stages"}
+    options = {key: value for key, value in constants.items() if key in taken}
+    words = [name, dtype, f"head_dim {case.head_dim}", *["causal"] * options.get("CAUSAL", False)]
+    words += ["varlen"] * case.varlen + [f"group {case.group}"] * ("GROUP" in options) + ["TMA"] * bool(copied)
+    return Build.of(kernel, ", ".join(words), types, options, dots=0 if dtype == "fp32" else dots)

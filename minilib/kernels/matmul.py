@@ -5,6 +5,8 @@ Source: Tillet, Kung and Cox 2019, "Triton"; its tutorials 03 and 09 for the gro
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ if triton:
     import triton.language as tl
 
 VERSIONS = ("naive", "tiled", "grouped", "persistent")
+LAYOUTS = {  # which strides are 1; T: the operand is a transposed view
+    "NN": ("stride_ak", "stride_bn"), "NT": ("stride_ak", "stride_bk"), "TN": ("stride_am", "stride_bn"),
+}  # fmt: skip
 GROUP = 8  # rows of tiles that are walked together: their A and one column of B stay in L2
 NAIVE_N, NAIVE_K = 64, 32
 INTERPRETED_PROGRAMS = 3  # of a persistent grid where no multiprocessors are to be counted
@@ -185,7 +190,7 @@ def persistent(
 def choose_tile(
     m: int, n: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132, hip: bool = False
 ) -> dict[str, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, num_warps and num_stages for a product of this size.
+    """BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, num_warps, num_stages and maxnreg for a product of this size.
 
     The larger the tile, the fewer bytes per FLOP; what bounds it is the accumulator, 128 registers a thread for
     128 × 256 and 8 warps, and the operands in flight, 24 KiB a stage. gfx942 has 64 KiB of shared memory, fp32 no
@@ -201,36 +206,64 @@ def choose_tile(
         block_m, block_n = (block_m, block_n // 2) if block_n >= block_m else (block_m // 2, block_n)
     block_k, stages = (16, 3) if small else (64, 2) if hip else (32, 4)  # with a BLOCK_K of 64 an A100 spills
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": GROUP}
-    return tile | {"num_warps": 8 if block_m * block_n >= 128 * 128 else 4, "num_stages": stages}
+    wide = block_m * block_n >= (64 * 64 if small else 128 * 64)
+    tile |= {"num_warps": 8 if wide else 4, "num_stages": stages}
+    # Left alone, NVIDIA's assembler aims at more programs at a time than there are registers for, and spills a few.
+    # Two programs of 8 warps may have 128 each; without tensor cores, or with an address a value, that is too few.
+    return tile | {"maxnreg": 255 if small or block_m * block_n > 128 * 128 else 128}
 
 
-def builds(target: str) -> list[Build]:
-    """What is compiled ahead of time: the default of each dtype, the steps before it, and two of its hard cases."""
-    half, unit, hip = torch.bfloat16, ("stride_ak", "stride_bn"), target == "gfx942"
-    return [
-        *(_build(persistent, dtype, hip, "", unit) for dtype in DTYPES),
-        _build(persistent, half, hip, ", A transposed", ("stride_am", "stride_bn")),
-        _build(persistent, half, hip, ", odd sizes", unit, aligned=False),
-        _build(tiled, half, hip, "", unit),
-        _build(naive, half, hip, "", unit),
-    ]
+def fit_to_version(tile: dict[str, int], version: str) -> dict[str, int]:
+    """The tile as one of VERSIONS launches it."""
+    if version == "tiled":
+        return tile | {"GROUP_M": 1}
+    # A persistent program has a multiprocessor to itself: there is nobody to leave registers to.
+    return tile | {"maxnreg": 255} if version == "persistent" else tile
 
 
-def _build(kernel, dtype: torch.dtype, hip: bool, what: str, unit: tuple[str, ...], aligned: bool = True) -> Build:
-    tile = choose_tile(8192, 8192, dtype, aligned, hip=hip) | {"UPCAST": False}
-    warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
-    if kernel is naive:
-        tile = {"BLOCK_N": NAIVE_N, "BLOCK_K": NAIVE_K}
+def builds(target: str, every: bool = False) -> list[Build]:
+    """What is compiled ahead of time: the default of each dtype, the steps before it, and some of its hard cases.
+
+    Every: all tiles of products of 64 rows and columns up to a vocabulary's, and of batches of 16 and 32 tokens.
+    """
+    half, whole, hip = torch.bfloat16, torch.float32, target == "gfx942"
+    large = {dtype: choose_tile(8192, 8192, dtype, hip=hip) for dtype in DTYPES}
+    odd = {dtype: choose_tile(8192, 8192, dtype, aligned=False, hip=hip) for dtype in DTYPES}
+    if not every:
+        return [
+            *(_build("persistent", dtype, large[dtype]) for dtype in DTYPES),
+            _build("persistent", half, large[half], "TN"),
+            _build("persistent", half, odd[half], aligned=False),
+            _build("tiled", half, large[half]),
+            _build("naive", half),
+            # with other tiles these spilled
+            _build("tiled", half, choose_tile(1024, 1024, half, hip=hip)),
+            _build("persistent", whole, large[whole], "NT"),
+            _build("persistent", whole, odd[whole], "NT", aligned=False),
+        ]
+    found, sizes = [_build("naive", dtype) for dtype in DTYPES], [*(64 << i for i in range(8)), 28_672, 128_256]
+    for dtype, aligned in itertools.product(DTYPES, (True, False)):
+        shapes = itertools.product([16, 32, *sizes], sizes)
+        tiles = {tuple(choose_tile(m, n, dtype, aligned, hip=hip).items()) for m, n in shapes}
+        for tile, layout in itertools.product(sorted(tiles), LAYOUTS):
+            found += [_build(version, dtype, dict(tile), layout, aligned) for version in ("tiled", "persistent")]
+    return found
+
+
+def _build(
+    version: str, dtype: torch.dtype, tile: dict | None = None, layout: str = "NN", aligned: bool = True
+) -> Build:
+    tile = fit_to_version(tile, version) | {"UPCAST": False} if tile else {"BLOCK_N": NAIVE_N, "BLOCK_K": NAIVE_K}
+    words = [version, DTYPES[dtype], layout, *["odd sizes"] * (not aligned)]
+    words += [" × ".join(str(tile[key]) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if key in tile)]
     strides = ("stride_am", "stride_ak", "stride_bk", "stride_bn")
     types = dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), f"*{DTYPES[dtype]}") | dict.fromkeys(("m", "n", "k"), "i32")
-    return Build(
-        kernel,
-        f"{kernel.__name__}, {DTYPES[dtype]}{what}",
+    return Build.of(
+        {"naive": naive, "tiled": tiled, "persistent": persistent}[version],
+        ", ".join(words),
         types | dict.fromkeys(strides, "i32"),
-        tile | dict.fromkeys(unit, 1),
-        num_warps=warps,
-        num_stages=stages,
-        dots=0 if dtype == torch.float32 or kernel is naive else 1,
+        tile | dict.fromkeys(LAYOUTS[layout], 1),
+        dots=0 if dtype == torch.float32 or version == "naive" else 1,
         unaligned=() if aligned else strides,
         aligned=("m", "n", "k") if aligned else (),
     )
@@ -259,8 +292,6 @@ def _multiply(a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -
     tile = tile or choose_tile(m, n, a.dtype, aligned, programs, hip=bool(torch.version.hip))
     tiles = -(-m // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
     kernel = persistent if version == "persistent" else tiled
-    if version == "tiled":
-        tile = tile | {"GROUP_M": 1}
     programs = min(programs, tiles) if version == "persistent" else tiles
-    launch(kernel, programs, *arguments, UPCAST=upcasts(a.dtype), **tile)
+    launch(kernel, programs, *arguments, UPCAST=upcasts(a.dtype), **fit_to_version(tile, version))
     return out

@@ -10,22 +10,23 @@ Sources: Dao 2023, "FlashAttention-2"; Dao et al. 2023, "Flash-Decoding for long
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
 from minilib.kernels.compiled import Build
-from minilib.kernels.dispatch import DTYPES, runs_kernel, triton, upcasts
+from minilib.kernels.dispatch import DTYPES, launch, runs_kernel, triton, upcasts
+from minilib.kernels.flash_attention_tiles import target_of
+from minilib.kernels.paged_attention_checks import check_tensors, check_values
+from minilib.kernels.paged_attention_tiles import CASES, EVERY_CASE, HEAD_DIMS, PROGRAMS_PER_SM, choose_tile
 from minilib.price import Cost
 
 if triton:
     import triton.language as tl
 
-HEAD_DIMS = (16, 32, 64, 128, 256)
-MAX_GROUP = 128  # rows of the tallest tile whose accumulator still fits the registers
 MAX_SPLITS = 64  # `merge` holds (splits, head_dim) in registers
-PROGRAMS_PER_SM = 4  # short tiles at a time: what the shared memory of an H200 holds of their 54 KiB each
 KEYS_PER_SPLIT = 256  # with fewer, writing and merging partial results costs more than another program brings
 
 _jit = triton.jit(do_not_specialize=["num_tokens", "num_seqs", "num_splits"]) if triton else lambda kernel: kernel
@@ -39,8 +40,8 @@ def reference(
 
     It computes in float32, in float64 for float64 tensors, which only it takes, and waits for a GPU to see the lengths.
     """
-    _check_tensors((q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q), (*DTYPES, torch.float64))
-    starts, contexts = _check_values(q, k_pages, block_tables, context_lens, cu_seqlens_q)
+    check_tensors((q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q), (*DTYPES, torch.float64))
+    starts, contexts = check_values(q, k_pages, block_tables, context_lens, cu_seqlens_q)
     wide, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k_pages.shape[1]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
@@ -70,7 +71,8 @@ def paged_attention(
     Args:
         q: (num_tokens, num_heads, head_dim) fp32, fp16 or bf16: the step's tokens by sequence, then any padding.
         k_pages, v_pages: (num_pages, num_kv_heads, page_size, head_dim), q's dtype; num_heads is a multiple of
-            num_kv_heads, and head h uses kv head h // (num_heads // num_kv_heads).
+            num_kv_heads, at most 128 times as many (64 times, if a head takes more than 256 bytes), and head h uses kv
+            head h // (num_heads // num_kv_heads).
         block_tables: (num_seqs, max_pages_per_seq) int32; entry j: the page of tokens j · page_size …. Entries past a
             sequence's end are not read, nor are pages and slots that hold none of its tokens.
         context_lens: (num_seqs,) int32: tokens in the cache, this step's own included.
@@ -89,7 +91,7 @@ def paged_attention(
     Cost: see `cost`. Source: see above.
     """
     tensors = (q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q)
-    _check_tensors(tensors, DTYPES)
+    check_tensors(tensors, DTYPES)
     if num_splits is not None and not (isinstance(num_splits, int) and 1 <= num_splits <= MAX_SPLITS):
         raise ValueError(f"num_splits must be a whole number from 1 to {MAX_SPLITS}, or None, got {num_splits!r}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -97,12 +99,11 @@ def paged_attention(
     if not runs_kernel(q, interpret):
         return reference(*tensors, scale)
     if not q.is_cuda:
-        _check_values(q, k_pages, block_tables, context_lens, cu_seqlens_q)
+        check_values(q, k_pages, block_tables, context_lens, cu_seqlens_q)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(context_lens) or not len(q):
         return out.zero_()
-    with torch.cuda.device_of(q):  # Triton launches on the current device, whatever the tensors are on
-        _launch(out, *tensors, q.shape[-1] ** -0.5 if scale is None else scale, max_q_len, num_splits)
+    _launch(out, *tensors, q.shape[-1] ** -0.5 if scale is None else scale, max_q_len, num_splits)
     return out
 
 
@@ -220,50 +221,30 @@ def merge(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLO
     tl.store(out_ptr + row * HEAD_DIM + dim, mean)
 
 
-def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, hip: bool = False) -> dict[str, int]:
-    """BLOCK_M, BLOCK_N, num_warps and num_stages of `attend` for sequences with about `q_len` query tokens.
-
-    Short, for decode: what counts is bytes on their way. 8 KiB of K and of V a round with 4 stages are 48 KiB, and four
-    such programs fit a multiprocessor: up to 192 KiB, where 4.8 TB/s × 1 µs is 36 KB on each of an H200's 132.
-    Tall, for prefill: what counts is arithmetic per byte, so as many rows as leave the accumulator in registers.
-    """
-    short = max(16, 1 << (group - 1).bit_length())  # tl.dot wants 16 rows
-    decode = q_len * group <= short or dtype == torch.float32  # no tensor cores for float32: a tall tile would spill
-    block_m = short if decode else max(short, 128 if head_dim <= 128 else 64)
-    block_n = min(64, max(16, (8192 if decode else 16384) // (head_dim * dtype.itemsize)))
-    warps = 4 if decode and short < 128 else 8
-    # gfx942 has 64 KiB of shared memory where an A100 has 164: a deeper pipeline leaves room for one program.
-    stages = 4 if decode and dtype != torch.float32 and not hip else 2
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}
-
-
-def builds(target: str) -> list[Build]:
+def builds(target: str, every: bool = False) -> list[Build]:
     """What is compiled ahead of time: `attend` for decode and for prefill, with and without splits, and `merge`."""
+    cases, merged = (EVERY_CASE, itertools.product(DTYPES, HEAD_DIMS)) if every else (CASES, [(torch.bfloat16, 128)])
     found = []
-    for name, head_dim, dtype, group, q_len, split in (
-        ("decode", 128, torch.bfloat16, 4, 1, False),
-        ("decode, split", 64, torch.float16, 8, 1, True),
-        ("prefill", 128, torch.bfloat16, 4, 512, False),
-        ("prefill, split", 256, torch.bfloat16, 2, 512, True),
-        ("prefill", 128, torch.float32, 4, 512, False),
-    ):
-        values = DTYPES[dtype]
+    for q_len, split, head_dim, dtype, group in cases:
+        values, what = DTYPES[dtype], f"{'decode' if q_len == 1 else 'prefill'}{', split' * split}"
         types = {name: f"*{values}" if name.endswith("_ptr") else "i32" for name in attend.arg_names}
         types |= dict.fromkeys(("table_ptr", "context_ptr", "cu_ptr"), "*i32")
         types |= {"lse_ptr": "*fp32", "scale_log2": "fp32"} | ({"out_ptr": "*fp32"} if split else {})
-        constants = {"GROUP": group, "HEAD_DIM": head_dim, "PAGE_SIZE": 16, "SPLIT": split, "UPCAST": False}
-        tile = choose_tile(head_dim, dtype, group, q_len, hip=target == "gfx942")
-        warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
-        dots, what = 0 if values == "fp32" else 2, f"{name}, {values}, head_dim {head_dim}"
-        found.append(Build(attend, what, types, constants | tile, warps, stages, dots))
-    types = {"out_ptr": "*bf16", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "num_splits": "i32"}
-    return [*found, Build(merge, "merge, bf16", types, {"HEAD_DIM": 128, "BLOCK_S": MAX_SPLITS})]
+        options = {"GROUP": group, "HEAD_DIM": head_dim, "PAGE_SIZE": 16, "SPLIT": split, "UPCAST": False}
+        options |= choose_tile(head_dim, dtype, group, q_len, target)
+        name = f"{what}, {values}, head_dim {head_dim}, group {group}"
+        found.append(Build.of(attend, name, types, options, dots=0 if values == "fp32" else 2))
+    for dtype, head_dim in merged:
+        types = {"out_ptr": f"*{DTYPES[dtype]}", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "num_splits": "i32"}
+        sizes = {"HEAD_DIM": head_dim, "BLOCK_S": MAX_SPLITS}
+        found.append(Build(merge, f"merge, {DTYPES[dtype]}, head_dim {head_dim}", types, sizes))
+    return found
 
 
 def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale, max_q_len, num_splits):
     (num_tokens, num_heads, head_dim), (_, num_kv_heads, page_size, _) = q.shape, k_pages.shape
     num_seqs, group = len(context_lens), num_heads // num_kv_heads
-    tile = choose_tile(head_dim, q.dtype, group, max_q_len or math.ceil(num_tokens / num_seqs), bool(torch.version.hip))
+    tile = choose_tile(head_dim, q.dtype, group, max_q_len or math.ceil(num_tokens / num_seqs), target_of(q))
     block_q = tile["BLOCK_M"] // group
     if num_splits is None:
         tiles = max(num_seqs, math.ceil(num_tokens / block_q)) * num_kv_heads
@@ -273,47 +254,13 @@ def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, 
     split = num_splits > 1
     partial = q.new_empty((num_splits, *q.shape), dtype=torch.float32) if split else out
     lse = q.new_empty((num_splits, num_tokens, num_heads) if split else 0, dtype=torch.float32)
-    attend[(num_tokens // block_q + num_seqs, num_kv_heads, num_splits)](
-        partial, lse, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale * math.log2(math.e),
-        num_tokens, num_seqs, *q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3], block_tables.stride(0),
+    launch(
+        attend, (num_tokens // block_q + num_seqs, num_kv_heads, num_splits), partial, lse, q, k_pages, v_pages,
+        block_tables, context_lens, cu_seqlens_q, scale * math.log2(math.e), num_tokens, num_seqs,
+        *q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3], block_tables.stride(0),
         GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=page_size, SPLIT=split, UPCAST=upcasts(q.dtype), **tile,
     )  # fmt: skip
     if split:
-        merge[(num_tokens * num_heads,)](out, partial, lse, num_splits, head_dim, triton.next_power_of_2(num_splits))
-
-
-def _check_tensors(tensors: tuple[Tensor, ...], dtypes) -> None:
-    """What shapes, dtypes, devices and strides tell, without a look at what the tensors hold."""
-    q, k_pages, v_pages, *integers = tensors
-    names = ("q", "k_pages", "v_pages", "block_tables", "context_lens", "cu_seqlens_q")
-    for name, x, dims in zip(names, tensors, (3, 4, 4, 2, 1, 1), strict=True):
-        allowed = dtypes if name == "q" else (q.dtype,) if dims == 4 else (torch.int32,)
-        if not isinstance(x, Tensor) or x.dtype not in allowed:
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a tensor of {' or '.join(map(str, allowed))}, got {got}: convert it")
-        if x.dim() != dims or (x.shape[-1] > 1 and x.stride(-1) != 1) or x.device != q.device:
-            got = f"shape {tuple(x.shape)}, strides {x.stride()}, {x.device}: .view(), .contiguous() or .to() mends it"
-            raise ValueError(f"{name} must have {dims} dimensions, stride 1 in the last, on {q.device}, got {got}")
-    (_, heads, head_dim), (_, kv_heads, page_size, _) = q.shape, k_pages.shape
-    if k_pages.shape != v_pages.shape or not page_size or head_dim != k_pages.shape[-1] or head_dim not in HEAD_DIMS:
-        wanted = f"(pages, kv heads, page_size, head_dim) alike, with q's head_dim, one of {HEAD_DIMS}: pad with zeros"
-        got = f"k_pages {tuple(k_pages.shape)}, v_pages {tuple(v_pages.shape)}, q {tuple(q.shape)}"
-        raise ValueError(f"k_pages and v_pages must be {wanted}; got {got}")
-    if not kv_heads or not heads or heads % kv_heads or heads > MAX_GROUP * kv_heads:
-        raise ValueError(f"q's heads must be 1 to {MAX_GROUP} times the pages', got {heads}, {kv_heads}: repeat some")
-    rows = [len(x) for x in integers]
-    if rows != [rows[0], rows[0], rows[0] + 1]:
-        raise ValueError(f"block_tables, context_lens, cu_seqlens_q must have n, n, n + 1 rows, got {rows}: cut or pad")
-
-
-def _check_values(q, k_pages, block_tables, context_lens, cu_seqlens_q) -> tuple[list[int], list[int]]:
-    """Check what the integer tensors hold; cu_seqlens_q and context_lens as lists."""
-    starts, contexts, page_size = cu_seqlens_q.tolist(), context_lens.tolist(), k_pages.shape[2]
-    if starts[0] != 0 or sorted(starts) != starts or starts[-1] > len(q):
-        raise ValueError(f"cu_seqlens_q must climb from 0 to at most num_tokens = {len(q)}, got {starts}")
-    for table, context in zip(block_tables.tolist(), contexts, strict=True):
-        pages = table[: math.ceil(context / page_size)]
-        if not 0 <= context <= len(table) * page_size or any(not 0 <= page < len(k_pages) for page in pages):
-            wanted = f"as many pages from 0 to {len(k_pages) - 1} as hold the {context} tokens of context_lens"
-            raise ValueError(f"a row of block_tables must begin with {wanted}, {page_size} each, got {table}")
-    return starts, contexts
+        launch(
+            merge, num_tokens * num_heads, out, partial, lse, num_splits, head_dim, triton.next_power_of_2(num_splits)
+        )

@@ -5,12 +5,24 @@ Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minilib.kernels.compiled import Build
-from minilib.kernels.dispatch import as_heads, as_rows, check_floats, head_offsets, jit, launch, runs_kernel, triton
+from minilib.kernels.dispatch import (
+    DTYPES,
+    as_heads,
+    as_rows,
+    check_floats,
+    head_offsets,
+    jit,
+    launch,
+    runs_kernel,
+    triton,
+)
 from minilib.price import Cost
 
 if triton:
@@ -20,6 +32,8 @@ ONE_PASS = 16384  # widest row that a program keeps in registers; wider ones are
 ONE_PASS_BACKWARD = 32768  # in bytes: the gradient keeps x and dy as they are stored, beside an fp32 row of sums
 TILE = 2048  # values that a program of narrow rows takes at a time
 BLOCK = 4096  # and of a row that is read in blocks
+# Rows that models have, of which all kernels are compiled ahead of time.
+WIDTHS = (64, 128, 256, 512, 1024, 2048, 2560, 4096, 5120, 8192, 16384, 20_000)
 
 
 def reference(x: Tensor, weight: Tensor, residual: Tensor | None = None, eps: float = 1e-6):
@@ -190,11 +204,13 @@ def backward(
             weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
             normed = tl.load(x_row[:, None] + column, mask=there, other=0.0).to(tl.float32) * rstd
             dy = tl.load(dy_row[:, None] + column, mask=there, other=0.0).to(tl.float32)
+            if RESIDUAL:  # read now: read last, it takes more registers than a thread of 16 warps has
+                through = tl.load(dh_row[:, None] + column, mask=there, other=0.0).to(tl.float32)
             dweight += dy * normed
             mean = tl.sum(dy * weight * normed, 1) / COLUMNS
             dx = (dy * weight - normed * mean[:, None]) * rstd
             if RESIDUAL:
-                dx += tl.load(dh_row[:, None] + column, mask=there, other=0.0).to(tl.float32)
+                dx += through
             tl.store(dx_row[:, None] + column, dx, mask=there)
         else:
             total = tl.zeros((BLOCK_M,), tl.float32)
@@ -230,25 +246,33 @@ def choose_tile(columns: int, size: int = 2, backward: bool = False) -> dict[str
     one_pass = width <= ONE_PASS and not (backward and size * width > ONE_PASS_BACKWARD)
     width = width if one_pass else BLOCK
     warps = min(16, max(4, width // 512))
-    block = {"BLOCK_M": max(1, TILE // width), "BLOCK_N": width, "ONE_PASS": one_pass}
-    return {"COLUMNS": columns, **block, "num_warps": warps}
+    tile = {"COLUMNS": columns, "BLOCK_M": max(1, TILE // width), "BLOCK_N": width, "ONE_PASS": one_pass}
+    tile |= {"num_warps": warps}
+    # Left alone, NVIDIA's assembler aims at 64 registers for these, and spills some; 512 threads may have 128 each.
+    return tile | {"maxnreg": 128} if backward and (warps == 16 or not one_pass) else tile
 
 
-def builds(target: str) -> list[Build]:
+def builds(target: str, every: bool = False) -> list[Build]:
     """What is compiled ahead of time: both kernels with a residual, for heads, for wide rows and for blocks."""
-    names = ("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "h_ptr", "dy_ptr", "dh_ptr", "dx_ptr")
-    strides = ("batch", "token", "head", "residual", "dy", "dh")
-    types = dict.fromkeys(("num_rows", "tokens", "heads", *(f"stride_{name}" for name in strides)), "i32")
-    types |= {"rstd_ptr": "*fp32", "partial_ptr": "*fp32", "eps": "fp32"}
+    chosen = (
+        (forward, "bf16", 128, True), (forward, "fp32", 16384, True), (forward, "fp16", 20_000, True),
+        (backward, "bf16", 128, True), (backward, "bf16", 16384, True), (backward, "fp32", 8192, True),
+        (backward, "fp16", 20_000, True),
+        # with other tiles these spilled
+        (backward, "fp16", 16384, True), (backward, "bf16", 8192, False), (backward, "bf16", 20_000, True),
+    )  # fmt: skip
+    if every:
+        chosen = itertools.product((forward, backward), DTYPES.values(), WIDTHS, (True, False))
     found = []
-    for kernel, dtype, columns in (
-        (forward, "bf16", 128), (forward, "fp32", 16384), (forward, "fp16", 20_000),
-        (backward, "bf16", 128), (backward, "bf16", 16384), (backward, "fp32", 8192), (backward, "fp16", 20_000),
-    ):  # fmt: skip
-        tile = choose_tile(columns, 4 if dtype == "fp32" else 2, kernel is backward) | {"RESIDUAL": True}
-        warps, name = tile.pop("num_warps"), "forward" if kernel is forward else "backward"
-        pointers = dict.fromkeys(names, f"*{dtype}")
-        found.append(Build(kernel, f"{name}, {dtype}, {columns} columns", types | pointers, tile, num_warps=warps))
+    for kernel, dtype, columns, residual in chosen:
+        names = ("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "h_ptr", "dy_ptr", "dh_ptr", "dx_ptr")
+        strides = (f"stride_{name}" for name in ("batch", "token", "head", "residual", "dy", "dh"))
+        types = dict.fromkeys(names, f"*{dtype}") | dict.fromkeys(("num_rows", "tokens", "heads", *strides), "i32")
+        types |= {"rstd_ptr": "*fp32", "partial_ptr": "*fp32", "eps": "fp32"}
+        tile = choose_tile(columns, 4 if dtype == "fp32" else 2, kernel is backward) | {"RESIDUAL": residual}
+        name = "forward" if kernel is forward else "backward"
+        what = f"{name}, {dtype}, {columns} columns{', residual' * residual}"
+        found.append(Build.of(kernel, what, types, tile))
     return found
 
 

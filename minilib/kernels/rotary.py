@@ -5,12 +5,24 @@ Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Emb
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minilib.kernels.compiled import Build
-from minilib.kernels.dispatch import as_heads, as_rows, check_floats, head_offsets, jit, launch, runs_kernel, triton
+from minilib.kernels.dispatch import (
+    DTYPES,
+    as_heads,
+    as_rows,
+    check_floats,
+    head_offsets,
+    jit,
+    launch,
+    runs_kernel,
+    triton,
+)
 from minilib.price import Cost
 
 if triton:
@@ -121,14 +133,16 @@ def choose_tile(head_dim: int) -> dict[str, int]:
     return {"HALF": head_dim // 2, "BLOCK_M": max(1, TILE // width), "BLOCK_N": width, "num_warps": 4}
 
 
-def builds(target: str) -> list[Build]:
+def builds(target: str, every: bool = False) -> list[Build]:
     """What is compiled ahead of time: the usual heads there and back, and one whose halves are no power of two."""
+    chosen = (("bf16", 128, False), ("bf16", 128, True), ("fp16", 96, True), ("fp32", 64, False))
+    if every:
+        chosen = itertools.product(DTYPES.values(), (16, 32, 64, 80, 96, 128, 192, 256), (False, True))
     found = []
-    for dtype, head_dim, back in (("bf16", 128, False), ("bf16", 128, True), ("fp16", 96, True), ("fp32", 64, False)):
-        tile = choose_tile(head_dim) | {"BACK": back}
-        warps, name = tile.pop("num_warps"), "backward" if back else "forward"
+    for dtype, head_dim, back in chosen:
         strides = [f"stride_{name}" for name in ("batch", "token", "head", "cos", "sin")]
         types = dict.fromkeys(("num_rows", "tokens", "heads", *strides), "i32")
         types |= dict.fromkeys(("x_ptr", "cos_ptr", "sin_ptr", "out_ptr"), f"*{dtype}")
-        found.append(Build(turn, f"{name}, {dtype}, head_dim {head_dim}", types, tile, num_warps=warps))
+        what = f"{'backward' if back else 'forward'}, {dtype}, head_dim {head_dim}"
+        found.append(Build.of(turn, what, types, choose_tile(head_dim) | {"BACK": back}))
     return found

@@ -5,6 +5,8 @@ Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -144,18 +146,17 @@ def choose_tile(columns: int) -> dict[str, int | bool]:
     return {"BLOCK_M": max(1, TILE // 2 // width), "BLOCK_N": width, "ONE_PASS": one_pass, "num_warps": warps}
 
 
-def builds(target: str) -> list[Build]:
+def builds(target: str, every: bool = False) -> list[Build]:
     """What is compiled ahead of time: both kernels, for narrow rows, for wide ones and for those read in blocks."""
     found = []
-    for dtype in DTYPES.values():
-        for columns in (128, 16384, 100_000):
-            tile = choose_tile(columns)
-            warps = tile.pop("num_warps")
-            sizes = {"num_rows": "i32", "columns": "i32"}
-            pointers = dict.fromkeys(("x_ptr", "grad_ptr", "out_ptr", "dx_ptr"), f"*{dtype}")
-            types = pointers | sizes | {"stride_x": "i32", "stride_grad": "i32"}
-            for kernel, name in ((forward, "forward"), (backward, "backward")):
-                found.append(Build(kernel, f"{name}, {dtype}, {columns} columns", types, tile, num_warps=warps))
+    widths = (*(16 << i for i in range(11)), 1000, 50_257, 100_000) if every else (128, 16384, 100_000)
+    for dtype, columns in itertools.product(DTYPES.values(), widths):
+        types = dict.fromkeys(("x_ptr", "grad_ptr", "out_ptr", "dx_ptr"), f"*{dtype}")
+        types |= dict.fromkeys(("num_rows", "columns", "stride_x", "stride_grad"), "i32")
+        unaligned = ("stride_x", "stride_grad") if columns % 16 else ()
+        for kernel, name in ((forward, "forward"), (backward, "backward")):
+            what = f"{name}, {dtype}, {columns} columns"
+            found.append(Build.of(kernel, what, types, choose_tile(columns), unaligned=unaligned))
     return found
 
 

@@ -5,13 +5,15 @@ Source: Shazeer 2020, "GLU Variants Improve Transformer".
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from minilib.kernels.compiled import Build
-from minilib.kernels.dispatch import as_rows, check_floats, jit, launch, runs_kernel, triton
+from minilib.kernels.dispatch import DTYPES, as_rows, check_floats, jit, launch, runs_kernel, triton
 from minilib.price import Cost
 
 if triton:
@@ -122,17 +124,18 @@ def choose_tile(columns: int) -> dict[str, int]:
     return {"COLUMNS": columns, "BLOCK_M": TILE // width, "BLOCK_N": width, "num_warps": 4}
 
 
-def builds(target: str) -> list[Build]:
+def builds(target: str, every: bool = False) -> list[Build]:
     """What is compiled ahead of time: both kernels, for rows of several blocks and for narrow ones."""
+    chosen = ((forward, "bf16", 14336), (forward, "fp32", 64), (backward, "bf16", 14336), (backward, "fp16", 64))
+    if every:
+        widths = (64, 128, 256, 512, 768, 2048, 8192, 11008, 14336, 28672)
+        chosen = itertools.product((forward, backward), DTYPES.values(), widths)
     found = []
-    for kernel, dtype, columns in (
-        (forward, "bf16", 14336), (forward, "fp32", 64), (backward, "bf16", 14336), (backward, "fp16", 64)
-    ):  # fmt: skip
-        tile = choose_tile(columns)
-        warps, name = tile.pop("num_warps"), "forward" if kernel is forward else "backward"
+    for kernel, dtype, columns in chosen:
         types = dict.fromkeys(("gate_up_ptr", "grad_ptr", "out_ptr"), f"*{dtype}")
         types |= dict.fromkeys(("num_rows", "stride_gate_up", "stride_grad"), "i32")
-        found.append(Build(kernel, f"{name}, {dtype}, {columns} columns", types, tile, num_warps=warps))
+        name = "forward" if kernel is forward else "backward"
+        found.append(Build.of(kernel, f"{name}, {dtype}, {columns} columns", types, choose_tile(columns)))
     return found
 
 

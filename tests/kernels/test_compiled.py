@@ -5,6 +5,7 @@ import platform
 
 import pytest
 
+from minilib import records
 from minilib.kernels import compiled
 
 pytestmark = pytest.mark.skipif(
@@ -14,7 +15,7 @@ if platform.system() == "Linux":
     BUILDS = [
         pytest.param(target, build, id=f"{target}-{module}-{build.name}")
         for target in compiled.TARGETS
-        for module, builds in compiled.every_build(target).items()
+        for module, builds in compiled.all_builds(target).items()
         for build in builds
     ]
 else:
@@ -27,6 +28,37 @@ def test_it_compiles_without_spills_and_with_tensor_cores(target, build):
     assert report.spilled == 0, report
     assert report.shared <= compiled.SHARED_LIMIT[target], report
     assert report.matrix_instructions >= build.dots, report
+
+
+@pytest.mark.parametrize("machine", records.machines("compiled"))
+@pytest.mark.parametrize("target", compiled.TARGETS)
+def test_what_is_recorded_is_every_default_configuration_and_none_spills(target, machine):
+    """All that is too much to compile in a test run; `python -m tools.bench --cpu --only compiled` records it anew."""
+    rows = [row for row in records.load(machine, "compiled").data["builds"] if row["target"] == target]
+    dots = {
+        (module, build.name): build.dots for module, of in compiled.all_builds(target, True).items() for build in of
+    }
+    assert [(row["module"], row["name"]) for row in rows] == list(dots)
+    troubled = [
+        row for row in rows
+        if "error" in row or row["spilled"] or row["shared"] > compiled.SHARED_LIMIT[target]
+        or row["matrix_instructions"] < dots[row["module"], row["name"]]
+    ]  # fmt: skip
+    assert not troubled
+
+
+@pytest.mark.parametrize("target", compiled.TARGETS)
+def test_what_every_test_run_compiles_is_a_part_of_every_default_configuration(target):
+    few, every = compiled.all_builds(target), compiled.all_builds(target, True)
+    for module, builds in few.items():
+        assert all(build in every[module] for build in builds)
+        assert len({build.name for build in every[module]}) == len(every[module])
+
+
+def test_a_limit_on_registers_is_for_nvidia_alone():
+    build = next(build for build in compiled.all_builds("sm_90")["rms_norm"] if build.maxnreg)
+    assert f".maxnreg {build.maxnreg}" in compiled.compile_for("sm_90", build).asm["ptx"]
+    assert compiled.report("gfx942", build).registers  # where it is no option
 
 
 def test_an_unknown_target_is_refused():

@@ -98,7 +98,7 @@ def test_a_build_that_does_not_compile_leaves_its_error(monkeypatch):
 
     good, bad = softmax.builds("sm_90")[:2]
     bad.types["stride_grad"] = "no type"
-    monkeypatch.setattr(bench_kernels.compiled, "every_build", lambda target: {"softmax": [good, bad]})
+    monkeypatch.setattr(bench_kernels.compiled, "all_builds", lambda target, every: {"softmax": [good, bad]})
     whole, broken = bench_kernels.every_build(("sm_90",))
     assert whole["module"] == "softmax" and whole["name"] == good.name and whole["spilled"] == 0
     assert broken["name"] == bad.name and broken["target"] == "sm_90" and broken["error"]
