@@ -58,6 +58,7 @@ def serve(door: str) -> None:
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib_inline.backend_inline  # noqa: F401
     import numpy  # noqa: F401
+    import torch._dynamo  # noqa: F401  # an optimizer does so when it is made
     import torch.distributed  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for kernels: the asking process sees them end

@@ -11,7 +11,7 @@ from tools.bench_collectives import KINDS, all_reduce_plans, collectives
 def test_every_plan_over_every_transport_beside_gloo(monkeypatch):
     monkeypatch.setattr(bench_collectives, "WORLD_SIZES", (2,))
     monkeypatch.setattr(bench_collectives, "TURNS", 2)
-    found = collectives(sizes=(2**12, 2**13), messages=(4, 2**12), budget=0.0)
+    found = collectives(sizes=(2**12,), messages=(4, 2**12), budget=0.0)
     assert json.loads(json.dumps(found)) is not None
     assert [link["kind"] for link in found["links"]] == list(KINDS)
     assert all(
@@ -19,7 +19,7 @@ def test_every_plan_over_every_transport_beside_gloo(monkeypatch):
     )
     rows = found["all_reduce"]
     combinations = {(row["kind"], row["plan"], row["bytes"]) for row in rows}
-    assert len(rows) == len(combinations) == 3 * len(all_reduce_plans(2)) * 2
+    assert len(rows) == len(combinations) == 3 * len(all_reduce_plans(2))
     for row in (*rows, *found["gloo"]):
         assert row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1]
         assert row["bus_bandwidth"] == pytest.approx(row["bytes"] / row["seconds"])  # 2·(2-1)/2 = 1
