@@ -52,13 +52,15 @@ def preloaded_kernels() -> Iterator[None]:
 
 
 def serve(door: str) -> None:
-    """Fork a kernel for whoever asks; what is loaded here is what every notebook of the course loads first."""
+    """Fork a kernel for whoever asks; what is loaded here is what every notebook of the course loads first.
+
+    Not torch._dynamo: it loads Triton, which decides then whether it interprets, and notebooks have their say in that.
+    """
     # Read at import: no parent to watch, for the other end of the connection is.
     os.environ["JPY_PARENT_PID"] = "1"
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib_inline.backend_inline  # noqa: F401
     import numpy  # noqa: F401
-    import torch._dynamo  # noqa: F401  # an optimizer does so when it is made
     import torch.distributed  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for kernels: the asking process sees them end
