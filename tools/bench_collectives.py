@@ -31,6 +31,7 @@ from minilib.mechanisms.replication import Plan, seconds
 from minilib.training.collectives import Communicator
 from minilib.training.transport import GroupTransport, Message
 from minilib.training.transport_shared import SharedMemoryTransport
+from tools.turns import slowest
 
 WORLD_SIZES = (2, 4)
 SIZES = tuple(2**k for k in (12, 16, 20, 22, 24, 26))  # bytes of the tensor
@@ -60,8 +61,7 @@ def collectives(sizes: Sequence[int] = SIZES, messages: Sequence[int] = MESSAGES
                 bar.update()
             for nbytes in sizes:
                 ranks = launch.run(_all_reduces, world_size, nbytes, budget, timeout=600)
-                turns = {name: [max(times) for times in zip(*(rank[name] for rank in ranks), strict=True)]
-                         for name in ranks[0]}  # fmt: skip
+                turns = slowest(ranks)
                 peer = turns.pop("gloo")
                 gloo.append(_row(world_size, nbytes, peer))
                 rows += [{"kind": kind, "plan": plan, **_row(world_size, nbytes, own), **_beside(peer, own)}

@@ -31,6 +31,7 @@ from minilib.training.transport_shaped import ShapedTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from minilib.training.zero import Zero
 from minilib.training.zero_ledger import STAGES, expected_bytes
+from tools.turns import slowest
 
 MODEL = ModelConfig(4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128)
 CONTEXT, ROUNDS, RATE = 128, 12, 1e-4
@@ -162,10 +163,9 @@ def _in_turns(steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
 
 def _summary(ranks: list[dict[str, list[float]]], peer: str) -> list[dict]:
     """A row a method: its median, and its ratio to a peer that took the same turns."""
-    slowest = {name: [max(times) for times in zip(*(rank[name] for rank in ranks), strict=True)] for name in ranks[0]}
-    rows = []
-    for name, times in slowest.items():
-        ratios = tuple(own / other for own, other in zip(times, slowest[peer], strict=True))
+    turns, rows = slowest(ranks), []
+    for name, times in turns.items():
+        ratios = tuple(own / other for own, other in zip(times, turns[peer], strict=True))
         median, spread = statistics.median(ratios), quartiles(ratios)
         rows.append({"method": name, "seconds": statistics.median(times), "over_peer": median, "quartiles": spread})
     return rows

@@ -72,13 +72,19 @@ def same_values(model: nn.Module, comm: Communicator) -> None:
     raise OutOfSync(f"{said} than most ranks or, of two, rank 0: its updates were not those of the others")
 
 
+def gather_numbers(number: int, comm: Communicator) -> list[int]:
+    """What every rank has counted, in order of ranks."""
+    everything = torch.zeros(comm.world_size, dtype=torch.int64)
+    everything[comm.rank] = number
+    comm.all_gather(everything)
+    return everything.tolist()
+
+
 def gather_texts(text: str, comm: Communicator) -> list[str]:
     """What every rank has to say, in order of ranks."""
     mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    lengths = torch.zeros(comm.world_size, dtype=torch.int64)
-    lengths[comm.rank] = len(mine)
-    comm.all_gather(lengths)
-    everything = torch.zeros(comm.world_size, int(lengths.max()), dtype=torch.uint8)
+    lengths = gather_numbers(len(mine), comm)
+    everything = torch.zeros(comm.world_size, max(lengths), dtype=torch.uint8)
     everything[comm.rank, : len(mine)] = mine
     comm.all_gather(everything)
     return [bytes(row[:length].tolist()).decode() for row, length in zip(everything, lengths, strict=True)]

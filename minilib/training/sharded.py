@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from minilib.training.agreement import gather_numbers
 from minilib.training.collectives import Communicator
 from minilib.training.zero import Zero
 
@@ -108,11 +109,9 @@ def _gather(state: dict, comm: Communicator) -> list[dict]:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     mine = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-    sizes = torch.zeros(comm.world_size, dtype=torch.int64)
-    sizes[comm.rank] = len(mine)
-    comm.all_gather(sizes)
+    sizes = gather_numbers(len(mine), comm)
     nothing = mine.new_empty(0)
     inputs = [mine if rank == 0 else nothing for rank in range(comm.world_size)]
-    outputs = [mine.new_empty(size if comm.rank == 0 else 0) for size in sizes.tolist()]
+    outputs = [mine.new_empty(size if comm.rank == 0 else 0) for size in sizes]
     comm.all_to_all(outputs, inputs)
     return [torch.load(io.BytesIO(each.numpy().tobytes()), weights_only=True) for each in outputs if len(each)]

@@ -10,6 +10,7 @@ import torch
 from minilib import launch
 from minilib.machine import Machine
 from minilib.model.config import ModelConfig
+from minilib.training.agreement import gather_numbers
 from minilib.training.collectives import Communicator
 
 
@@ -44,9 +45,4 @@ def peak_memory(comm: Communicator | None, device: torch.device) -> list[int]:
         mine = torch.cuda.max_memory_allocated(device)
     else:
         mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if comm is None:
-        return [mine]
-    ranks = torch.zeros(comm.world_size, dtype=torch.int64)
-    ranks[comm.rank] = mine
-    comm.all_gather(ranks)
-    return ranks.tolist()
+    return [mine] if comm is None else gather_numbers(mine, comm)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 START_TIMEOUT = 120.0  # seconds for the server to load torch, on a machine that is busy with other things
 ASK = Path(__file__).with_name("ask_for_kernel.py")
@@ -36,16 +38,13 @@ def preloaded_kernels() -> Iterator[None]:
         command = [sys.executable, "-S", "-E", str(ASK), door, "-f", "{connection_file}"]
         spec.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
         server = subprocess.Popen([sys.executable, "-m", "tests.graders.preloaded", door], stdout=subprocess.PIPE)
-        before = os.environ.get("JUPYTER_PATH")
+        path = os.pathsep.join(filter(None, [name, os.environ.get("JUPYTER_PATH")]))
         try:
-            assert server.stdout.readline() == b"ready\n", "the server of kernels did not start"
-            os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [name, before]))
-            yield
+            spoke, _, _ = select.select([server.stdout], [], [], START_TIMEOUT)
+            assert spoke and server.stdout.readline() == b"ready\n", "the server of kernels did not start"
+            with mock.patch.dict(os.environ, JUPYTER_PATH=path):
+                yield
         finally:
-            if before is None:
-                os.environ.pop("JUPYTER_PATH", None)
-            else:
-                os.environ["JUPYTER_PATH"] = before
             server.kill()
             server.wait()
             server.stdout.close()
