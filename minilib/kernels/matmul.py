@@ -276,6 +276,11 @@ def vectorises(x: Tensor) -> bool:
     return x.stride(inner) == 1 and not any(number % 16 for number in multiples)
 
 
+def multiprocessors(x: Tensor) -> int:
+    """How many the GPU has on which x lies: programs of a persistent grid."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else INTERPRETED_PROGRAMS
+
+
 def _multiply(a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -> Tensor:
     (m, k), n = a.shape, b.shape[1]
     out = torch.empty((m, n), dtype=a.dtype, device=a.device)
@@ -285,9 +290,7 @@ def _multiply(a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -
     if version == "naive":
         launch(naive, m * -(-n // NAIVE_N), *arguments, BLOCK_N=NAIVE_N, BLOCK_K=NAIVE_K)
         return out
-    programs = INTERPRETED_PROGRAMS
-    if a.is_cuda:
-        programs = torch.cuda.get_device_properties(a.device).multi_processor_count
+    programs = multiprocessors(a)
     aligned = vectorises(a) and vectorises(b)
     tile = tile or choose_tile(m, n, a.dtype, aligned, programs, hip=bool(torch.version.hip))
     tiles = -(-m // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
