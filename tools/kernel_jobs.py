@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minilib.kernels import (
     cross_entropy,
     flash_attention,
+    grouped_matmul,
     linear_cross_entropy,
     matmul,
     rms_norm,
@@ -38,6 +40,7 @@ class Sizes:
         rows, columns: of what is normalised, gated or turned.
         tokens, vocab: of the logits.
         hidden: width of the hidden states from which linear_cross_entropy makes them.
+        experts: of a mixture, each with a weight of hidden × hidden, which share `rows` evenly or not.
         budget: seconds for each comparison.
     """
 
@@ -51,6 +54,7 @@ class Sizes:
     tokens: int = 8192
     vocab: int = 128256
     hidden: int = 4096
+    experts: tuple[int, ...] = (8, 64)
     budget: float = 1.0
 
     def random(self, *shape: int, seed: int = 0) -> Tensor:
@@ -80,7 +84,8 @@ class Job:
 
 def jobs(sizes: Sizes, compiler: Callable = torch.compile) -> list[Job]:
     """Everything that is measured, in order."""
-    return [*_attention(sizes), *_products(sizes), *_rowwise(sizes, compiler), _linear_cross_entropy(sizes)]
+    products = [*_products(sizes), *_grouped_products(sizes)]
+    return [*_attention(sizes), *products, *_rowwise(sizes, compiler), _linear_cross_entropy(sizes)]
 
 
 def _attention(sizes: Sizes) -> Iterator[Job]:
@@ -120,6 +125,47 @@ def _products(sizes: Sizes) -> Iterator[Job]:
 
 def _square(sizes: Sizes) -> list[Tensor]:
     return [sizes.random(sizes.product, sizes.product, seed=seed) for seed in (0, 1)]
+
+
+def _grouped_products(sizes: Sizes) -> Iterator[Job]:
+    """Against torch's own, the loop over experts that one writes first, and one product of as many FLOPs."""
+    tokens, hidden = sizes.rows, sizes.hidden
+    ways = {"ours": grouped_matmul.grouped_matmul, "torch": _torch_grouped, "loop": _loop_over_experts}
+    for backward, experts, even in itertools.product((False, True), sizes.experts, (True, False)):
+        rows = shares(tokens, experts, even)
+
+        def inputs(rows=rows, weights: tuple[int, ...] = (experts,)) -> list[Tensor]:
+            ends = torch.tensor(rows, device=sizes.device).cumsum(0).int()
+            return [sizes.random(tokens, hidden), hidden**-0.5 * sizes.random(*weights, hidden, hidden, seed=1), ends]
+
+        def dense(inputs=inputs, backward=backward) -> Call:
+            return _pass(torch.mm, inputs(weights=())[:2], 2, backward)
+
+        size = f"{experts} experts, {'even' if even else 'uneven'}, {tokens} × {hidden} × {hidden}"
+        cost = grouped_matmul.cost(rows, hidden, hidden, backward=backward)
+        job = _job(f"grouped_matmul {_way(backward)} {size}", cost, ways, inputs, 2, backward)
+        yield replace(job, peers=job.peers | {"dense": dense})
+
+
+def shares(rows: int, experts: int, even: bool) -> list[int]:
+    """Rows of each expert: all the same, but for what does not divide, or the nth 1 / n of the first's."""
+    parts = [1 if even else 1 / (1 + expert) for expert in range(experts)]
+    ends = [round(rows * sum(parts[:expert]) / sum(parts)) for expert in range(experts + 1)]
+    return [end - begin for begin, end in itertools.pairwise(ends)]
+
+
+def _torch_grouped(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    return F.grouped_mm(x, weight, offs=offsets)
+
+
+def _loop_over_experts(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Picks out each expert's rows and puts its results back, as one does whose rows are not sorted."""
+    expert_of = torch.searchsorted(offsets, torch.arange(len(x), dtype=torch.int32, device=x.device), right=True)
+    out = x.new_zeros(len(x), weight.shape[2])
+    for expert in range(len(weight)):
+        chosen = (expert_of == expert).nonzero()[:, 0]
+        out[chosen] = x[chosen] @ weight[expert]
+    return out
 
 
 def _rowwise(sizes: Sizes, compiler: Callable) -> Iterator[Job]:

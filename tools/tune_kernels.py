@@ -1,6 +1,6 @@
 """Try the tiles that the kernels' CANDIDATES list, on a GPU, and print them from the quickest to the slowest.
 
-Usage: python -m tools.tune_kernels [matmul|attention]
+Usage: python -m tools.tune_kernels [matmul|grouped_matmul|attention]
 
 What is best goes into the kernels' choose_tile by hand, together with a build that compiles it for every GPU.
 """
@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from minilib.format import si
-from minilib.kernels import flash_attention, flash_attention_forward, matmul
+from minilib.kernels import flash_attention, flash_attention_forward, grouped_matmul, matmul
 from minilib.measure import measure
-from tools.kernel_jobs import Sizes
+from tools.kernel_jobs import Sizes, shares
 
 
 def main() -> int:
@@ -54,6 +54,14 @@ def _matmul(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], float]:
     return lambda tile: matmul.matmul(a, b, tile=tile), matmul.CANDIDATES, matmul.cost(n, n, n).flops
 
 
+def _grouped_matmul(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], float]:
+    rows, hidden = shares(sizes.rows, sizes.experts[0], even=False), sizes.hidden
+    x, weight = sizes.random(sizes.rows, hidden), sizes.random(len(rows), hidden, hidden, seed=1)
+    ends = torch.tensor(rows, device=sizes.device).cumsum(0).int()
+    flops = grouped_matmul.cost(rows, hidden, hidden).flops
+    return lambda tile: grouped_matmul.grouped_matmul(x, weight, ends, tile=tile), grouped_matmul.CANDIDATES, flops
+
+
 def _attention(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], float]:
     (batch, tokens), heads, head_dim = sizes.attention[-1], sizes.heads[0][0], sizes.head_dim
     q, k, v = (sizes.random(batch, tokens, heads, head_dim, seed=seed) for seed in range(3))
@@ -68,7 +76,7 @@ def _attention(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], floa
     )
 
 
-OPS = {"matmul": _matmul, "attention": _attention}
+OPS = {"matmul": _matmul, "grouped_matmul": _grouped_matmul, "attention": _attention}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,11 +11,11 @@ from minilib.kernels.dispatch import interpreted
 from minilib.machine import Machine
 from minilib.price import Cost
 from tools import bench_kernels
-from tools.kernel_jobs import Job, Sizes, jobs
+from tools.kernel_jobs import Job, Sizes, jobs, shares
 
 TINY = Sizes(
     device="cpu", attention=((1, 16),), heads=((2, 2), (4, 2)), head_dim=16, product=16, rows=8, columns=32,
-    tokens=8, vocab=50, hidden=16, budget=1e-4,
+    tokens=8, vocab=50, hidden=16, experts=(2, 3), budget=1e-4,
 )  # fmt: skip
 
 
@@ -28,8 +28,8 @@ def rows():
 def test_every_op_is_measured_beside_its_peers(rows):
     ops = {name.split()[0] for name in rows}
     assert ops == {"attention", "matmul", "rms_norm", "softmax", "swiglu", "cross_entropy", "rotary",
-                   "linear_cross_entropy"}  # fmt: skip
-    assert len(rows) == 2 * 2 + 4 + 2 * 5 + 1
+                   "linear_cross_entropy", "grouped_matmul"}  # fmt: skip
+    assert len(rows) == 2 * 2 + 4 + 2 * 2 * 2 + 2 * 5 + 1
     for name, row in rows.items():
         assert row["measured"] > 0 and row["predicted"] > 0 and row["flops"] > 0 and row["bytes"] > 0, name
         assert row["quartiles"][0] <= row["measured"] <= row["quartiles"][1], name
@@ -65,10 +65,15 @@ def test_the_ways_of_one_job_compute_the_same():
             continue  # each way has random gradients of its own
         ours = job.ours()()
         for peer, make in job.peers.items():
-            if peer == "cudnn":
+            if peer in ("cudnn", "dense"):  # what is not there, and another product of the same size
                 continue
             for x, y in zip(_tensors(ours), _tensors(make()()), strict=True):
                 assert torch.allclose(x.float(), y.float(), atol=0.05, rtol=0.05), (job.name, peer)
+
+
+def test_experts_share_all_rows():
+    assert shares(16, 4, even=True) == [4] * 4 and sum(shares(17, 4, even=True)) == 17
+    assert shares(25, 4, even=False) == [12, 6, 4, 3]
 
 
 def test_an_op_that_fails_leaves_its_error_and_the_others_go_on(monkeypatch):
