@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol
@@ -220,6 +220,20 @@ class ConsistentHashPartitioner:
     def owner(self, key: Key) -> int:
         """The shard whose point comes next on the ring."""
         return self._owners[bisect_right(self._places, stable_hash(key)) % len(self._owners)]
+
+    def successors(self, key: Key) -> Iterator[int]:
+        """Every shard once, in the order in which their points follow a key's place: first its owner, then who is next.
+
+        Source: DeCandia et al., "Dynamo", SOSP 2007, section 4.3 (the preference list).
+        """
+        start, met = bisect_right(self._places, stable_hash(key)), set()
+        for step in range(len(self._owners)):
+            shard = self._owners[(start + step) % len(self._owners)]
+            if shard not in met:
+                met.add(shard)
+                yield shard
+            if len(met) == len(self.shards):
+                return
 
     def with_shard(self, shard: int) -> ConsistentHashPartitioner:
         """A ring with one shard more: keys move to it, and nowhere else."""

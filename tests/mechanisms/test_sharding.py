@@ -118,6 +118,7 @@ def test_a_ring_is_walked_to_the_next_point(key, shards, virtual_nodes):
         for v in range(virtual_nodes)
     }
     assert ring.owner(key) == ahead[min(ahead)]
+    assert list(ring.successors(key)) == list(dict.fromkeys(ahead[distance] for distance in sorted(ahead)))
 
 
 @given(st.lists(KEYS), st.sets(st.integers(0, 50), min_size=2, max_size=6), st.integers(0, 50), st.integers(1, 5))
