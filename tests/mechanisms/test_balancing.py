@@ -92,6 +92,7 @@ def test_random_is_even_and_of_its_seed():
 
 
 @given(LOADS)
+@settings(max_examples=40)
 def test_least_loaded_is_undercut_by_nobody(loads):
     policy = LeastLoaded()
     if min(loads) < math.inf:
@@ -106,6 +107,7 @@ def test_least_loaded_takes_turns_among_equals():
 
 
 @given(LOADS, st.integers(0, 5))
+@settings(max_examples=40)
 def test_d_choices_avoid_the_d_minus_1_most_loaded(loads, seed):
     up = sorted(load for load in loads if load < math.inf)
     for d in range(1, len(loads) + 2):
@@ -128,6 +130,7 @@ def test_nginx_documents_this_order():
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+@settings(max_examples=40)
 def test_a_cycle_of_weights_is_exact_and_smooth(weights):
     policy, counts = Weighted(weights), [0] * len(weights)
     for step in range(1, 3 * sum(weights) + 1):
@@ -153,6 +156,7 @@ def test_weights_of_those_that_are_up_count():
     st.lists(st.integers(0, 5), max_size=60),
     st.sets(st.integers(0, 7), max_size=3),
 )
+@settings(max_examples=40)
 def test_hashing_never_exceeds_its_bound(num_targets, c, keys, down):
     policy = BoundedHashing(num_targets, c, virtual_nodes=4)
     loads = [math.inf if target in down else 0 for target in range(num_targets)]
@@ -199,6 +203,7 @@ ROWS = st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=6)
 
 
 @given(ROWS, st.data())
+@settings(max_examples=40)
 def test_the_largest_sums_win_and_the_first_of_equals(scores, data):
     n = len(scores)
     bias = data.draw(st.lists(st.integers(-2, 2).map(float), min_size=n, max_size=n))
@@ -214,6 +219,7 @@ def test_the_largest_sums_win_and_the_first_of_equals(scores, data):
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=9), st.sampled_from(["sign", "proportional"]))
+@settings(max_examples=40)
 def test_a_window_moves_the_biases_as_published(counts, rule):
     policy, mean = Feedback(len(counts), rate=0.001, rule=rule), Fraction(sum(counts), len(counts))
     policy.observe(counts)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilib.mechanisms.load_metrics import Delay, coefficient_of_variation, drop_rate, max_over_mean, quantile
@@ -11,6 +11,7 @@ COUNTS = st.lists(st.integers(0, 100), min_size=1, max_size=9)
 
 
 @given(COUNTS)
+@settings(max_examples=40)
 def test_evenness_is_that_of_numpy(counts):
     array = np.array(counts)
     mean = array.mean()
@@ -19,6 +20,7 @@ def test_evenness_is_that_of_numpy(counts):
 
 
 @given(COUNTS, st.integers(0, 100))
+@settings(max_examples=40)
 def test_what_is_dropped_is_what_exceeds(counts, capacity):
     array = np.array(counts)
     expected = np.maximum(array - capacity, 0).sum() / max(1, array.sum())
@@ -32,6 +34,7 @@ def test_capacities_may_differ():
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=30), st.floats(0, 1))
+@settings(max_examples=40)
 def test_quantiles_are_numpys(values, share):
     assert quantile(values, share) == pytest.approx(np.quantile(values, share))
     delay = Delay.of(values)
