@@ -127,6 +127,35 @@ def all_to_all(world_size: int) -> Plan:
     return Plan("pairwise", "all_to_all", n, max(1, n * n), pack(transfers))
 
 
+def two_level_all_to_all(hosts: int, ranks_per_host: int) -> Plan:
+    """All-to-all in two hops: within each host to the rank of the destination's place, then between ranks of one place.
+
+    Ranks of a host are neighbours. To be drawn, priced and simulated: to run it, a rank would have to know the sizes of
+    what it passes on for others.
+
+    Cost: with h hosts of m ranks, each rank sends h - 1 messages between hosts instead of (h - 1) · m, of m chunks
+    each: as many bytes, and m - 1 messages of h chunks within its host.
+
+    Source: Rajbhandari et al. 2022, "DeepSpeed-MoE", section 5.2.
+    """
+    m, n = ranks_per_host, hosts * ranks_per_host
+    if hosts < 1 or m < 1:
+        raise PlanError(f"two_level_all_to_all needs a host and a rank or more, got {hosts} and {m}")
+    ranks = range(n)
+    # Chunk src · n + dst: those for the ranks of one place are m apart, those from the ranks of a host n.
+    within = [
+        Transfer(r, r // m * m + (r + s) % m, r * n + (r + s) % m, count=hosts, stride=m)
+        for s in range(1, m)
+        for r in ranks
+    ]
+    between = [
+        Transfer(r, (r + s * m) % n, r // m * m * n + (r + s * m) % n, count=m, stride=n)
+        for s in range(1, hosts)
+        for r in ranks
+    ]
+    return Plan("two-level", "all_to_all", n, n * n, pack(within + between))
+
+
 def _ring_reduce_scatter(ranks: Sequence[int], first: int = 0, count: int = 1) -> Iterator[Transfer]:
     """Rank i of the ring ends with `count` chunks from first + i · count, complete."""
     n = len(ranks)

@@ -48,7 +48,8 @@ class Transfer:
         src, dst: ranks.
         chunk: number of the first chunk that it carries.
         reduce: True if dst adds it to what it has, False if dst takes it over.
-        count: how many neighbouring chunks travel in this message.
+        count: how many chunks travel in this message.
+        stride: from the number of one of them to the next.
     """
 
     src: int
@@ -56,11 +57,12 @@ class Transfer:
     chunk: int
     reduce: bool = False
     count: int = 1
+    stride: int = 1
 
     @property
     def chunks(self) -> range:
         """Numbers of the chunks that it carries."""
-        return range(self.chunk, self.chunk + self.count)
+        return range(self.chunk, self.chunk + self.count * self.stride, self.stride)
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class Plan:
                     twice = max(ranks, key=ranks.count)
                     raise PlanError(f"round {number}: rank {twice} is {side} of {ranks.count(twice)} messages at once")
             for t in transfers:
-                there = {t.src, t.dst} <= set(range(self.world_size))
-                if not there or t.src == t.dst or t.count < 1 or not 0 <= t.chunk <= self.num_chunks - t.count:
+                between_ranks = {t.src, t.dst} <= set(range(self.world_size)) and t.src != t.dst
+                full = t.count > 0 and t.stride > 0
+                if not between_ranks or not full or t.chunk < 0 or t.chunks[-1] >= self.num_chunks:
                     raise PlanError(f"round {number}: {t} is not between two of {self.world_size} ranks and "
                                     f"{self.num_chunks} chunks")  # fmt: skip
 

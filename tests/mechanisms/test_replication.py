@@ -40,6 +40,8 @@ def all_plans(n):
     for size in (1, 2, 3, n):
         yield plans.two_level([rank // size for rank in range(n)])
         yield plans.two_level([rank % size for rank in range(n)])  # neighbours in number live on different hosts
+        if n % size == 0:
+            yield plans.two_level_all_to_all(n // size, size)
 
 
 def run_on_numbers(plan, seed=0):
@@ -107,6 +109,19 @@ def test_two_levels_send_less_between_hosts():
     flat, two = between(plans.ring("all_reduce", 16)), between(plans.two_level(hosts))
     assert flat[0] == 4 * 30 * size // 16 and two[0] == 16 * 2 * 3 * size // 16  # 4 links against 16 that share it
     assert two[1] == 2 * 3 + 2 * 3 < flat[1] == 30
+
+
+@pytest.mark.parametrize(("h", "m"), [(1, 1), (1, 4), (4, 1), (2, 3), (4, 8)])
+def test_a_two_level_all_to_all_sends_few_messages_between_hosts_and_the_same_bytes(h, m):
+    flat, two = plans.all_to_all(h * m), plans.two_level_all_to_all(h, m)
+
+    def between(plan):
+        sent = [t for transfers in plan.rounds for t in transfers if t.src == 0 and t.dst // m != 0]
+        return len(sent), sum(t.count for t in sent)
+
+    assert between(flat) == ((h - 1) * m, (h - 1) * m)
+    assert between(two) == (h - 1, (h - 1) * m)
+    assert [two.messages(rank) for rank in range(h * m)] == [m - 1 + h - 1] * (h * m)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -192,6 +207,7 @@ def test_the_price_is_latency_and_bytes_round_by_round():
         (lambda: plans.star("broadcast", 3, root=3), "root among the ranks"),
         (lambda: plans.ring("broadcast", 3), "a ring does reduce_scatter"),
         (lambda: plans.two_level([]), "needs the host of each rank"),
+        (lambda: plans.two_level_all_to_all(0, 4), "needs a host and a rank or more, got 0 and 4"),
         (lambda: Plan("x", "broadcast", 2, 1, ((Transfer(0, 2, 0),),)), "not between two of 2 ranks"),
         (lambda: Plan("x", "broadcast", 2, 1, ((Transfer(0, 0, 0),),)), "not between two"),
         (lambda: Plan("x", "broadcast", 2, 1, ((Transfer(0, 1, 1),),)), "1 chunks"),
