@@ -28,6 +28,8 @@ def value(group: str, name: str) -> float:
 def model(name: str) -> SimpleNamespace:
     """A published model's shape: layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, parameters.
 
+    A mixture of experts has experts, top_k and active_parameters, too.
+
     Raises:
         NotQuoted: if there is no such model, naming those there are.
     """

@@ -29,6 +29,15 @@ def test_a_model_has_the_parameters_that_its_shape_implies(name):
     assert total == pytest.approx(m.parameters, rel=1e-3)
 
 
+def test_a_mixture_has_the_parameters_that_its_shape_implies():
+    m = quoted.model("mixtral-8x7b")
+    attention = m.hidden * m.head_dim * (2 * m.heads + 2 * m.kv_heads)
+    for published, experts in ((m.parameters, m.experts), (m.active_parameters, m.top_k)):
+        layer = attention + m.hidden * (3 * m.intermediate * experts + m.experts + 2)
+        total = m.layers * layer + 2 * m.vocabulary * m.hidden + m.hidden
+        assert total == pytest.approx(published, rel=1e-3)
+
+
 def test_what_is_not_quoted_says_what_is():
     with pytest.raises(quoted.NotQuoted, match="nvme_read"):
         quoted.value("storage", "floppy")
