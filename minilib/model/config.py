@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from minilib.model.moe_config import MoEConfig
+
 MODEL_TYPES = {"llama": False, "qwen3": True}  # Hugging Face's model_type → whether queries and keys are normalised
 KERNELS = ("torch", "triton", "interpreted")  # who computes; see minilib/model/ops.py
 
@@ -36,7 +38,7 @@ class ModelConfig:
     Args:
         vocab_size: tokens that it knows.
         hidden_size: width of the residual stream.
-        intermediate_size: width of the feed-forward layer.
+        intermediate_size: width of the feed-forward layer; unused where `moe` takes its place.
         num_layers: decoder layers.
         num_heads: query heads.
         num_kv_heads: key and value heads; each serves num_heads / num_kv_heads query heads.
@@ -47,6 +49,7 @@ class ModelConfig:
         norm_eps: added under the root in RMSNorm.
         qk_norm: RMSNorm over each query and key head, as Qwen3 has it.
         tie_embeddings: the output projection is the embedding table.
+        moe: experts in place of every layer's feed-forward network; None for a dense model.
         kernels: who computes all but the matrix products: "torch"; "triton" for this library's kernels, which
             on a CPU are plain torch too; "interpreted" for the kernels in Triton's interpreter, slowly. No part of the
             shape: configs that differ in it alone are equal, and no checkpoint holds it.
@@ -68,6 +71,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     qk_norm: bool = False
     tie_embeddings: bool = True
+    moe: MoEConfig | None = None
     kernels: str = field(default="torch", compare=False)
 
     def __post_init__(self) -> None:
@@ -94,9 +98,21 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Parameters, tied ones counted once."""
+        return self._parameters(self.moe.num_experts if self.moe else 0)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token meets: of a layer's experts, those that it is routed to."""
+        return self._parameters(self.moe.top_k if self.moe else 0)
+
+    def _parameters(self, experts: int) -> int:
+        """With so many routed experts a layer."""
         heads = self.num_heads + self.num_kv_heads
         attention = 2 * self.hidden_size * heads * self.head_dim + (2 * self.head_dim if self.qk_norm else 0)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        width, router = self.intermediate_size, 0
+        if self.moe:
+            width, router = self.moe.intermediate_size * (experts + self.moe.num_shared_experts), self.moe.num_experts
+        layer = attention + self.hidden_size * (3 * width + router + 2)
         tables = 1 if self.tie_embeddings else 2
         return self.num_layers * layer + self.hidden_size * (tables * self.vocab_size + 1)
 
@@ -140,7 +156,13 @@ class ModelConfig:
         )
 
     def to_hugging_face(self) -> dict:
-        """The content of a config.json that transformers reads as the same model."""
+        """The content of a config.json that transformers reads as the same model.
+
+        Raises:
+            UnsupportedModel: for a mixture of experts.
+        """
+        if self.moe:
+            raise UnsupportedModel("a mixture of experts is not written in Hugging Face's layout; use Trainer.save")
         rope: dict[str, object] = {"rope_theta": self.rope_theta, "rope_type": "default"}
         if self.rope_scaling:
             rope |= {

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minilib.model.config import ModelConfig
+from minilib.model.moe import MoE, Router
 from minilib.model.ops import Ops, choose
 
 
@@ -44,7 +45,7 @@ class Decoder(nn.Module):
     Args:
         config: its shape.
 
-    Cost: 2 FLOPs per parameter and token (embedding table once), plus attention.
+    Cost: 2 FLOPs per active parameter and token (embedding table once), plus attention.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -75,6 +76,9 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:
                 nn.init.ones_(parameter)
+        for module in self.modules():
+            if isinstance(module, Router):
+                nn.init.zeros_(module.bias)
 
     def _apply(self, fn, recurse=True):
         """Wherever the weights go and in whatever dtype: positions need float32."""
@@ -117,7 +121,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int, ops: Ops) -> None:
         super().__init__()
-        self.index, self.ops = index, ops
+        self.config, self.index, self.ops = config, index, ops
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_dim = config.head_dim
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
@@ -126,8 +130,11 @@ class Layer(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, ops) if config.qk_norm else None
         self.project = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        if config.moe:
+            self.moe = MoE(config.moe, config.hidden_size, ops)
+        else:
+            self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+            self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
@@ -138,7 +145,11 @@ class Layer(nn.Module):
         q, k = self.ops.rotary(qk, rope).split_with_sizes(self.heads[:2], dim=-2)
         mixed = attention(self.index, q, k, v)
         normed, x = self.feed_forward_norm(self.project(mixed.flatten(-2)), residual=x)
-        return x + self.down(self.ops.swiglu(self.gate_up(normed)))
+        return x + self.feed_forward(normed)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """SwiGLU, or the experts in its place."""
+        return self.moe(x) if self.config.moe else self.down(self.ops.swiglu(self.gate_up(x)))
 
 
 class RMSNorm(nn.RMSNorm):

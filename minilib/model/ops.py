@@ -29,6 +29,12 @@ class Ops:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def grouped_matmul(self, rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+        """Rows sorted by group, each times the matrix of its group; see minilib/kernels/grouped_matmul.py."""
+        from minilib.kernels.grouped_matmul import reference
+
+        return reference(rows, weight, offsets)
+
     def causal_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention for training; see `causal_attention`."""
         return causal_attention(layer, q, k, v)
@@ -51,15 +57,17 @@ class KernelOps(Ops):
     def __init__(self, interpret: bool) -> None:
         # Here, so that a model without kernels never loads Triton, which decides then whether it interprets.
         from minilib.kernels.flash_attention import HEAD_DIMS, flash_attention
+        from minilib.kernels.grouped_matmul import grouped_matmul
         from minilib.kernels.linear_cross_entropy import linear_cross_entropy
         from minilib.kernels.rms_norm import rms_norm
         from minilib.kernels.rotary import rotary
         from minilib.kernels.swiglu import swiglu
 
         self._head_dims = HEAD_DIMS
-        ops = (rms_norm, rotary, swiglu, flash_attention, linear_cross_entropy)
-        ops = (partial(op, interpret=interpret) for op in ops)
-        self._rms_norm, self._rotary, self._swiglu, self._flash_attention, self._linear_cross_entropy = ops
+        self._rms_norm, self._rotary, self._swiglu, self._grouped_matmul, self._flash_attention, self._loss = (
+            partial(op, interpret=interpret)
+            for op in (rms_norm, rotary, swiglu, grouped_matmul, flash_attention, linear_cross_entropy)
+        )
 
     def rms_norm(self, x, weight, residual, eps):
         x = x if residual is None else x.to(residual.dtype)
@@ -71,13 +79,16 @@ class KernelOps(Ops):
     def swiglu(self, gate_up):
         return self._swiglu(gate_up)
 
+    def grouped_matmul(self, rows, weight, offsets):
+        return self._grouped_matmul(rows, weight, offsets)
+
     def causal_attention(self, layer, q, k, v):
         if q.shape[-1] not in self._head_dims:
             return super().causal_attention(layer, q, k, v)
         return self._flash_attention(q, k, v.to(q.dtype), causal=True)
 
     def loss(self, features, weight, targets):
-        return self._linear_cross_entropy(features, weight.to(features.dtype), targets)
+        return self._loss(features, weight.to(features.dtype), targets)
 
 
 def choose(kernels: str) -> Ops:

@@ -25,7 +25,7 @@ def flops_per_token(config: ModelConfig, context: int) -> int:
     """
     lookup = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     attention = config.num_layers * config.num_heads * config.head_dim * 4 * context // 2
-    return 3 * (2 * (config.num_parameters - lookup) + attention)
+    return 3 * (2 * (config.num_active_parameters - lookup) + attention)
 
 
 def peak_flops(machine: Machine, precision: str, comm: Communicator | None) -> float:

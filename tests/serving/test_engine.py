@@ -5,7 +5,11 @@ import copy
 import pytest
 import torch
 
+from minilib.model.config import ModelConfig
+from minilib.model.decoder import Decoder
+from minilib.model.moe_config import MoEConfig
 from minilib.serving.engine import Engine
+from tests.model.oracle import logits
 from tests.serving.served import (
     POSITIONS,
     Results,
@@ -216,3 +220,28 @@ def test_a_stop_token_and_the_end_token_end_a_sequence_and_are_part_of_it():
         served.add_request(name, prompt(17), params)
         results = finish(served)
         assert (results.tokens[name, 0], results.reasons[name, 0]) == (expected, reason), name
+
+
+@pytest.mark.parametrize("composition", ["all at once", "in chunks", "one token a step"])
+def test_a_mixture_of_experts_is_served_as_it_is_computed_naively(composition):
+    moe = MoEConfig(6, 2, 24, num_shared_experts=1, gate="sigmoid")
+    shape = {**models()[1].config.__dict__, "moe": moe}
+    model = Decoder(ModelConfig(**shape)).double().eval()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+        for layer in model.layers:
+            layer.moe.router.bias.uniform_(-0.1, 0.1, generator=generator)
+    served, results = Engine(model, 30, 4, **COMPOSITIONS[composition]), Results()
+    lengths, count = (1, 6, 11), 7
+    for length in lengths:
+        served.add_request(str(length), prompt(length), likeliest(count))
+    finish(served, results)
+    for length in lengths:
+        text = list(prompt(length))
+        for _ in range(count):
+            text.append(logits(model, torch.tensor([text]))[0, -1].argmax().item())
+        assert results.tokens[str(length), 0] == tuple(text[length:])
+        assert len(set(text[length:])) > 1
