@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -71,6 +71,7 @@ class DataParallel:
         sync_buffers: make buffers, such as BatchNorm's statistics, those of rank 0 again in every `finish`.
         check_every: steps between two calls of `check_in_sync`; never if 0.
         trace: record `events`.
+        skip: parameters that each rank has its own of, such as experts; they are left alone.
 
     Attributes:
         buckets: in the order in which backward fills them.
@@ -94,17 +95,20 @@ class DataParallel:
         sync_buffers: bool = False,
         check_every: int = 0,
         trace: bool = False,
+        skip: Collection[nn.Parameter] = frozenset(),
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
         self.model, self.comm, self.method = model, comm, method
         self.sync_buffers, self.check_every = sync_buffers, check_every
         self.events: list[Event] = []
+        self._skip = frozenset(skip)
         same_shapes(model, comm)
         for tensor in (*model.parameters(), *model.buffers()):
-            comm.broadcast(tensor)
+            if tensor not in self._skip:
+                comm.broadcast(tensor)
         limit = {"naive": 0, "flat": math.inf, "buckets": bucket_bytes}[method]
-        self.buckets = allocate(cut(_in_backward_order(model), limit), comm.transport)
+        self.buckets = allocate(cut(_in_backward_order(model, self._skip), limit), comm.transport)
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._arrived, bucket, index))
             for bucket in self.buckets
@@ -172,7 +176,7 @@ class DataParallel:
         Raises:
             OutOfSync: if not; it says which rank and which parameters.
         """
-        same_values(self.model, self.comm)
+        same_values(self.model, self.comm, self._skip)
 
     def mark(self, what: str, bucket: int | None = None) -> None:
         """Record an event now, if tracing; "backward begin" is the caller's to mark."""
@@ -188,7 +192,7 @@ class DataParallel:
 
     def check_invariants(self) -> None:
         """Every parameter that is trained is in one bucket, and nothing is on its way between steps."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = _in_backward_order(self.model, self._skip)
         held = [p for bucket in self.buckets for p in bucket.parameters]
         assert len(held) == len(trained) and set(held) == set(trained), "a parameter is in no bucket, or in two"
         for bucket in self.buckets:
@@ -236,9 +240,9 @@ class DataParallel:
         self.mark("all-reduce end", number)
 
 
-def _in_backward_order(model: nn.Module) -> list[nn.Parameter]:
+def _in_backward_order(model: nn.Module, skip: Collection[nn.Parameter]) -> list[nn.Parameter]:
     """Parameters to train, those that the forward uses last first, as far as the order of registration tells."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in skip]
     if not trained:
         raise ValueError("this model has no parameter to train: all are frozen, or there is none")
     return trained[::-1]

@@ -1,23 +1,26 @@
 """Who keeps what while training: one process everything, data-parallel ranks a copy each, ZeRO's ranks a slice each.
 
-The trainer sees one protocol, `Engine`. `Replica` makes DataParallel and an optimizer satisfy it, `Sharded` makes Zero.
+The trainer sees one protocol, `Engine`. `Replica` makes DataParallel and an optimizer satisfy it, `Sharded` makes Zero,
+and `ExpertReplica` makes data parallelism whose experts are dealt to ranks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import DataParallel
+from minilib.training.expert_parallel import ExpertParallel
 from minilib.training.sharded import Sharded
 from minilib.training.train_config import TrainConfig
 from minilib.training.zero import Zero
 
-PARALLEL = ("data", "zero0", "zero1", "zero2", "zero3")
+PARALLEL = ("data", "expert", "zero0", "zero1", "zero2", "zero3")
 
 
 class Engine(Protocol):
@@ -73,6 +76,64 @@ class Replica:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+class ExpertReplica:
+    """A copy of all but the experts of a model on each rank, of them a part.
+
+    Args:
+        model: `experts` has cut it already.
+        experts: of which rank has which.
+        optimizer: of the model's parameters, as they are now.
+    """
+
+    def __init__(self, model: nn.Module, experts: ExpertParallel, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer, self._experts = model, optimizer, experts
+        self._dp = DataParallel(model, experts.comm, skip=experts.parameters)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        self._dp.finish()
+        self._experts.finish()
+        mine = self._experts.parameters  # in order, so that a run's sums are always made in the same one
+        shared = [p.grad for p in self.model.parameters() if p.grad is not None and p not in set(mine)]
+        own = nn.utils.get_total_norm([p.grad for p in mine if p.grad is not None]).square().double().reshape(1)
+        self._experts.comm.all_reduce(own)
+        norm = (nn.utils.get_total_norm(shared).square() + own).sqrt().squeeze()
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, norm)
+        return norm.item()
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def full_state_dict(self) -> dict:
+        """See `Engine`; all ranks get it."""
+        names = {name for name, _ in self._experts.named_parameters(self.model)}
+        model = {name: self._whole(x) if name in names else x for name, x in self.model.state_dict().items()}
+        return {"model": model, "optimizer": self._moments(self.optimizer.state_dict(), self._whole)}
+
+    def load_full_state_dict(self, state: dict) -> None:
+        """See `Engine`; each rank keeps its experts'."""
+        names = {name for name, _ in self._experts.named_parameters(self.model)}
+        own = self._experts.own
+        self.model.load_state_dict({name: own(x) if name in names else x for name, x in state["model"].items()})
+        self.optimizer.load_state_dict(self._moments(state["optimizer"], lambda x: own(x).clone()))
+
+    def _whole(self, own: Tensor) -> Tensor:
+        return self._experts.whole(own.detach())
+
+    def _moments(self, state: dict, change: Callable[[Tensor], Tensor]) -> dict:
+        """An optimizer's state with those of experts changed."""
+        mine = set(self._experts.parameters)
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        experts = {number for number, parameter in enumerate(parameters) if parameter in mine}
+        changed = {
+            number: {key: change(x) if number in experts and x.dim() else x for key, x in moments.items()}
+            for number, moments in state["state"].items()
+        }
+        return {**state, "state": changed}
+
+
 def choose(parallel: str, model: nn.Module, comm: Communicator | None, config: TrainConfig) -> Engine:
     """AdamW in the engine that `parallel` names; without a communicator, one process whatever it names.
 
@@ -82,6 +143,9 @@ def choose(parallel: str, model: nn.Module, comm: Communicator | None, config: T
     if parallel not in PARALLEL:
         raise ValueError(f"parallel is one of {', '.join(PARALLEL)}; got {parallel!r}")
     optimizer = partial(torch.optim.AdamW, lr=config.learning_rate, betas=(0.9, 0.95))
+    if comm is not None and parallel == "expert":
+        experts = ExpertParallel(model, comm)  # before the optimizer is told what there is
+        return ExpertReplica(model, experts, optimizer(_groups(model, config.weight_decay)))
     groups = _groups(model, config.weight_decay)
     if comm is None or parallel == "data":
         return Replica(model, comm, optimizer(groups))

@@ -63,6 +63,9 @@ class Sharded:
             optimizer = {group: _end_to_end([moments[n] for n in _names(row, group)]) for group in row["optimizer"]}
             rows[name] = {**row, "values": values, "optimizer": optimizer}
         options = [{key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]]
+        for name, buffer in self._zero.model.named_buffers():
+            if name in state["model"]:  # the others follow from the config
+                buffer.copy_(state["model"][name])
         self._zero.load_state_dict([{"slice": 0, "num_slices": 1, "rows": rows, "param_groups": options}])
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from minilib.training.moe import BalanceConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -26,6 +28,7 @@ class TrainConfig:
         precision: "fp32", or "bf16" to multiply matrices in bfloat16 while weights stay fp32.
         evaluate_every: steps between two looks at the validation loss.
         validation_batches: batches in such a look, always the same ones.
+        balance: how the load of a mixture's experts is kept even.
 
     Raises:
         ValueError: if a number makes no sense.
@@ -42,6 +45,7 @@ class TrainConfig:
     precision: str = "fp32"
     evaluate_every: int = 250
     validation_batches: int = 8
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "context", "evaluate_every", "validation_batches"):

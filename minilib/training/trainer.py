@@ -21,6 +21,7 @@ from minilib.machine import Machine
 from minilib.model.decoder import Decoder
 from minilib.training import engines, usage
 from minilib.training.collectives import Communicator
+from minilib.training.moe import Balancer
 from minilib.training.train_config import PRECISIONS, TrainConfig
 
 
@@ -38,7 +39,8 @@ class Trainer:
         config: how to train.
         comm: between the ranks that share each batch; None on one process. On several ranks all methods are
             collectives, and all ranks pass the same data and config.
-        parallel: who keeps what then: "data", a replica each, or "zero0" … "zero3". No part of what the run is.
+        parallel: who keeps what then: "data", a replica each; "expert", a replica each of all but the
+            experts; or "zero0" … "zero3". No part of what the run is.
         machine: what the ranks run on, as measured, for `mfu`.
 
     Raises:
@@ -66,6 +68,9 @@ class Trainer:
         self.rank, self.world_size = (comm.rank, comm.world_size) if comm is not None else (0, 1)
         self.train_tokens, self.validation_tokens = train, validation
         self._rows = range(self.rank, config.batch_size, self.world_size)  # of each batch, this rank's
+        # So weighed, the mean over ranks of their mean losses is that over the tokens of the whole batch.
+        self._weight = len(self._rows) * self.world_size / config.batch_size
+        self.balancer = Balancer(model, config.balance, comm)
         self.engine = engines.choose(parallel, model, comm, config)
         self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
         self.step = 0
@@ -169,16 +174,15 @@ class Trainer:
             group["lr"] = self.config.rate(self.step)
         loss = self._loss(self._batch(self.train_tokens, self.step))
         self.engine.zero_grad()
-        loss.backward()
+        (loss + self.balancer.penalty(self._weight)).backward()
         self.engine.clip_grad_norm(self.config.clip)
         self.engine.step()
+        self.balancer.step()
         self.losses.append(self._mean(loss.item()))
         self.step += 1
 
     def _loss(self, tokens: Tensor) -> Tensor:
         """Mean loss in nats of predicting each token from those before it, weighed by this rank's part of the batch.
-
-        The mean over ranks is then that over the tokens of the whole batch.
 
         Args:
             tokens: (sequences, context + 1), this rank's.
@@ -188,7 +192,7 @@ class Trainer:
         dtype = PRECISIONS[self.config.precision]
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = self.model.loss(inputs, positions, targets)
-        return loss * (len(self._rows) * self.world_size / self.config.batch_size)
+        return loss * self._weight
 
     def _mean(self, value: float) -> float:
         """Over ranks."""

@@ -2,11 +2,13 @@
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from minilib.launch import run
+from minilib.training.agreement import OutOfSync, same_values
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import METHODS, DataParallel
 from minilib.training.transport import GroupTransport
@@ -119,3 +121,32 @@ def cuts() -> list[list[str]]:
     dp = DataParallel(model, Communicator(GroupTransport()), bucket_bytes=80)
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [[names[parameter] for parameter in bucket.parameters] for bucket in dp.buckets]
+
+
+def keeps_its_own() -> list[tuple]:
+    """A parameter of the rank's own: its value, its gradient, those of another, and what comparing says."""
+    comm, found = Communicator(SharedMemoryTransport()), []
+    for method in METHODS:
+        torch.manual_seed(comm.rank)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
+        mine, before = model[1].weight, model[1].weight.detach().clone()
+        dp = DataParallel(model, comm, method, bucket_bytes=20, check_every=1, skip=[mine])
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.ones(5, 3) * (comm.rank + 1)).sum().backward()
+            own = mine.grad.clone()
+            dp.finish()
+            dp.check_invariants()
+        assert all(mine is not parameter for bucket in dp.buckets for parameter in bucket.parameters)
+        same_values(model, comm, [mine])
+        with pytest.raises(OutOfSync, match="rank 1 has another 1.weight than"):
+            same_values(model, comm)
+        found.append((torch.equal(mine, before) and torch.equal(mine.grad, own), own, model[0].weight.grad))
+        dp.close()
+    return found
+
+
+def test_parameters_to_skip_are_left_alone():
+    for (kept, own, shared), (kept_there, own_there, shared_there) in zip(*run(keeps_its_own, 2), strict=True):
+        assert kept and kept_there and not torch.equal(own, own_there)
+        assert torch.equal(shared, shared_there)
