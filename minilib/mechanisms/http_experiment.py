@@ -12,16 +12,15 @@ import select
 import selectors
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Any, TypeVar
 
 from minilib.mechanisms.balancing import Policy
 from minilib.mechanisms.http_backend import Backend
 from minilib.mechanisms.http_connection import Client
-from minilib.mechanisms.http_load import Answer, LoadGenerator, Report, poisson_arrivals
-from minilib.mechanisms.http_proxy import BackendHealth, Proxy
+from minilib.mechanisms.http_load import LoadGenerator, Report, arrivals_at, works_of
+from minilib.mechanisms.http_proxy import Proxy
 from minilib.mechanisms.load_metrics import max_over_mean
 
 Result = TypeVar("Result")
@@ -110,12 +109,12 @@ def run_experiment(
         ValueError: if an argument is out of range, or both loops are asked for.
         TimeoutError: if it takes longer than the limit.
     """
-    works = _works(work, keys, speeds)
+    works = works_of(work, keys, speeds)
     if concurrency is not None and utilization is not None:
         raise ValueError("concurrency makes a closed loop, utilization an open one; give one of them")
     if concurrency is not None and concurrency < 1:
         raise ValueError(f"concurrency is 1 client or more, got {concurrency}")
-    arrivals = None if utilization is None else _arrivals(utilization, works, speeds, seed)
+    arrivals = None if utilization is None else arrivals_at(utilization, works, speeds, seed)
     for event in events:
         if event.backend not in range(len(speeds)) or not 0 <= event.after < len(keys) or event.factor <= 0:
             raise ValueError(f"{event} is about no backend of {len(speeds)}, or comes after all {len(keys)} requests")
@@ -140,49 +139,6 @@ def run_experiment(
             return Report(tuple(answers), seconds, proxy.retries, tuple(proxy.backends))
 
     return run_in_thread(experiment, limit)
-
-
-def simulate_experiment(
-    policy: Policy,
-    speeds: Sequence[float],
-    keys: Sequence[str],
-    *,
-    work: float | Sequence[float] = 0.005,
-    utilization: float = 0.8,
-    seed: int = 0,
-    window: int = 64,
-) -> Report:
-    """What `run_experiment` would report of an open loop if HTTP and the event loop cost nothing: a price of it.
-
-    The same requests arrive at the same times, and no clock is read, so the same arguments report the same.
-
-    Args:
-        policy, speeds, keys, work, utilization, seed, window: as of run_experiment.
-
-    Raises:
-        ValueError: as run_experiment.
-    """
-    works = _works(work, keys, speeds)
-    free_at, health = [0.0] * len(speeds), [BackendHealth() for _ in speeds]
-    leaving: list[tuple[float, int]] = []  # a heap: when, from which backend
-    answers, before = [], [0] * len(speeds)
-    for key, each, now in zip(keys, works, _arrivals(utilization, works, speeds, seed), strict=True):
-        while leaving and leaving[0][0] <= now:
-            health[heappop(leaving)[1]].in_flight -= 1
-        target = policy.choose(key, [backend.in_flight for backend in health])
-        start, service = max(now, free_at[target]), each / speeds[target]
-        free_at[target] = start + service
-        heappush(leaving, (free_at[target], target))
-        health[target].in_flight += 1
-        health[target].forwarded += 1
-        answers.append(Answer(key, 200, target, free_at[target] - now, start - now, service))
-        if len(answers) % window == 0:
-            counts = [backend.forwarded for backend in health]
-            policy.observe([count - then for count, then in zip(counts, before, strict=True)])
-            before = counts
-    for _, target in leaving:
-        health[target].in_flight -= 1
-    return Report(tuple(answers), max(free_at), 0, tuple(health))
 
 
 def run_bursts(
@@ -229,11 +185,17 @@ def run_bursts(
 def run_in_thread(main: Callable[[], Coroutine[Any, Any, Result]], limit: float) -> Result:
     """Run a coroutine function in an event loop of its own, in a thread of its own, and wait for it.
 
+    Whoever interrupts the wait cancels the coroutine, which still closes what it has opened.
+
     Raises:
         TimeoutError: if it takes longer than `limit` seconds.
     """
 
+    cancel: list[Callable[[], object]] = []
+
     async def limited() -> Result:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
         async with asyncio.timeout(limit):
             return await main()
 
@@ -242,7 +204,14 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, Result]], limit: float)
             return runner.run(limited())
 
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(run).result()
+        result = thread.submit(run)
+        try:
+            return result.result()
+        except BaseException:
+            with suppress(RuntimeError):  # the loop is closed: it has failed by itself
+                for each in cancel:
+                    each()
+            raise
 
 
 @asynccontextmanager
@@ -267,19 +236,6 @@ async def stage(
     finally:
         for backend in backends:
             await backend.close(grace=0.0)
-
-
-def _works(work: float | Sequence[float], keys: Sequence[str], speeds: Sequence[float]) -> list[float]:
-    works = [work] * len(keys) if isinstance(work, int | float) else list(work)
-    if not keys or not speeds or len(works) != len(keys):
-        raise ValueError(f"needs speeds, keys and a work for each, got {len(speeds)}, {len(keys)} and {len(works)}")
-    return works
-
-
-def _arrivals(utilization: float, works: Sequence[float], speeds: Sequence[float], seed: int) -> list[float]:
-    if utilization <= 0 or sum(works) <= 0:
-        raise ValueError(f"utilization > 0 of backends that have work, got {utilization} and {sum(works)} s of work")
-    return poisson_arrivals(len(works), utilization * sum(speeds) * len(works) / sum(works), seed)
 
 
 def _happen(event: Event, backend: Backend, restarts: asyncio.TaskGroup) -> None:

@@ -58,6 +58,29 @@ def poisson_arrivals(num_requests: int, rate: float, seed: int = 0) -> list[floa
     return list(accumulate(rng.expovariate(rate) for _ in range(num_requests)))
 
 
+def works_of(work: float | Sequence[float], keys: Sequence[str], speeds: Sequence[float]) -> list[float]:
+    """Seconds of work of each request: one number for all, or one each.
+
+    Raises:
+        ValueError: if there is no request, no backend, or not one work a request.
+    """
+    works = [work] * len(keys) if isinstance(work, int | float) else list(work)
+    if not keys or not speeds or len(works) != len(keys):
+        raise ValueError(f"needs speeds, keys and a work for each, got {len(speeds)}, {len(keys)} and {len(works)}")
+    return works
+
+
+def arrivals_at(utilization: float, works: Sequence[float], speeds: Sequence[float], seed: int) -> list[float]:
+    """Arrivals, as of `poisson_arrivals`, that keep backends of these speeds so busy: 1.0 is all that they can do.
+
+    Raises:
+        ValueError: if there is nothing to be busy with.
+    """
+    if utilization <= 0 or sum(works) <= 0:
+        raise ValueError(f"utilization > 0 of backends that have work, got {utilization} and {sum(works)} s of work")
+    return poisson_arrivals(len(works), utilization * sum(speeds) * len(works) / sum(works), seed)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What became of one request.

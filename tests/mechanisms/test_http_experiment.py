@@ -1,6 +1,8 @@
 """Experiments: the same policy over HTTP and over a stream, what events do, and two choices against one."""
 
 import asyncio
+import os
+import signal
 import statistics
 import threading
 
@@ -9,16 +11,9 @@ import pytest
 from minilib.mechanisms.balancing import Feedback, LeastLoaded, Random, RoundRobin, TwoChoices, Weighted, assign
 from minilib.mechanisms.balancing_by_key import BoundedHashing, Sticky, hash_affinity
 from minilib.mechanisms.balls_in_bins import expected_max_load
-from minilib.mechanisms.http_experiment import (
-    kill,
-    restart,
-    run_bursts,
-    run_experiment,
-    run_in_thread,
-    simulate_experiment,
-    slow,
-)
+from minilib.mechanisms.http_experiment import kill, restart, run_bursts, run_experiment, run_in_thread, slow
 from minilib.mechanisms.http_load import exponential_work, poisson_arrivals, zipf_keys
+from minilib.mechanisms.http_simulation import simulate_experiment
 from tests.mechanisms.http_cases import run
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -115,17 +110,17 @@ def test_two_choices_queue_less_than_one_whatever_the_seed():
 
 
 def test_two_choices_queue_less_than_one_for_real():
-    """By the backends' own clocks, and in the first of three tries in which nobody else stops the event loop."""
-    keys = zipf_keys(250, 50)
+    keys, work = zipf_keys(200, 50), 0.008
     for _ in range(3):
         one, two = (
-            run_experiment(policy, [1.0] * 4, keys, work=0.004, utilization=0.8, seed=2)
-            for policy in (Random(0), TwoChoices(0))
+            run_experiment(policy, [1.0] * 4, keys, work=work, utilization=0.8, seed=3)
+            for policy in (Random(3), TwoChoices(3))
         )
         assert one.lost == two.lost == 0
-        if one.queueing.p99 > 1.2 * two.queueing.p99:
+        if max(one.overhead.mean, two.overhead.mean) < work:
+            assert one.queueing.p99 > 1.2 * two.queueing.p99, "by the backends' own clocks"
             return
-    raise AssertionError(f"one choice queued {one.queueing}, two {two.queueing}")
+    pytest.skip(f"this machine is too busy for its event loop to keep up: {two.overhead}")
 
 
 def test_a_simulation_is_the_queue_by_hand():
@@ -173,6 +168,16 @@ def test_what_takes_too_long_is_ended():
         run_experiment(RoundRobin(), [1.0], ["k"] * 3, work=9.0, limit=0.1, answer_within=30)
     with pytest.raises(TimeoutError):
         run_in_thread(lambda: asyncio.sleep(9), limit=0.01)
+
+
+def test_who_is_interrupted_leaves_nothing():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are deaf to it
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(RoundRobin(), [1.0], ["k"] * 3, work=9.0, limit=20, answer_within=30)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize(
