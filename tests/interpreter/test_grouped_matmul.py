@@ -46,7 +46,7 @@ def test_the_weight_gradient_loads_each_group_for_every_tile_across():
     assert traffic.touched == {"x": 4 * sum(ROWS) * K, "grad": 4 * sum(ROWS) * N, "offsets": 4 * 4}
 
 
-@pytest.mark.parametrize("wrong", [(30, 10, 60), (-5, 20, 99), (70, 80, 90), (5, -(2**31), 2**31 - 1), (0, 0, -1)])
+@pytest.mark.parametrize("wrong", [(30, 10, 60), (-5, 20, 99), (70, 80, 90), (40, -(2**31), 2**31 - 1), (0, 0, -1)])
 def test_wrong_offsets_touch_nothing_outside_and_leave_no_row_unwritten(wrong):
     """What a GPU cannot be asked to check without waiting for it."""
     tensors = {"x": torch.randn(41, 18), "weight": torch.randn(3, 18, 20), "grad": torch.randn(41, 20)}
