@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|compiled|kernels]
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|moe|compiled|kernels]
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
 """
@@ -17,10 +17,10 @@ from minilib import records, workloads
 from minilib.kernels.dispatch import interpreted, triton
 from minilib.machine import Machine
 from minilib.measure import check_table, median_ratio
-from tools import bench_collectives, bench_kernels, bench_paging, bench_training
+from tools import bench_collectives, bench_kernels, bench_moe, bench_paging, bench_training
 from tools.kernel_jobs import Sizes
 
-CHOICES = ("machine", "workloads", "paging", "collectives", "training", "compiled", "kernels")
+CHOICES = ("machine", "workloads", "paging", "collectives", "training", "moe", "compiled", "kernels")
 
 FRESH = (None, "machine", "workloads", "paging")  # held against this machine's rates, which change with its neighbours
 
@@ -44,6 +44,8 @@ def main() -> int:
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
         _training(machine)
+    if options.only in (None, "moe") and machine.kind == "cpu":
+        _moe(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine)
     if options.only == "kernels" and machine.kind == "cpu":
@@ -111,6 +113,24 @@ def _training(machine: Machine) -> None:
     for row in found["zero_bytes"]:
         print(f"stage {row['stage']}, {row['world_size']} ranks: {row['bytes'] / row['expected']:.4f} of the formula")
     _save(machine, "ranks", found)
+
+
+def _moe(machine: Machine) -> None:
+    """Chapter 09: balancing real requests, experts against a loop, expert parallelism, and training."""
+    found = bench_moe.moe()
+    for name, row in found["http"].items():
+        p99 = statistics.median(row["p99"])
+        print(f"{name}: p99 {p99 * 1e3:.1f} ms, max/mean {row['max_over_mean']:.2f}, theory "
+              f"{row['expected_max_over_mean']:.2f}")  # fmt: skip
+    print(f"loop over experts / grouped: {found['grouped_matmul']['loop_over_grouped']:.2f}")
+    for row in found["expert_parallel"]:
+        ratio = row["predicted"] / row["seconds"]
+        print(f"{row['world_size']} ranks, max/mean {row['max_over_mean']:.2f}: {row['seconds'] * 1e3:.1f} ms, "
+              f"predicted / measured {ratio:.2f}")  # fmt: skip
+    for row in found["training"]:
+        loads = ", ".join(f"{load:.2f}" for load in row["held_out_max_over_mean"])
+        print(f"{row['method']}, seed {row['seed']}: {row['validation_loss']:.4f} nats, max/mean held out {loads}")
+    _save(machine, "moe", found)
 
 
 def _compiled(machine: Machine) -> None:

@@ -144,16 +144,23 @@ def _blank(title: str, kind: str, memory_bytes: int) -> dict:
 
 def _cpu_title() -> str:
     """The processor's own name for itself, without trademarks and clock."""
-    name = platform.processor() or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1]
-                break
-    except OSError:
-        pass  # not Linux: the platform's shorter name will do
-    name = re.sub(r"\((R|TM|r|tm)\)|CPU|Processor|@.*|\d+-Core", " ", name)
-    return " ".join(name.split())
+        return cpu_title(Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux: the platform's shorter name will do
+        return cpu_title("")
+
+
+def cpu_title(cpuinfo: str) -> str:
+    """The processor's name out of what Linux has in /proc/cpuinfo.
+
+    Some virtual machines say "AMD EPYC" and no more, whatever they run on; then family and model tell it from others.
+    """
+    facts = dict(re.findall(r"^(\w[\w ]*?)\s*: (.+)$", cpuinfo.split("\n\n")[0], re.M))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    name = " ".join(re.sub(r"\((R|TM|r|tm)\)|CPU|Processor|@.*|\d+-Core", " ", name).split())
+    if "model name" in facts and "cpu family" in facts and not re.search(r"\d", name):
+        return f"{name} family {facts['cpu family']} model {facts['model']}"
+    return name
 
 
 def _resolve(device: str) -> str:

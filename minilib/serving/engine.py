@@ -32,7 +32,8 @@ class Engine:
         eos_token_id: token that ends a sequence unless a request ignores it.
 
     Raises:
-        ValueError: if a size or the preemption makes no sense.
+        ValueError: if a size or the preemption makes no sense, or for a mixture of experts that drops tokens or whose
+            experts choose: what a request gets would depend on who else is in the batch.
     """
 
     def __init__(
@@ -47,7 +48,12 @@ class Engine:
         tokenizer: tokenizers.Tokenizer | None = None,
         eos_token_id: int | None = None,
     ) -> None:
-        weight = model.embed.weight
+        moe, weight = model.config.moe, model.embed.weight
+        if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
+            raise ValueError(
+                f"this model's answers depend on who else is in the batch (choice={moe.choice!r}, capacity_factor="
+                f"{moe.capacity_factor}); serve it with choice='token' and capacity_factor=None"
+            )
         self.model, self.device = packed(model.eval()), weight.device
         self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
         self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, weight.dtype, weight.device)

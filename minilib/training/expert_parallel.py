@@ -6,6 +6,9 @@
 All else is replicated, as in data parallelism: the ranks that share a batch share the experts, too. How many rows
 travel to whom is decided by the router anew in every layer of every step, so ranks first tell each other.
 
+Ranks take the steps of one process if nothing is dropped. With a capacity, each rank's tokens compete among themselves
+for its share of an expert, as in GShard's groups; and with choice="expert" experts choose among one rank's tokens.
+
 In production: DeepSpeed-MoE, Megatron-LM; DeepEP for the exchange.
 Sources: Lepikhin et al. 2020, "GShard"; Rajbhandari et al. 2022, "DeepSpeed-MoE".
 """

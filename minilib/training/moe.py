@@ -67,7 +67,7 @@ class Balancer:
     Attributes:
         loads: (routers, num_experts) int64, pairs that each expert has been wanted for since the last `step`, on all
             ranks.
-        history: `loads` of every step so far.
+        history: `loads` of every step so far; it begins anew when a run is resumed.
 
     Cost: an all-reduce of 8 bytes an expert and layer for each forward, on ranks.
     """
@@ -150,7 +150,7 @@ def load_balancing_loss(scores: Tensor, shares: Tensor) -> Tensor:
     Source: Fedus, Zoph and Shazeer 2021, equations 4 to 6; DeepSeek-V3, equations 17 to 20; Qiu et al. 2025, "Demons in
     the Detail", for shares of the whole batch.
     """
-    mean = (scores / scores.sum(-1, keepdim=True)).sum(0) / max(1, len(scores))
+    mean = (scores / scores.sum(-1, keepdim=True).clamp_min(1e-20)).sum(0) / max(1, len(scores))
     return len(shares) * (shares * mean).sum()
 
 

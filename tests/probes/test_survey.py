@@ -65,3 +65,33 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees no GPU"):
         Machine.measure("cuda")
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 1
+model name\t: {name}
+flags\t\t: fpu vme
+power management:
+
+processor\t: 1
+model name\t: another
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("AMD EPYC", "AMD EPYC family 25 model 1"),  # what a virtual machine says of three generations
+        ("AMD EPYC 9654 96-Core Processor", "AMD EPYC 9654"),
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "Intel Xeon Platinum 8481C"),
+        ("Intel(R) Xeon(R) Processor", "Intel Xeon family 25 model 1"),
+    ],
+)
+def test_a_processor_is_called_what_tells_it_from_others(name, title):
+    assert survey.cpu_title(CPUINFO.format(name=name)) == title
+
+
+def test_a_processor_that_linux_does_not_describe_has_a_name_all_the_same():
+    assert survey.cpu_title("") == survey.cpu_title("BogoMIPS\t: 50.00\n") != ""

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from minilib.model.decoder import Decoder
+from minilib.model.moe_config import MoEConfig
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams
 from tests.serving.served import POSITIONS, VOCAB, assert_idle, engine, finish, greedy, likeliest, models, prompt
@@ -183,3 +185,10 @@ def test_an_idle_engine_has_nothing_to_do():
     served = engine()
     assert not served.has_unfinished and served.step() == []
     assert_idle(served)
+
+
+@pytest.mark.parametrize("moe", [{"capacity_factor": 1.0}, {"choice": "expert", "capacity_factor": 2.0}])
+def test_a_model_whose_answers_depend_on_its_batch_is_refused(moe):
+    shape = {**models()[1].config.__dict__, "moe": MoEConfig(4, 1, 16, **moe)}
+    with pytest.raises(ValueError, match="depend on who else is in the batch.*choice='token' and capacity_factor=None"):
+        Engine(Decoder(type(models()[1].config)(**shape)), num_pages=4)

@@ -259,6 +259,8 @@ def trainer(config, comm=None, parallel="data", seed=0, frozen=False) -> Trainer
     model.initialize(seed)
     for layer in model.layers:
         layer.moe.router.bias.fill_(seed / 10)  # rank 0's is zero
+        for parameter in layer.moe.parameters():
+            parameter.detach().mul_(20)  # so that experts have their part in the norm of all gradients
         for linear in (layer.moe.gate_up, layer.moe.down):
             linear.requires_grad_(not frozen)
     made, norms = Trainer(model, ROW, HELD_OUT, config, comm, parallel), []
