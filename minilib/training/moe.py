@@ -3,6 +3,7 @@
     "loss"   a penalty on routers whose popular experts also have high scores (Shazeer et al. 2017; Switch, 2021)
     "bias"   no penalty: each expert's bias goes up a step while it has less than its share, and down while it has more;
              the controller is `mechanisms.balancing.Feedback`, which balances HTTP backends too (DeepSeek-V3, 2024)
+    "both"   the bias, and a weak penalty beside it, as DeepSeek-V3 was trained
     "none"   whatever the router learns
 
 On ranks loads are those of the whole batch, and over several backwards before a step those of all parts so far. How
@@ -21,7 +22,7 @@ from minilib.mechanisms.balancing import Feedback
 from minilib.model.moe import Router, Routing
 from minilib.training.collectives import Communicator
 
-METHODS = ("none", "loss", "bias")
+METHODS = ("none", "loss", "bias", "both")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class BalanceConfig:
 
     Args:
         method: one of METHODS.
-        coefficient: of the load-balancing loss, with method "loss".
-        rate: how far a bias moves in a step, with method "bias"; scores are between 0 and 1.
+        coefficient: of the load-balancing loss, with method "loss" or "both".
+        rate: how far a bias moves in a step, with method "bias" or "both"; scores are between 0 and 1.
         z_loss: coefficient of the router's z-loss, with any method.
 
     Raises:
@@ -103,7 +104,7 @@ class Balancer:
         self.loads += loads
         total = 0.0
         for routing, load in zip(seen, self.loads, strict=True):
-            if self.config.method == "loss":
+            if self.config.method in ("loss", "both"):
                 shares = load.to(routing.scores) / load.sum().clamp_min(1)
                 total = total + self.config.coefficient * load_balancing_loss(routing.scores, shares)
             if self.config.z_loss:
@@ -116,7 +117,7 @@ class Balancer:
         if not self.routers:
             return
         self.history.append(self.loads.tolist())
-        if self.config.method == "bias":
+        if self.config.method in ("bias", "both"):
             for router, load in zip(self.routers, self.history[-1], strict=True):
                 feedback = Feedback(router.bias.tolist(), self.config.rate)
                 feedback.observe(load)
