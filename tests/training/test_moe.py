@@ -284,7 +284,7 @@ def test_a_closed_one_lets_go_of_the_model():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "luck"}, "method is one of none, loss, bias; got 'luck'"),
+        ({"method": "luck"}, "method is one of none, loss, bias, both; got 'luck'"),
         ({"coefficient": -1}, "coefficient must not be negative, got -1"),
         ({"rate": -0.5}, "rate must not be negative, got -0.5"),
         ({"z_loss": float("nan")}, "z_loss must not be negative, got nan"),
