@@ -10,7 +10,7 @@ import io
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -120,34 +120,42 @@ def skewed_logits(num_tokens: int, num_experts: int, skew: float, seed: int) -> 
 
 def _expert_parallel(world_size: int, turns: int = 10) -> list[dict]:
     ranks = launch.run(_layer_on_ranks, world_size, turns, timeout=300)
-    per_row = max(rank["seconds_per_row"] for rank in ranks)
+    per_row = [_slowest(rank["per_row"][k] for rank in ranks[: k + 1]) for k in range(world_size)]
     link = Link(bandwidth=min(rank["bandwidth"] for rank in ranks), latency=max(rank["latency"] for rank in ranks))
     bus = link if world_size > CORES else None
     rows = []
     for number, skew in enumerate(SKEWS):
         pairs = [rank["runs"][number]["sent"] for rank in ranks]
         loads = [sum(column) for column in zip(*pairs, strict=True)]
-        seconds = statistics.median(
-            max(turn) for turn in zip(*(rank["runs"][number]["seconds"] for rank in ranks), strict=True)
-        )
+        seconds = _slowest(rank["runs"][number]["seconds"] for rank in ranks)
         rows.append({
             "world_size": world_size, "skew": skew, "max_over_mean": max_over_mean(loads), "pairs": pairs,
             "bytes": max(rank["runs"][number]["bytes"] for rank in ranks), "seconds": seconds,
-            "predicted": step_seconds(pairs, 4 * WIDTH, per_row, link, CORES, bus),
+            "predicted": step_seconds(pairs, 4 * WIDTH, lambda busy: per_row[busy - 1], link, bus),
         })  # fmt: skip
     return rows
 
 
+def _slowest(ranks: Iterable[Sequence[float]]) -> float:
+    """The median over turns of the rank that took longest."""
+    return statistics.median(max(turn) for turn in zip(*ranks, strict=True))
+
+
 def _layer_on_ranks(turns: int) -> dict:
-    """One layer's experts, forward and backward, for each skew in turns; and what a row and a message cost here."""
+    """One layer's experts, forward and backward, for each skew in turns; and what a message costs here, and a row.
+
+    A row's seconds while 1, 2, … ranks are busy, of which the others wait: they share cores, caches and memory.
+    """
     comm, rank = Communicator(SharedMemoryTransport()), dist.get_rank()
     torch.manual_seed(rank)
     layer = MoE(LAYER, WIDTH, Ops())
-    whole = layer.experts
     even = torch.full((LAYER.num_experts,), TOKENS * LAYER.top_k // LAYER.num_experts).cumsum(0).int()
     rows = torch.randn(int(even[-1]), WIDTH, requires_grad=True)
-    busy = rank < CORES
-    alone = [_seconds(comm, lambda: whole(rows, even).sum().backward() if busy else None) for _ in range(turns)]
+    per_row: list[list[float]] = [[] for _ in range(comm.world_size)]
+    for _ in range(turns):
+        for others, times in enumerate(per_row):
+            work = partial(_experts_alone, layer, rows, even) if rank <= others else int
+            times.append(_seconds(comm, work) / len(rows))
     ExpertParallel(layer, comm)
     runs = [{"seconds": [], "sent": [], "bytes": 0} for _ in SKEWS]
     for _ in range(turns):
@@ -161,9 +169,13 @@ def _layer_on_ranks(turns: int) -> dict:
             run["sent"] = routing.counts.view(comm.world_size, -1).sum(1).tolist()
     latency, bandwidth = _link(comm)
     return {
-        "seconds_per_row": statistics.median(alone[2:]) / len(rows), "latency": latency, "bandwidth": bandwidth,
+        "per_row": [times[2:] for times in per_row], "latency": latency, "bandwidth": bandwidth,
         "runs": [{**run, "seconds": run["seconds"][2:]} for run in runs],
     }  # fmt: skip
+
+
+def _experts_alone(layer: MoE, rows: Tensor, offsets: Tensor) -> None:
+    layer.experts(rows, offsets).sum().backward()
 
 
 def _there_and_back(layer: MoE, rows: Tensor, offsets: Tensor) -> None:

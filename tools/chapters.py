@@ -85,7 +85,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
 
 
 def _progress_bar(output: nbformat.NotebookNode) -> bool:
-    return output.output_type == "stream" and output.name == "stderr" and "\r" in output.text
+    """A bar, or the line that it leaves behind."""
+    said = output.text if output.output_type == "stream" and output.name == "stderr" else None
+    return said is not None and ("\r" in said or not said.strip())
 
 
 if __name__ == "__main__":

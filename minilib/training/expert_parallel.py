@@ -15,7 +15,8 @@ Sources: Lepikhin et al. 2020, "GShard"; Rajbhandari et al. 2022, "DeepSpeed-MoE
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +139,8 @@ class _AllToAll(torch.autograd.Function):
 def step_seconds(
     pairs: Sequence[Sequence[int]],
     row_bytes: int,
-    seconds_per_row: float,
+    seconds_per_row: float | Callable[[int], float],
     link: Link,
-    cores: int | None = None,
     bus: Link | None = None,
 ) -> float:
     """Predicted time of one layer's experts, forward and backward: the slowest rank's rows, and four all-to-alls.
@@ -148,22 +148,26 @@ def step_seconds(
     Args:
         pairs: pairs[src][dst] rows go from rank src to the experts of rank dst.
         row_bytes: of one row.
-        seconds_per_row: for forward and backward of a row in its expert, on a rank that has a core to itself.
+        seconds_per_row: for forward and backward of a row in its expert; or a function of how many ranks are busy,
+            where those share a machine's cores, caches and memory.
         link: between any two ranks, with `latency` and `bandwidth`.
-        cores: that ranks share; as many as ranks if left out.
         bus: what messages get one after another; see `minilib.mechanisms.replication.seconds`.
 
     Returns:
-        Seconds. Nobody can combine before the busiest rank is done: with even loads the first term is the mean over
-        ranks, and max/mean load is what imbalance costs.
+        Seconds. Nobody can combine before the busiest rank is done: where ranks share nothing, that is max/mean load
+        times what even loads would take.
     """
     n = len(pairs)
-    rows = [sum(column) for column in zip(*pairs, strict=True)]
-    busy = max(max(rows), sum(rows) / (cores or n))
+    price = seconds_per_row if callable(seconds_per_row) else lambda busy: seconds_per_row
+    rows = sorted((sum(column) for column in zip(*pairs, strict=True)), reverse=True)
+    # While the k-th busiest rank goes on and the one after it is done, k are busy.
+    experts = sum(
+        (count - after) * price(k) for k, (count, after) in enumerate(itertools.pairwise([*rows, 0]), start=1)
+    )
     there = [row_bytes * count for row in pairs for count in row]
     back = [row_bytes * pairs[dst][src] for src in range(n) for dst in range(n)]
     exchange = plans.all_to_all(n)
-    return seconds_per_row * busy + 2 * sum(seconds(exchange, sizes, link, bus=bus) for sizes in (there, back))
+    return experts + 2 * sum(seconds(exchange, sizes, link, bus=bus) for sizes in (there, back))
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], comm: Communicator) -> Tensor:

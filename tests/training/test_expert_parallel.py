@@ -3,6 +3,7 @@
 Ranks start with other weights, and have other tokens and other numbers of them, always.
 """
 
+import math
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from minilib.launch import RankFailed, run
+from minilib.machine import Link
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe import MoE
@@ -23,7 +25,7 @@ from minilib.model.ops import Ops
 from minilib.training import collectives
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import DataParallel
-from minilib.training.expert_parallel import ExpertParallel, ExpertsDoNotDivide
+from minilib.training.expert_parallel import ExpertParallel, ExpertsDoNotDivide, step_seconds
 from minilib.training.moe import METHODS, BalanceConfig
 from minilib.training.trainer import TrainConfig, Trainer
 from minilib.training.transport import CollectiveFailed, GroupTransport
@@ -362,3 +364,16 @@ def test_a_run_goes_on_in_another_engine_on_another_number_of_ranks(tmp_path):
             check_trained(found, expected)
     for first in ("expert", "zero3"):
         check_trained(result_of(trainer(config_of("bias"), seed=7), tmp_path / f"{first}.pt"), expected)
+
+
+def test_the_price_of_a_step_is_the_busiest_rank_and_four_all_to_alls():
+    free, link = Link(math.inf, latency=0.0), Link(bandwidth=100.0, latency=1.0)
+    even, hot = [[2, 2], [2, 2]], [[0, 3], [1, 4]]
+    assert step_seconds(even, 8, 0.5, free) == 4 * 0.5
+    assert step_seconds(hot, 8, 0.5, free) == 7 * 0.5  # of the mean of 4, max/mean is 7/4
+    assert step_seconds(hot, 8, {1: 0.5, 2: 0.7}.__getitem__, free) == pytest.approx(1 * 0.7 + 6 * 0.5)
+    # In a round the larger message counts: 3 rows there and 1 back, and the gradients the other way round.
+    assert step_seconds(hot, 8, 0.0, link) == pytest.approx(4 * (1.0 + 3 * 8 / 100))
+    assert step_seconds(hot, 8, 0.0, link, bus=link) == pytest.approx(4 * (2 * 1.0 + (3 + 1) * 8 / 100))
+    assert step_seconds([[5]], 8, 0.5, link) == 2.5
+    assert step_seconds([[0, 0], [0, 0]], 8, 0.5, link) == 0
