@@ -11,6 +11,7 @@ from minilib.kernels import rms_norm, rotary, swiglu
 from minilib.kernels.dispatch import interpreted, launch
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from minilib.model.moe_config import MoEConfig
 from minilib.model.ops import causal_attention
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")
@@ -52,6 +53,16 @@ def assert_agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_logits_loss_and_gradients_are_those_of_plain_torch(qk_norm):
     config = replace(CONFIG, qk_norm=qk_norm)
     assert_agree(outcome(replace(config, kernels="interpreted")), outcome(config), TOLERANCE)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
+def test_experts_are_grouped_products_there_too(gate):
+    """Some of the experts see tokens, the others none."""
+    config = replace(CONFIG, moe=MoEConfig(24, 2, 12, num_shared_experts=1, gate=gate))
+    found, expected = outcome(replace(config, kernels="interpreted")), outcome(config)
+    idle = (expected["layers.0.moe.down.weight"].abs().sum((1, 2)) == 0).sum()
+    assert 0 < idle < 24 and (found["layers.0.moe.down.weight"].abs().sum((1, 2)) == 0).sum() == idle
+    assert_agree(found, expected, TOLERANCE)
 
 
 def test_under_autocast_too():
