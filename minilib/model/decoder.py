@@ -121,7 +121,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int, ops: Ops) -> None:
         super().__init__()
-        self.config, self.index, self.ops = config, index, ops
+        self.index, self.ops = index, ops
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_dim = config.head_dim
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
@@ -130,9 +130,8 @@ class Layer(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, ops) if config.qk_norm else None
         self.project = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
-        if config.moe:
-            self.moe = MoE(config.moe, config.hidden_size, ops)
-        else:
+        self.moe = MoE(config.moe, config.hidden_size, ops) if config.moe else None
+        if self.moe is None:
             self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
             self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
@@ -149,7 +148,7 @@ class Layer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """SwiGLU, or the experts in its place."""
-        return self.moe(x) if self.config.moe else self.down(self.ops.swiglu(self.gate_up(x)))
+        return self.down(self.ops.swiglu(self.gate_up(x))) if self.moe is None else self.moe(x)
 
 
 class RMSNorm(nn.RMSNorm):

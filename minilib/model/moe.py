@@ -53,7 +53,7 @@ class Routing:
     @property
     def counts(self) -> Tensor:
         """(num_experts,) int64: pairs that each expert has."""
-        return self.offsets.diff(prepend=self.offsets.new_zeros(1)).long()
+        return counts_of(self.offsets)
 
     @property
     def dropped(self) -> int:
@@ -67,6 +67,11 @@ class Routing:
         assert len(experts) == len(self.tokens) == len(self.weights), "offsets do not end with the pairs"
         pairs = torch.stack((self.tokens, experts)).T
         assert len(pairs.unique(dim=0)) == len(self.tokens), "a token is twice with one expert"
+
+
+def counts_of(offsets: Tensor) -> Tensor:
+    """(num_experts,) int64: rows of each expert, whose rows end at these offsets."""
+    return offsets.diff(prepend=offsets.new_zeros(1)).long()
 
 
 class Exchange(Protocol):

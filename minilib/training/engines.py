@@ -6,7 +6,7 @@ and `ExpertReplica` makes data parallelism whose experts are dealt to ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol
 
@@ -51,11 +51,18 @@ class Replica:
         model: its parameters become those of rank 0.
         comm: between the replicas; None if there is but one.
         optimizer: of the model's parameters.
+        skip: parameters that this rank has of its own.
     """
 
-    def __init__(self, model: nn.Module, comm: Communicator | None, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        comm: Communicator | None,
+        optimizer: torch.optim.Optimizer,
+        skip: Collection[nn.Parameter] = frozenset(),
+    ) -> None:
         self.model, self.optimizer = model, optimizer
-        self._dp = DataParallel(model, comm) if comm is not None else None
+        self._dp = DataParallel(model, comm, skip=skip) if comm is not None else None
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
@@ -76,7 +83,7 @@ class Replica:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class ExpertReplica:
+class ExpertReplica(Replica):
     """A copy of all but the experts of a model on each rank, of them a part.
 
     Args:
@@ -86,25 +93,25 @@ class ExpertReplica:
     """
 
     def __init__(self, model: nn.Module, experts: ExpertParallel, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer, self._experts = model, optimizer, experts
-        self._dp = DataParallel(model, experts.comm, skip=experts.parameters)
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad()
+        super().__init__(model, experts.comm, optimizer, skip=experts.parameters)
+        self._experts = experts
 
     def clip_grad_norm(self, max_norm: float) -> float:
         self._dp.finish()
         self._experts.finish()
-        mine = self._experts.parameters  # in order, so that a run's sums are always made in the same one
-        shared = [p.grad for p in self.model.parameters() if p.grad is not None and p not in set(mine)]
-        own = nn.utils.get_total_norm([p.grad for p in mine if p.grad is not None]).square().double().reshape(1)
+        mine = set(self._experts.parameters)
+        shared = [p.grad for p in self.model.parameters() if p.grad is not None and p not in mine]
+        # A list keeps the order of layers, so that a run's sums are always made in the same one.
+        own = (
+            nn.utils.get_total_norm([p.grad for p in self._experts.parameters if p.grad is not None])
+            .square()
+            .double()
+            .reshape(1)
+        )
         self._experts.comm.all_reduce(own)
         norm = (nn.utils.get_total_norm(shared).square() + own).sqrt().squeeze()
         nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, norm)
         return norm.item()
-
-    def step(self) -> None:
-        self.optimizer.step()
 
     def full_state_dict(self) -> dict:
         """See `Engine`; all ranks get it."""

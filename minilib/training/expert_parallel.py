@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minilib.mechanisms import plans
 from minilib.mechanisms.replication import Link, seconds
-from minilib.model.moe import Experts, MoE
+from minilib.model.moe import Experts, MoE, counts_of
 from minilib.training.collectives import Communicator
 
 
@@ -111,13 +111,13 @@ class Exchange:
     def __call__(self, rows: Tensor, offsets: Tensor, experts: Experts) -> Tensor:
         """See `minilib.model.moe.Exchange`. A collective."""
         n = self.comm.world_size
-        counts = offsets.diff(prepend=offsets.new_zeros(1)).long().view(n, -1)  # (rank that has them, its experts)
+        counts = counts_of(offsets).view(n, -1)  # (rank that has them, its experts)
         arriving = torch.empty_like(counts)  # (rank that they come from, experts here)
         self.comm.all_to_all(list(arriving), list(counts))
         sent, self.received = counts.sum(1).tolist(), arriving.sum(1).tolist()
         arrived = _AllToAll.apply(rows, sent, self.received, self.comm)
         # They come rank by rank, and expert by expert only within a rank's.
-        expert = torch.arange(arriving.shape[1]).repeat(n).repeat_interleave(arriving.flatten())
+        expert = torch.arange(arriving.shape[1], device=arriving.device).repeat(n).repeat_interleave(arriving.flatten())
         order = expert.sort(stable=True).indices
         answers = experts(arrived[order], arriving.sum(0).cumsum(0).int())
         return _AllToAll.apply(answers[order.argsort()], self.received, sent, self.comm)
