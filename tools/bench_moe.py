@@ -10,7 +10,7 @@ import io
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -40,6 +40,8 @@ from minilib.training.moe import BalanceConfig
 from minilib.training.train_config import TrainConfig
 from minilib.training.trainer import Trainer
 from minilib.training.transport_shared import SharedMemoryTransport
+from tools.kernel_jobs import loop_over_experts
+from tools.turns import slowest_turns
 
 CORES = os.cpu_count() or 1
 POLICIES: dict[str, Callable[[int], Policy]] = {"random": Random, "two choices": TwoChoices}
@@ -98,11 +100,7 @@ def _grouped() -> dict:
     order, ends = expert.sort(stable=True).indices, torch.bincount(expert, minlength=8).cumsum(0).int()
 
     def loop() -> None:
-        out = x.new_zeros(2048, 512)
-        for number in range(8):
-            rows = (expert == number).nonzero()[:, 0]
-            out[rows] = x[rows] @ weight[number]
-        out.sum().backward()
+        loop_over_experts(x, weight, expert).sum().backward()
 
     def grouped() -> None:
         grouped_matmul.grouped_matmul(x[order], weight, ends).sum().backward()
@@ -120,25 +118,22 @@ def skewed_logits(num_tokens: int, num_experts: int, skew: float, seed: int) -> 
 
 def _expert_parallel(world_size: int, turns: int = 10) -> list[dict]:
     ranks = launch.run(_layer_on_ranks, world_size, turns, timeout=300)
-    per_row = [_slowest(rank["per_row"][k] for rank in ranks[: k + 1]) for k in range(world_size)]
+    per_row = [
+        statistics.median(slowest_turns(rank["per_row"][k] for rank in ranks[: k + 1])) for k in range(world_size)
+    ]
     link = Link(bandwidth=min(rank["bandwidth"] for rank in ranks), latency=max(rank["latency"] for rank in ranks))
     bus = link if world_size > CORES else None
     rows = []
     for number, skew in enumerate(SKEWS):
         pairs = [rank["runs"][number]["sent"] for rank in ranks]
         loads = [sum(column) for column in zip(*pairs, strict=True)]
-        seconds = _slowest(rank["runs"][number]["seconds"] for rank in ranks)
+        seconds = statistics.median(slowest_turns(rank["runs"][number]["seconds"] for rank in ranks))
         rows.append({
             "world_size": world_size, "skew": skew, "max_over_mean": max_over_mean(loads), "pairs": pairs,
             "bytes": max(rank["runs"][number]["bytes"] for rank in ranks), "seconds": seconds,
             "predicted": step_seconds(pairs, 4 * WIDTH, lambda busy: per_row[busy - 1], link, bus),
         })  # fmt: skip
     return rows
-
-
-def _slowest(ranks: Iterable[Sequence[float]]) -> float:
-    """The median over turns of the rank that took longest."""
-    return statistics.median(max(turn) for turn in zip(*ranks, strict=True))
 
 
 def _layer_on_ranks(turns: int) -> dict:

@@ -130,7 +130,7 @@ def _square(sizes: Sizes) -> list[Tensor]:
 def _grouped_products(sizes: Sizes) -> Iterator[Job]:
     """Against torch's own, the loop over experts that one writes first, and one product of as many FLOPs."""
     tokens, hidden = sizes.rows, sizes.hidden
-    ways = {"ours": grouped_matmul.grouped_matmul, "torch": _torch_grouped, "loop": _loop_over_experts}
+    ways = {"ours": grouped_matmul.grouped_matmul, "torch": _torch_grouped, "loop": _loop_over_groups}
     for backward, experts, even in itertools.product((False, True), sizes.experts, (True, False)):
         rows = shares(tokens, experts, even)
 
@@ -158,9 +158,13 @@ def _torch_grouped(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return F.grouped_mm(x, weight, offs=offsets)
 
 
-def _loop_over_experts(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+def _loop_over_groups(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    rows = torch.arange(len(x), dtype=torch.int32, device=x.device)
+    return loop_over_experts(x, weight, torch.searchsorted(offsets, rows, right=True))
+
+
+def loop_over_experts(x: Tensor, weight: Tensor, expert_of: Tensor) -> Tensor:
     """Picks out each expert's rows and puts its results back, as one does whose rows are not sorted."""
-    expert_of = torch.searchsorted(offsets, torch.arange(len(x), dtype=torch.int32, device=x.device), right=True)
     out = x.new_zeros(len(x), weight.shape[2])
     for expert in range(len(weight)):
         chosen = (expert_of == expert).nonzero()[:, 0]
