@@ -1,12 +1,13 @@
 """Grade the graders: fill sheets with answers whose worth is known, and list where the points disagree.
 
-A sheet is one notebook run. Each run mixes one task's right answer with the other tasks' mistakes, so that an exercise
+A sheet is one run of an exercise. It mixes one task's right answer with the other tasks' mistakes, so that an exercise
 takes about as many runs as one task has answers, and still shows that a mistake in one task costs no points in another.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ import nbformat
 from nbformat import NotebookNode
 
 from tests.graders.answers import Answers
+from tests.graders.sheet_runner import Run
 from tools.grade import grade
-from tools.grading.cells import Task, by_grade_id, tasks
-from tools.grading.course import SOLUTIONS, Course, course
-from tools.grading.explain import failure
+from tools.grading.cells import Task, by_grade_id, grade_id, tasks
+from tools.grading.course import SOLUTIONS, course
 
 BROKEN = ("IndentationError", "ModuleNotFoundError", "NameError", "SyntaxError", "TabError")
 
@@ -85,40 +86,73 @@ def shortcomings(answered: dict[str, Answers], there: list[Task]) -> list[str]:
     return found
 
 
-def disagreements(exercise: str, answered: dict[str, Answers], folder: Path, solutions: Path = SOLUTIONS) -> list[str]:
+def disagreements(
+    exercise: str, answered: dict[str, Answers], folder: Path, run: Run, solutions: Path = SOLUTIONS
+) -> list[str]:
     """Sentences about answers that get more or fewer points than they should; none if the graders are right.
 
-    The blank exercise, the solution and the first sheet are graded as a learner's notebook is, by tools/grade.py; the
-    other sheets in one nbgrader course, which is the same without starting afresh for each.
+    All sheets run without Jupyter. The blank exercise, the solution and the first sheet are graded as a learner's
+    notebook is, by tools/grade.py, as well, and must get the same points.
 
     Args:
         exercise: name of the exercise.
         answered: its declared answers.
         folder: for the notebooks.
+        run: runs a sheet's cells.
         solutions: folder of the sources.
     """
     solution = nbformat.read(solutions / exercise / f"{exercise}.ipynb", as_version=4)
-    first, *others = sheets(answered)
     with course(exercise, solutions) as made:
         blank = made.release()
-        scores = _by_command(exercise, blank, folder / "blank.ipynb", solutions)
-        found = [f"{name}: the blank exercise gets {score.points:g}" for name, score in scores.items() if score.points]
-        scores = _by_command(exercise, solution, folder / "solution.ipynb", solutions)
-        found += judge({name: Entry("") for name in answered}, scores, "the solution")
-        scores = _by_command(exercise, fill(blank, first), folder / "sheet_0.ipynb", solutions)
-        found += judge(first, scores, "sheet 0")
-        for number, sheet in enumerate(others, start=1):
-            found += judge(sheet, _by_course(made, fill(blank, sheet), f"sheet_{number}"), f"sheet {number}")
+    plan = {
+        "the blank exercise": _answers_in(blank, answered, "no answer"),
+        "the solution": _answers_in(solution, answered),
+        **{f"sheet {number}": sheet for number, sheet in enumerate(sheets(answered))},
+    }
+    scores = {where: score(fill(solution, sheet), run) for where, sheet in plan.items()}
+    found = [line for where, sheet in plan.items() for line in judge(sheet, scores[where], where)]
+    for where in ("the blank exercise", "the solution"):  # what JupyterLab's Validate button runs
+        found += judge(plan[where], score(fill(blank, plan[where]), run), f"{where}, visible tests")
+    for where, sheet in list(plan.items())[:3]:
+        path = folder / f"{where.replace(' ', '_')}.ipynb"
+        nbformat.write(fill(blank, sheet), path)
+        graded = {task.task: task.points for task in grade(exercise, path, solutions).tasks}
+        found += compare(scores[where], graded, where)
     return found
 
 
-def fill(blank: NotebookNode, sheet: dict[str, Entry]) -> NotebookNode:
+def score(notebook: NotebookNode, run: Run) -> dict[str, Score]:
+    """What each task's answer in a notebook gets by the tests in it."""
+    cells = {grade_id(cell) or cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
+    failed = run(cells)
+    scores = {}
+    for task in tasks(notebook):
+        message = failed.get(task.answer) or failed.get(task.test, "")
+        scores[task.answer] = Score(0.0 if task.test in failed else task.most, task.most, message)
+    return scores
+
+
+def compare(scores: dict[str, Score], graded: dict[str, float], where: str) -> list[str]:
+    """Where tools/grade.py comes to other points than a run without Jupyter."""
+    return [
+        f"{name}: tools/grade.py gives {graded[name]:g} points, a run of its cells {score.points:g} ({where})"
+        for name, score in scores.items()
+        if graded[name] != score.points
+    ]
+
+
+def fill(exercise: NotebookNode, sheet: dict[str, Entry]) -> NotebookNode:
     """The exercise with a sheet's answers in it."""
-    notebook = deepcopy(blank)
+    notebook = deepcopy(exercise)
     cells = by_grade_id(notebook.cells)
     for name, entry in sheet.items():
         cells[name].source = entry.code.strip()
     return notebook
+
+
+def _answers_in(notebook: NotebookNode, names: Iterable[str], mistake: str = "") -> dict[str, Entry]:
+    cells = by_grade_id(notebook.cells)
+    return {name: Entry(cells[name].source, mistake) for name in names}
 
 
 def judge(sheet: dict[str, Entry], scores: dict[str, Score], where: str) -> list[str]:
@@ -136,19 +170,3 @@ def judge(sheet: dict[str, Entry], scores: dict[str, Score], where: str) -> list
         elif entry.mistake and score.message.startswith(BROKEN):
             found.append(f"{name}: {entry.mistake!r} proves nothing, it does not run ({where}: {score.message})")
     return found
-
-
-def _by_command(exercise: str, notebook: NotebookNode, path: Path, solutions: Path) -> dict[str, Score]:
-    nbformat.write(notebook, path)
-    graded = grade(exercise, path, solutions)
-    return {task.task: Score(task.points, task.most, task.message) for task in graded.tasks}
-
-
-def _by_course(made: Course, notebook: NotebookNode, learner: str) -> dict[str, Score]:
-    points = made.grade(notebook, learner)
-    cells = by_grade_id(made.graded_notebook(learner).cells)
-    scores = {}
-    for task in tasks(notebook):
-        error = failure(cells[task.answer]) or failure(cells[task.test])
-        scores[task.answer] = Score(points[task.test], task.most, f"{error.ename}: {error.evalue}" if error else "")
-    return scores

@@ -5,6 +5,7 @@ import pytest
 from tests.graders import harness
 from tests.graders.answers import Answers
 from tests.graders.harness import Entry
+from tests.graders.sheet_runner import SheetLost, sheet_runner
 from tools.grading import author
 from tools.grading.cells import tasks
 from tools.grading.course import exercises
@@ -59,7 +60,7 @@ def test_every_answer_is_on_a_sheet_and_every_two_tasks_are_held_apart(count):
     assert len(plan) <= max(count, 6) + 1
 
 
-def test_bad_graders_are_told(tmp_path):
+def test_bad_graders_are_told(tmp_path, run_sheet):
     source = author.notebook(
         author.text("text_1", "# A mistake overlooked, a task that leans on the first, points for nothing"),
         *function(1, "double", "2 * x", "assert double(3) == 6, 'twice'", "assert double(4) == 8, 'twice'"),
@@ -69,13 +70,11 @@ def test_bad_graders_are_told(tmp_path):
     leaning = Answers(correct=("def triple(x):\n    return double(x) + x",), wrong=TRIPLE.wrong)
     answered = {"task_1": DOUBLE, "task_2": leaning, "task_3": NEGATE}
     author.save(source, "small", tmp_path / "solutions")
-    found = harness.disagreements("small", answered, tmp_path, tmp_path / "solutions")
-    assert "task_3: the blank exercise gets 2" in found
-    found.remove("task_3: the blank exercise gets 2")
+    found = harness.disagreements("small", answered, tmp_path, run_sheet, tmp_path / "solutions")
     assert {line.partition(" (")[0] for line in found} == {
         "task_1: nobody notices the mistake 'forgets the sign'",
         "task_2: a right answer gets 0 of 2",
-        *(f"task_3: nobody notices the mistake {mistake!r}" for mistake in NEGATE.wrong),
+        *(f"task_3: nobody notices the mistake {mistake!r}" for mistake in (*NEGATE.wrong, "no answer")),
     }
 
 
@@ -83,6 +82,13 @@ def test_a_mistake_that_does_not_even_run_is_told():
     sheet = {"task_1": Entry("def double(x) return x", "squares")}
     found = harness.judge(sheet, {"task_1": harness.Score(0, 2, "SyntaxError: invalid syntax")}, "sheet 1")
     assert found == ["task_1: 'squares' proves nothing, it does not run (sheet 1: SyntaxError: invalid syntax)"]
+
+
+def test_other_points_than_a_learner_would_get_are_told():
+    scores = {"task_1": harness.Score(2, 2, ""), "task_2": harness.Score(0, 3, "")}
+    assert harness.compare(scores, {"task_1": 2.0, "task_2": 0.0}, "sheet 0") == []
+    (found,) = harness.compare(scores, {"task_1": 0.0, "task_2": 0.0}, "sheet 0")
+    assert found == "task_1: tools/grade.py gives 0 points, a run of its cells 2 (sheet 0)"
 
 
 def test_too_few_answers_are_told():
@@ -106,3 +112,21 @@ def test_an_exercise_without_answers_is_told():
 def test_every_file_of_answers_belongs_to_an_exercise():
     folder = harness.Path(harness.__file__).parent
     assert {path.stem for path in folder.glob("[0-9]*.py")} == set(exercises())
+
+
+def test_a_run_passes_what_nbgrader_would(run_sheet):
+    failed = run_sheet({"a": "x = 1", "b": "1 / 0", "c": "assert x == 1", "d": "import sys; sys.stderr.write('!')"})
+    assert failed == {"b": "ZeroDivisionError: division by zero", "d": "on stderr: !"}
+    assert run_sheet({"a": "assert 'x' not in globals()"}) == {}, "nothing is left of the sheet before"
+
+
+def test_a_sheet_that_ends_its_process_is_told_and_the_next_one_runs(run_sheet):
+    with pytest.raises(SheetLost, match="ended its process"):
+        run_sheet({"a": "import os; os._exit(0)"})
+    assert run_sheet({"a": "1 / 1"}) == {}
+
+
+def test_a_cell_that_does_not_end_is_stopped():
+    with sheet_runner(1) as run:
+        failed = run({"a": "while True: pass", "b": "1 / 1"})
+    assert failed == {"a": "CellTimeoutError: this cell ran too long and was stopped"}
