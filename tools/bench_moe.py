@@ -51,7 +51,7 @@ LAYER = MoEConfig(num_experts=8, top_k=2, intermediate_size=512)
 WIDTH, TOKENS = 256, 512  # of the layer that is measured on ranks; tokens a rank
 SKEWS = (0.0, 0.5, 1.0, 1.5, 2.5)
 
-SEEDS = (0, 1, 2, 3)
+SEEDS = range(6)
 VOCABULARY = 512
 EXPERTS = MoEConfig(num_experts=8, top_k=2, intermediate_size=48, gate="sigmoid")
 DENSE = ModelConfig(VOCABULARY, 48, 96, num_layers=2, num_heads=3, num_kv_heads=3, head_dim=16, max_position=128)
@@ -61,7 +61,7 @@ BALANCE = {
     "none": BalanceConfig(),
     "loss": BalanceConfig("loss", coefficient=0.01),
     "strong loss": BalanceConfig("loss", coefficient=0.1),
-    "bias": BalanceConfig("bias", rate=0.001),
+    "bias": BalanceConfig("bias", rate=0.002),
 }
 
 

@@ -32,7 +32,8 @@ class BalanceConfig:
     Args:
         method: one of METHODS.
         coefficient: of the load-balancing loss, with method "loss" or "both".
-        rate: how far a bias moves in a step, with method "bias" or "both"; scores are between 0 and 1.
+        rate: how far a bias moves in a step, with method "bias" or "both"; scores are between 0 and 1. The trainer
+            lowers it together with the learning rate, so that biases come to rest when weights do.
         z_loss: coefficient of the router's z-loss, with any method.
 
     Raises:
@@ -112,14 +113,18 @@ class Balancer:
         return total * weight / len(self.routers)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """After the optimizer's step: move the biases, and write down the loads."""
+    def step(self, scale: float = 1.0) -> None:
+        """After the optimizer's step: move the biases, and write down the loads.
+
+        Args:
+            scale: of the rate, for a schedule.
+        """
         if not self.routers:
             return
         self.history.append(self.loads.tolist())
         if self.config.method in ("bias", "both"):
             for router, load in zip(self.routers, self.history[-1], strict=True):
-                feedback = Feedback(router.bias.tolist(), self.config.rate)
+                feedback = Feedback(router.bias.tolist(), self.config.rate * scale)
                 feedback.observe(load)
                 router.bias.copy_(torch.tensor(feedback.bias))
         self.loads = self._nothing()

@@ -177,7 +177,7 @@ class Trainer:
         (loss + self.balancer.penalty(self._weight)).backward()
         self.engine.clip_grad_norm(self.config.clip)
         self.engine.step()
-        self.balancer.step()
+        self.balancer.step(self.config.rate(self.step) / self.config.learning_rate)
         self.losses.append(self._mean(loss.item()))
         self.step += 1
 

@@ -239,6 +239,12 @@ def test_biases_move_towards_balance_by_the_rate():
     for router, loads in zip(balancer.routers, balancer.history[0], strict=True):
         expected = [0.25 * ((load < 4) - (load > 4)) for load in loads]
         assert len(set(loads)) > 1 and router.bias.tolist() == expected
+    before = [router.bias.clone() for router in balancer.routers]
+    model(batch(8))
+    balancer.penalty()
+    balancer.step(scale=0.5)
+    moved = torch.stack([router.bias - old for router, old in zip(balancer.routers, before, strict=True)])
+    assert set(moved.abs().unique().tolist()) <= {0.0, 0.125} and moved.any()
     for method in ("none", "loss"):
         model = Net().double()
         balancer = Balancer(model, BalanceConfig(method))

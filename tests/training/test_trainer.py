@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from minilib.model.moe_config import MoEConfig
 from minilib.model.ops import causal_attention
+from minilib.training.moe import BalanceConfig
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
 
 SHAPE = ModelConfig(31, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)
@@ -44,6 +46,17 @@ def test_the_loss_falls_from_knowing_nothing_to_knowing_the_pattern():
     assert run.validation_losses[-1][1] < 0.1
     assert (run.step, len(run.losses)) == (120, 120)
     assert run.tokens_per_second > 0
+
+
+def test_the_biases_of_a_mixture_move_less_as_the_learning_rate_falls():
+    shape = changed(SHAPE, moe=MoEConfig(num_experts=4, top_k=1, intermediate_size=8))
+    config, biases = changed(SHORT, balance=BalanceConfig("bias", rate=1.0)), [torch.zeros(4)]
+    run = trainer(config, shape)
+    run.run(after_step=lambda run: biases.append(run.model.layers[0].moe.router.bias.clone()))
+    for step in range(config.steps):
+        moved = (biases[step + 1] - biases[step]).abs()
+        rate = config.rate(step) / config.learning_rate  # 0.5 in warm-up, 1, then down to a tenth
+        assert torch.isclose(moved[moved > 0], torch.tensor(rate), rtol=1e-5).all() and moved.any()
 
 
 @pytest.mark.parametrize("clip", [1e9, 0.01], ids=["unclipped", "clipped"])
