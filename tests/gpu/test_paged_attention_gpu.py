@@ -8,7 +8,8 @@ import torch
 from minilib.kernels.paged_attention import cost, paged_attention, reference
 from minilib.measure import measure
 from minilib.probes import cuda
-from tests.kernels.test_paged_attention import distance, make_case
+from tests.kernels.paged_attention_cases import make_case
+from tests.kernels.place import distance
 
 pytestmark = [
     pytest.mark.gpu,

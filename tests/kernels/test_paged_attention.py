@@ -1,222 +1,24 @@
-"""Paged attention without a GPU: run by Triton's interpreter, compiled ahead of time, and its oracle held to SDPA.
+"""Paged attention without a GPU: its oracle held to SDPA, what it refuses, and compiled ahead of time.
 
-The interpreter must be chosen before Triton is imported, so one process (this file, run as a script) runs all the cases
-and reports how far each is from both oracles; the tests here look at that report.
+The kernel itself is interpreted in tests/interpreter/test_paged_attention.py.
 """
 
-import itertools
-import json
-import math
 import os
 import platform
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy
 import pytest
 import torch
-from torch.nn import functional as F
 
 from minilib.kernels import compiled
 from minilib.kernels import paged_attention as kernel
+from tests.kernels.paged_attention_cases import BATCHES, TOLERANCE, make_case
+from tests.kernels.place import DTYPES, distance
 
-ROOT = Path(__file__).parents[2]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TOLERANCE = {"fp64": 1e-12, "fp32": 2e-6, "fp16": 2e-3, "bf16": 1.6e-2}  # of 1 + |value|
-B = 64  # keys a round at head_dim 16 in 16 bit, two rounds' worth in 32 bit: lengths around its multiples
-BATCHES = {  # (query tokens, tokens in the cache) of each sequence
-    "decode": [(1, B - 1), (1, B), (1, B + 1), (1, 2 * B - 1), (1, 2 * B), (1, 2 * B + 1)],
-    "prefill": [(9, 9), (2, B - 1), (2, 2 * B)],
-    "mixed": [(1, B), (0, 0), (5, B + 1), (0, 5), (1, 2 * B - 1), (1, 1)],
-}
-PAGE_SIZES = (1, 2, 16, 64)
-# Splits take four times as long to interpret: each dtype meets them with two pairs of page size and group.
-WITH_SPLITS = {"fp32": ((1, 4), (16, 1)), "fp16": ((2, 4), (64, 1)), "bf16": ((2, 1), (64, 4))}
-PRODUCT = list(itertools.product(DTYPES, PAGE_SIZES, (1, 4), BATCHES, (1,)))
-PRODUCT += [(dtype, *pair, batch, 3) for dtype in DTYPES for pair in WITH_SPLITS[dtype] for batch in BATCHES]
-SPECIAL = {
-    "several tall tiles": {"batch": [(70, 75), (66, 66)], "heads": (2, 1), "dtype": "bf16"},
-    "group of 7": {"batch": [(1, 40), (5, 9)], "heads": (14, 2), "dtype": "fp16"},
-    "group of 20": {"batch": [(1, 40), (2, 9)], "heads": (20, 1), "num_splits": 2},
-    "page of 3": {"batch": [(1, 40), (5, 9)], "page_size": 3},
-    "head_dim 64": {"batch": [(1, 33), (4, 17)], "head_dim": 64},
-    "head_dim 128": {"batch": [(1, 33), (4, 17)], "head_dim": 128, "dtype": "bf16"},
-    "head_dim 256": {"batch": [(1, 33), (18, 19)], "head_dim": 256, "dtype": "bf16"},
-    "padding after the last sequence": {
-        "batch": [(1, 9), (2, 9), (0, 0)],
-        "padding": 35,
-        "heads": (1, 1),
-        "num_splits": 2,
-    },
-    "more queries than keys": {"batch": [(4, 2), (3, 0)], "num_splits": 2},
-    "a scale": {"batch": [(1, 9), (2, 9)], "scale": 1.5},
-    "one sequence": {"batch": [(3, 9)], "num_splits": 2},
-    "no sequence": {"batch": [], "padding": 3},
-    "no token": {"batch": [(0, 5), (0, 0)]},
-    "strides": {"batch": [(1, 40), (5, 9)], "strided": True, "heads": (8, 2)},
-    "more splits than blocks": {"batch": [(1, 1), (1, 300)], "num_splits": 33, "heads": (1, 1)},
-    "splits chosen": {"batch": [(1, 1), (1, 300)]},
-}
-
-
-def make_case(
-    batch, heads=(4, 2), head_dim=16, page_size=16, dtype="fp32", padding=0, strided=False, scale=None, seed=0,
-    device="cpu",
-):  # fmt: skip
-    """Arguments of paged_attention, and what SDPA makes of the same keys and values before they went into pages.
-
-    Pages are dealt out in random order. Every page, slot and table entry that no sequence owns is poisoned.
-    """
-    (num_heads, num_kv_heads), generator = heads, torch.Generator().manual_seed(seed)
-    dtype = DTYPES.get(dtype, torch.float64)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    used = [math.ceil(context / page_size) for _, context in batch]
-    free = torch.randperm(sum(used) + 3, generator=generator).tolist()
-    both = torch.full((len(free), 2, num_kv_heads, page_size, head_dim), math.nan, dtype=dtype)
-    k_pages, v_pages = both.unbind(1)
-    if not strided:
-        k_pages, v_pages = k_pages.contiguous(), v_pages.contiguous()
-    tables = torch.full((len(batch), max(used, default=0) + 1), -(2**30), dtype=torch.int32)
-    starts = [0, *itertools.accumulate(queries for queries, _ in batch)]
-    q = random(starts[-1] + padding, num_heads + 2 * strided, head_dim)[:, :num_heads]
-    expected = torch.zeros(q.shape, dtype=torch.float64)
-    for i, (queries, context) in enumerate(batch):
-        k, v = random(num_kv_heads, context, head_dim), random(num_kv_heads, context, head_dim)
-        for j in range(used[i]):
-            page, part = free.pop(), slice(j * page_size, (j + 1) * page_size)
-            tables[i, j] = page
-            k_pages[page, :, : k[:, part].shape[1]] = k[:, part]
-            v_pages[page, :, : v[:, part].shape[1]] = v[:, part]
-        blind = max(0, queries - context)  # these stand before the first key
-        seen = (x.double() for x in (q[starts[i] + blind : starts[i + 1]].transpose(0, 1), k, v))
-        mask = torch.ones(queries - blind, context, dtype=torch.bool).tril(context - queries + blind)
-        if queries > blind:
-            mixed = F.scaled_dot_product_attention(*seen, attn_mask=mask, scale=scale, enable_gqa=True)
-            expected[starts[i] + blind : starts[i + 1]] = mixed.transpose(0, 1)
-    lens = [torch.tensor(x, dtype=torch.int32) for x in ([context for _, context in batch], starts)]
-    return [x.to(device) for x in (q, k_pages, v_pages, tables, *lens)], expected.to(device)
-
-
-def distance(ours: torch.Tensor, oracle: torch.Tensor) -> float:
-    """The largest error, as a share of 1 + |value|; infinite where one of the two is not a number."""
-    error = (ours.double() - oracle.double()).abs() / (1 + oracle.double().abs())
-    return error.nan_to_num(math.inf).max().item() if error.numel() else 0.0
-
-
-def run_interpreted() -> None:
-    """What the script does: every case, and one plain bf16 tl.dot, through the interpreter."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # torch then poisons what it allocates without a value
-    assert torch.empty(3).new_empty(3).isnan().all()
-    report = {}
-    for dtype, page_size, group, batch, splits in PRODUCT:
-        args, expected = make_case(BATCHES[batch], (group, 1), page_size=page_size, dtype=dtype)
-        longest = 32 if batch == "prefill" else None  # a hint that asks for the tall tile
-        name = f"{dtype}-{page_size}-{group}-{batch}-{splits}"
-        report[name] = errors(args, expected, max_q_len=longest, num_splits=splits)
-    for name, case in SPECIAL.items():
-        case = dict(case)
-        options = {key: case[key] for key in ("num_splits", "scale") if key in case}
-        case.pop("num_splits", None)
-        args, expected = make_case(**case)
-        report[name] = errors(args, expected, **options)
-    report["bf16 dot"] = canary()
-    report["written by one program"] = written_by_one_program()
-    sys.stdout.write(json.dumps(report))
-
-
-def errors(args, expected, **options) -> list:
-    """How far the interpreted kernel is from SDPA and from the reference; if it fails, infinitely far, and why."""
-    try:
-        ours = kernel.paged_attention(*args, **options, interpret=True)
-    except Exception as error:  # one case must not take the report of the others along
-        return [math.inf, repr(error)]
-    return [distance(ours, expected), distance(ours, kernel.reference(*args, scale=options.get("scale")))]
-
-
-def written_by_one_program() -> list[list[int]]:
-    """(token, head) pairs that the first program of the grid writes, of 9 tokens with 7 heads on one kv head.
-
-    The interpreter runs programs one after another: what one writes into another's rows is written over, unseen.
-    """
-    args, _ = make_case([(9, 9)], (7, 1))
-
-    class First:
-        def __getitem__(self, grid):
-            return whole[(1, 1, 1)]
-
-    whole, kernel.attend = kernel.attend, First()
-    ours = kernel.paged_attention(*args, interpret=True)
-    kernel.attend = whole
-    return ours.isfinite().all(-1).nonzero().tolist()
-
-
-def canary() -> bool:
-    """Does the interpreter multiply bf16 matrices rightly?"""
-    import triton
-
-    left, right = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    product = torch.zeros(16, 16)
-    triton.jit(multiply)[(1,)](left, right, product)
-    return distance(product, left.double() @ right.double()) < 1e-2
-
-
-def multiply(left_ptr, right_ptr, product_ptr):
-    at = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
-    tl.store(product_ptr + at, tl.dot(tl.load(left_ptr + at), tl.load(right_ptr + at)))
-
-
-if __name__ == "__main__":
-    import triton.language as tl
-
-    run_interpreted()
-    sys.exit()
-
-triton = pytest.importorskip("triton", reason="Triton is for Linux")
+pytest.importorskip("triton", reason="Triton is for Linux")
 compiles = pytest.mark.skipif(
     platform.system() != "Linux" or os.environ.get("TRITON_INTERPRET") == "1", reason="compiles on Linux, uninterpreted"
 )
-
-
-@pytest.fixture(scope="module")
-def report():
-    triton_version, numpy_version = (tuple(map(int, x.__version__.split(".")[:2])) for x in (triton, numpy))
-    if triton_version < (3, 7) and numpy_version >= (2, 4):
-        pytest.skip("the interpreter of Triton before 3.7 cannot run a loop with NumPy 2.4 or later")
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::RuntimeWarning"}
-    run = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_kernel_agrees_with_both_oracles(report, dtype, page_size, batch):
-    for case in PRODUCT:
-        if (case[0], case[1], case[3]) == (dtype, page_size, batch):
-            sdpa, reference = report["-".join(map(str, case))]
-            assert sdpa < TOLERANCE[dtype] and reference < TOLERANCE[dtype], case
-
-
-@pytest.mark.parametrize("name", SPECIAL)
-def test_the_kernel_agrees_in_odd_cases(report, name):
-    (sdpa, reference), tolerance = report[name], TOLERANCE[SPECIAL[name].get("dtype", "fp32")]
-    assert sdpa < tolerance and reference < tolerance
-
-
-def test_the_interpreter_still_cannot_multiply_bf16(report):
-    assert not report["bf16 dot"], "mended: take UPCAST out of minilib/kernels/paged_attention.py, and this test"
-
-
-def test_a_program_writes_its_own_rows_alone(report):
-    rows = 16 // 7  # tokens in a tile of 16 rows, for a group of 7
-    assert report["written by one program"] == [[token, head] for token in range(rows) for head in range(7)]
 
 
 @pytest.mark.parametrize("dtype", ("fp64", *DTYPES))
