@@ -29,7 +29,8 @@ from minilib.measure import quartiles
 from minilib.mechanisms import plans
 from minilib.mechanisms.replication import Plan, seconds
 from minilib.training.collectives import Communicator
-from minilib.training.transport import GroupTransport, Message
+from minilib.training.transport import Message
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from tools.turns import slowest
 

@@ -26,7 +26,8 @@ from minilib.model.decoder import Decoder
 from minilib.probes.peak import peak_memory
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import DataParallel
-from minilib.training.transport import GroupTransport, Transport
+from minilib.training.transport import Transport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shaped import ShapedTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from minilib.training.zero import Zero

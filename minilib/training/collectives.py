@@ -23,7 +23,16 @@ from torch import Tensor
 from minilib.mechanisms import plans
 from minilib.mechanisms.replication import Plan, Transfer
 from minilib.training.combine import COMBINE, check, check_contiguous
-from minilib.training.transport import CollectiveFailed, CollectiveMismatch, Combine, Message, Transport, num_bytes
+from minilib.training.rank_steps import steps_of
+from minilib.training.transport import (
+    Ahead,
+    CollectiveFailed,
+    CollectiveMismatch,
+    Combine,
+    Message,
+    Transport,
+    num_bytes,
+)
 
 SMALL_BYTES = 2**16  # below it fewer rounds matter more than fewer bytes
 GRACE = 0.5  # seconds before a rank reports that another one failed, who is to be the first to say so
@@ -234,19 +243,22 @@ class Communicator:
         """This rank's part of every round; two ranks compare labels with the first message that passes between them."""
         spoken: set[tuple[str, int]] = set()
 
-        def message(side: str, peer: int, content: Tensor) -> Message | None:
+        def message(side: str, peer: int, content: Tensor, ahead: Ahead | None = None) -> Message | None:
             if not content.numel():  # nobody waits for a message of no bytes
                 return None
             new = (side, peer) not in spoken
             spoken.add((side, peer))
-            return Message(peer, content, label if new else None)
+            return Message(peer, content, label if new else None, ahead)
 
-        for out, into in _rounds_of(plan, self.rank):
+        for step in steps_of(plan, self.rank):
+            out, into = step.out, step.into
             content = view(out) if out else None
-            if out and into and out.chunk < into.chunk + into.count and into.chunk < out.chunk + out.count:
-                content = content.clone()  # what it sends is what it had when the round began
+            if step.keep:
+                content = content.clone()
+            then = view(step.ahead) if step.ahead else None
+            ahead = Ahead(then, step.ahead.reduce) if then is not None and then.numel() else None
             send = message("to", out.dst, content) if out else None
-            receive = message("from", into.src, view(into)) if into else None
+            receive = message("from", into.src, view(into), ahead) if into else None
             if send:
                 self.traffic.messages += 1
                 self.traffic.bytes += num_bytes(send.content)
@@ -261,20 +273,9 @@ def chunk_of(tensor: Tensor, rank: int, world_size: int) -> Tensor:
 
 
 def _chunks(flat: Tensor, num_chunks: int) -> Callable[[Transfer], Tensor]:
-    edges = [0, *accumulate(len(part) for part in flat.tensor_split(num_chunks))]
-    return lambda t: flat[edges[t.chunk] : edges[t.chunk + t.count]]
-
-
-@lru_cache(maxsize=256)
-def _rounds_of(plan: Plan, rank: int) -> tuple[tuple[Transfer | None, Transfer | None], ...]:
-    """What a rank sends and receives in each round in which it does either."""
-    rounds = []
-    for transfers in plan.rounds:
-        send = next((t for t in transfers if t.src == rank), None)
-        receive = next((t for t in transfers if t.dst == rank), None)
-        if send or receive:
-            rounds.append((send, receive))
-    return tuple(rounds)
+    parts = flat.tensor_split(num_chunks)
+    edges = [0, *accumulate(map(len, parts))]
+    return lambda t: parts[t.chunk] if t.count == 1 else flat[edges[t.chunk] : edges[t.chunk + t.count]]
 
 
 _ring = lru_cache(plans.ring)

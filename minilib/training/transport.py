@@ -1,26 +1,21 @@
-"""How a message gets from one rank to another: over the process group's send and receive.
+"""What a message between two ranks is, and what collectives ask of whoever carries it.
 
-`transport_shared.py` has the other way, through memory that ranks of one host share.
+`transport_group.py` sends over a process group, `transport_shared.py` through memory that ranks of one host share, and
+`transport_shaped.py` as if over a slower link.
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 Combine = Callable[[Tensor, Tensor], object]  # (what is there, what came): adds to what is there
 
-LABEL_BYTES, FIRST_BYTES = 128, 2**12
-SEGMENTS, SEGMENT_BYTES = 2, 2**22  # one is on its way while the one before is added
+LABEL_BYTES = 128
 
 
 class CollectiveFailed(RuntimeError):
@@ -32,6 +27,19 @@ class CollectiveMismatch(CollectiveFailed):
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What the same peer sends next: a transport may ask for it early, so that it need not be waited for.
+
+    Args:
+        content: where it goes, unless it is combined; until then nothing is sent from there.
+        combined: whether it is added to what is there.
+    """
+
+    content: Tensor
+    combined: bool
+
+
+@dataclass(frozen=True)
 class Message:
     """One side of it: what a rank sends, or where it puts what comes.
 
@@ -39,11 +47,13 @@ class Message:
         peer: the rank at the other end.
         content: contiguous, of one dimension.
         label: what it belongs to, equal at both ends; None if the two have compared labels in this call.
+        ahead: what comes after it.
     """
 
     peer: int
     content: Tensor
     label: str | None
+    ahead: Ahead | None = None
 
     def head(self) -> bytes:
         """What travels ahead of the content: the label and the content's size, or nothing."""
@@ -96,105 +106,6 @@ class Transport(Protocol):
         """Give back what the transport holds."""
 
 
-class GroupTransport:
-    """Over `torch.distributed`'s send and receive; for CPU tensors on gloo.
-
-    Where there is a label, it comes first, with what content fits beside it; the rest follows in segments. Gloo does
-    not wake whoever waits for the rest of a message when its sender dies: that takes until the timeout.
-
-    Args:
-        group: process group, for as long as the transport lives for its messages alone; a new one of all ranks, whose
-            connections `close` takes down, if left out.
-        timeout: seconds to wait for a message.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 60.0) -> None:
-        self._timeout, self._owned = timedelta(seconds=timeout), group is None
-        self._group = group or dist.new_group(backend="gloo", timeout=self._timeout)
-        self.rank, self.world_size = dist.get_rank(self._group), dist.get_world_size(self._group)
-        self._first = torch.empty(FIRST_BYTES, dtype=torch.uint8)
-        self._arriving = torch.empty(SEGMENTS, SEGMENT_BYTES, dtype=torch.uint8)
-        self._leaving: list[tuple[int, Tensor, dist.Work]] = []  # peer, what it gets, and the sending of it
-
-    def empty(self, numel, dtype=torch.float32):
-        return torch.empty(numel, dtype=dtype)
-
-    def exchange(self, send, receive, combine):
-        if send is not None:
-            for part in _parts(send):
-                with self._naming(send.peer):
-                    work = dist.isend(part.view(torch.uint8), group=self._group, group_dst=send.peer)
-                self._leaving.append((send.peer, part, work))
-        if receive is not None:
-            self._leave(partial(_overlap, receive.content))
-            self._receive(receive, combine)
-
-    def flush(self):
-        self._leave(lambda part: True)
-
-    def close(self) -> None:
-        self._leaving = []
-        if self._owned:
-            self._owned = False
-            self._hang_up()
-            dist.destroy_process_group(self._group)
-
-    def _receive(self, message: Message, combine: Combine | None) -> None:
-        peer, content = message.peer, message.content
-        first = None if message.label is None else self._irecv(self._first, peer)
-        parts = () if first and _fits(message) else _segments(content)
-        # Anything may come into these places: no segment is larger. Into the tensor itself only what the labels agree
-        # on may come: gloo aborts the process when a message is larger than its place.
-        coming = [self._irecv(place, peer) for place in self._arriving[: len(parts)]] if combine else []
-        if first is not None:
-            self._wait(first, peer)
-            message.check(self.rank, self._first[:LABEL_BYTES].numpy().tobytes())
-            if not parts:
-                take(content, self._first[LABEL_BYTES:], combine)
-        if combine is None:
-            coming = [self._irecv(part.view(torch.uint8), peer) for part in parts]
-        for i, part in enumerate(parts):
-            self._wait(coming[i], peer)
-            if combine is not None:
-                take(part, self._arriving[i % SEGMENTS], combine)
-                if i + SEGMENTS < len(parts):
-                    coming.append(self._irecv(self._arriving[i % SEGMENTS], peer))
-
-    def _irecv(self, place: Tensor, src: int, tag: int = 0) -> dist.Work:
-        with self._naming(src):
-            return dist.irecv(place, group=self._group, group_src=src, tag=tag)
-
-    def _leave(self, wanted: Callable[[Tensor], bool]) -> None:
-        """Wait until those parts are sent; each can be waited for once."""
-        going = [(peer, work) for peer, part, work in self._leaving if wanted(part)]
-        self._leaving = [entry for entry in self._leaving if not wanted(entry[1])]
-        for peer, work in going:
-            self._wait(work, peer)
-
-    def _wait(self, work: dist.Work, peer: int) -> None:
-        with self._naming(peer):
-            work.wait(self._timeout)
-
-    @contextlib.contextmanager
-    def _naming(self, peer: int) -> Iterator[None]:
-        """Say of gloo's errors whom they are about."""
-        try:
-            yield
-        except RuntimeError as error:
-            why = re.sub(r"^\[\S+\] ", "", str(error).strip().split(". ")[0])  # without its place in gloo's source
-            raise CollectiveFailed(f"rank {self.rank} has no answer from rank {peer}: {why}") from error
-
-    def _hang_up(self) -> None:
-        """Close the group's connections, so that whoever waits for this rank hears of it.
-
-        Gloo does so when a wait times out, for which the peer must still be there; else only when nobody holds any of
-        its works any more.
-        """
-        for peer in set(range(self.world_size)) - {self.rank}:
-            with contextlib.suppress(RuntimeError):
-                self._irecv(self._first, peer, tag=1).wait(timedelta(milliseconds=1))
-
-
 def take(into: Tensor, arrived: Tensor, combine: Combine | None) -> None:
     """Take over what came, or combine it with what is there.
 
@@ -216,26 +127,3 @@ def num_bytes(x: Tensor) -> int:
 
 def _text(head: bytes) -> str:
     return head.decode(errors="replace")
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() < b.data_ptr() + num_bytes(b) and b.data_ptr() < a.data_ptr() + num_bytes(a)
-
-
-def _fits(message: Message) -> bool:
-    return num_bytes(message.content) <= FIRST_BYTES - LABEL_BYTES
-
-
-def _parts(message: Message) -> list[Tensor]:
-    """What travels one after another: with a label, always FIRST_BYTES first."""
-    if message.label is None:
-        return list(_segments(message.content))
-    first = torch.frombuffer(bytearray(message.head().ljust(FIRST_BYTES, b"\0")), dtype=torch.uint8)
-    if not _fits(message):
-        return [first, *_segments(message.content)]
-    first[LABEL_BYTES:][: num_bytes(message.content)] = message.content.view(torch.uint8)
-    return [first]
-
-
-def _segments(content: Tensor) -> tuple[Tensor, ...]:
-    return content.split(SEGMENT_BYTES // content.element_size())

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from minilib.mechanisms import plans
 from minilib.mechanisms.replication import Plan, Transfer
 from minilib.training.collectives import Communicator
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
 TRANSPORTS = {"group": GroupTransport, "shared": SharedMemoryTransport}

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from minilib import launch
 from minilib.mechanisms import plans
 from minilib.training.collectives import Communicator
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from tests.training.collective_cases import same_everywhere, values
 

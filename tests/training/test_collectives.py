@@ -7,7 +7,8 @@ import torch.distributed as dist
 from minilib.launch import run
 from minilib.training.collectives import chunk_of
 from minilib.training.shared_memory import SLOT_BYTES
-from minilib.training.transport import FIRST_BYTES, LABEL_BYTES, SEGMENT_BYTES
+from minilib.training.transport import LABEL_BYTES
+from minilib.training.transport_group import FIRST_BYTES, SEGMENT_BYTES
 from tests.training.collective_cases import (
     CARRIED,
     TORCH,

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from minilib.launch import RankFailed, run
 from minilib.mechanisms import plans
-from minilib.training import collectives, transport, transport_shared
+from minilib.training import collectives, transport_group, transport_shared
 from minilib.training.collectives import Communicator
 from minilib.training.transport import CollectiveFailed
 from tests.training.collective_cases import TRANSPORTS, values
@@ -161,7 +161,7 @@ def test_an_error_of_ones_own_breaks_it_too(kind):
 
 def in_the_middle(do) -> None:
     """Have this rank do something once it has taken over the third piece of what comes."""
-    pieces, take = [], transport.take
+    pieces, take = [], transport_group.take
 
     def counted(*args):
         pieces.append(0)
@@ -169,7 +169,7 @@ def in_the_middle(do) -> None:
             do()
         take(*args)
 
-    transport.take = transport_shared.take = counted
+    transport_group.take = transport_shared.take = counted
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)

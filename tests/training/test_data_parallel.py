@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from minilib.launch import run
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import METHODS, DataParallel
-from minilib.training.transport import GroupTransport, num_bytes
+from minilib.training.transport import num_bytes
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
 TRANSPORTS = {"group": GroupTransport, "shared": SharedMemoryTransport}

@@ -10,7 +10,7 @@ from torch import nn
 from minilib.launch import run
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import DataParallel
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
 TRANSPORTS = {"group": GroupTransport, "shared": SharedMemoryTransport}

@@ -11,7 +11,7 @@ from minilib.launch import run
 from minilib.training.agreement import OutOfSync, same_values
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import METHODS, DataParallel
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
 

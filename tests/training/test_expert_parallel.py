@@ -28,7 +28,8 @@ from minilib.training.data_parallel import DataParallel
 from minilib.training.expert_parallel import ExpertParallel, ExpertsDoNotDivide, step_seconds
 from minilib.training.moe import METHODS, BalanceConfig
 from minilib.training.trainer import TrainConfig, Trainer
-from minilib.training.transport import CollectiveFailed, GroupTransport
+from minilib.training.transport import CollectiveFailed
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from tests.training.test_trainer_ranks import HELD_OUT, ROW, check_same, outcome
 

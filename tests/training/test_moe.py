@@ -11,7 +11,7 @@ from minilib.model.moe_config import MoEConfig
 from minilib.model.ops import Ops
 from minilib.training.collectives import Communicator
 from minilib.training.moe import METHODS, BalanceConfig, Balancer, load_balancing_loss, router_z_loss
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 
 HIDDEN, EXPERTS = 6, 4
 LOSS = BalanceConfig("loss", coefficient=0.3, z_loss=0.02)

@@ -16,7 +16,7 @@ from minilib.training import usage
 from minilib.training.collectives import Communicator
 from minilib.training.engines import PARALLEL
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
 SHAPE = ModelConfig(31, 16, 24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64, qk_norm=True)

@@ -15,7 +15,8 @@ from minilib.launch import RankFailed, run
 from minilib.mechanisms import plans
 from minilib.training.collectives import Communicator
 from minilib.training.shared_memory import SLOT_BYTES, NotOneHost
-from minilib.training.transport import CollectiveFailed, CollectiveMismatch, GroupTransport
+from minilib.training.transport import CollectiveFailed, CollectiveMismatch
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from tests.training.collective_cases import TRANSPORTS, all_reduce_plans, rooted_plans, values
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.training.collectives import Communicator
-from minilib.training.transport import GroupTransport
+from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 from minilib.training.zero import Zero
 
