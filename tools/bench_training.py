@@ -36,6 +36,12 @@ from tools.turns import slowest
 
 MODEL = ModelConfig(4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128)
 CONTEXT, ROUNDS, RATE = 128, 12, 1e-4
+OURS = {
+    "naive": {"method": "naive"},
+    "flat": {"method": "flat"},
+    "buckets": {"method": "buckets"},
+    "buckets of 16 MiB": {"method": "buckets", "bucket_bytes": 2**24},
+}
 TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "gloo": GroupTransport,
     "shared memory": SharedMemoryTransport,
@@ -96,9 +102,9 @@ def _data_parallel(transport: str) -> dict[str, list[float]]:
     """Seconds of every step by each method."""
     comm = Communicator(TRANSPORTS[transport]())
     steps: dict[str, Callable[[], None]] = {}
-    for method in ("alone", "naive", "flat", "buckets", "torch DDP"):
+    for method in ("alone", *OURS, "torch DDP"):
         net = _Loss()
-        dp = DataParallel(net, comm, method) if method in ("naive", "flat", "buckets") else None
+        dp = DataParallel(net, comm, **OURS[method]) if method in OURS else None
         wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True) if method == "torch DDP" else net
         steps[method] = partial(_step, wrapped, _adamw(net), dp.finish if dp else lambda: None)
     return _in_turns(steps)
