@@ -85,6 +85,15 @@ def test_children_of_ranks_end_with_them(fails, tmp_path):
     assert eventually(lambda: not runs(child))
 
 
+@pytest.fixture
+def interruptible():
+    """What a shell runs in its background ignores SIGINT, and so do the tests then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_ranks_and_the_next_call_works(tmp_path):
     def sleep():
         (tmp_path / str(dist.get_rank())).touch()
@@ -102,6 +111,7 @@ def test_an_interrupt_ends_the_ranks_and_the_next_call_works(tmp_path):
     assert run(int, 2) == [0, 0]
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("step", ["start", "end", "show_output"])
 def test_an_interrupt_is_kept_until_it_is_safe(step, monkeypatch):
     real = getattr(launch_local.Ranks, step)

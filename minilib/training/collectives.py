@@ -253,7 +253,7 @@ class Communicator:
         for step in steps_of(plan, self.rank):
             out, into = step.out, step.into
             content = view(out) if out else None
-            if step.keep:
+            if step.keep:  # what it sends is what it had when the round began
                 content = content.clone()
             then = view(step.ahead) if step.ahead else None
             ahead = Ahead(then, step.ahead.reduce) if then is not None and then.numel() else None

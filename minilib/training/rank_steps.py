@@ -15,7 +15,7 @@ class Step:
 
     Args:
         out, into: what it sends and what it receives.
-        keep: it receives where it sends from, and must send what it had when the round began.
+        keep: it receives where it sends from.
         ahead: what it receives from the same rank in its next step, if nothing is sent from there before.
     """
 
