@@ -57,15 +57,15 @@ class GroupTransport:
         return torch.empty(numel, dtype=dtype)
 
     def exchange(self, send, receive, combine):
-        before, arrival = self._leaving, None
         if receive is not None:
             self._leave(self._sent_from(receive.content))
             arrival = self._ask_for(receive, combine)  # before sending: gloo sends at once what is asked for already
+        before = list(self._leaving)
         if send is not None:
             self._send(send)
-        if arrival is not None:
+        if receive is not None:
             self._receive(receive, combine, arrival)
-        self._leave([part for part in before if part in self._leaving])  # by now they have left, as good as always
+        self._leave(before)  # by now they have left, as good as always
 
     def flush(self):
         self._leave(self._leaving)
@@ -82,7 +82,7 @@ class GroupTransport:
         try:
             for part in _parts(message):
                 work = self._group.send([part.view(torch.uint8)], peer, 0)  # dist.isend, without its checks
-                self._leaving = [*self._leaving, Leaving(peer, part, work, _span(part))]
+                self._leaving.append(Leaving(peer, part, work, _span(part)))
         except RuntimeError as error:
             raise self._lost(peer, error) from error
 

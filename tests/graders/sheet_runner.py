@@ -21,7 +21,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
-START_TIMEOUT = 120.0  # seconds for the server to load torch, on a machine that is busy with other things
+from tests.graders.preloaded import START_TIMEOUT
+
 SHEET_TIMEOUT = 300.0  # seconds for all cells of a sheet
 
 Run = Callable[[Mapping[str, str]], dict[str, str]]  # (name → code of each cell, in order) → what went wrong, by name
