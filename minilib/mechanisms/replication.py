@@ -94,6 +94,7 @@ class Plan:
             raise PlanError(f"collective is one of {', '.join(COLLECTIVES)}; got {self.collective!r}")
         if self.world_size < 1 or self.num_chunks < 1 or not 0 <= self.root < self.world_size:
             raise PlanError(f"needs ranks, chunks and a root among the ranks, got {self!r}")
+        among = range(self.world_size)
         for number, transfers in enumerate(self.rounds, 1):
             for side in ("src", "dst"):
                 ranks = [getattr(transfer, side) for transfer in transfers]
@@ -101,7 +102,7 @@ class Plan:
                     twice = max(ranks, key=ranks.count)
                     raise PlanError(f"round {number}: rank {twice} is {side} of {ranks.count(twice)} messages at once")
             for t in transfers:
-                between_ranks = {t.src, t.dst} <= set(range(self.world_size)) and t.src != t.dst
+                between_ranks = t.src in among and t.dst in among and t.src != t.dst
                 full = t.count > 0 and t.stride > 0
                 if not between_ranks or not full or t.chunk < 0 or t.chunks[-1] >= self.num_chunks:
                     raise PlanError(f"round {number}: {t} is not between two of {self.world_size} ranks and "
@@ -155,16 +156,21 @@ def pack(transfers: Iterable[Transfer]) -> tuple[tuple[Transfer, ...], ...]:
     rounds: list[list[Transfer]] = []
     written: dict[tuple[int, int], int] = {}  # (rank, chunk) → first round in which its last value can be sent
     unread: dict[tuple[int, int], int] = {}  # (rank, chunk) → first round in which it may be overwritten
-    busy: set[tuple[str, int, int]] = set()
+    senders: list[set[int]] = []  # who sends in each round
+    receivers: list[set[int]] = []
     for t in transfers:
-        ready = [written.get((t.src, c), 0) for c in t.chunks]
-        ready += [max(unread.get((t.dst, c), 0), written.get((t.dst, c), 0)) for c in t.chunks]
-        at = max(ready)
-        while ("out", t.src, at) in busy or ("in", t.dst, at) in busy:
+        at = 0
+        for c in t.chunks:
+            at = max(at, written.get((t.src, c), 0), written.get((t.dst, c), 0), unread.get((t.dst, c), 0))
+        while at < len(rounds) and (t.src in senders[at] or t.dst in receivers[at]):
             at += 1
-        busy |= {("out", t.src, at), ("in", t.dst, at)}
-        rounds += [[] for _ in range(at + 1 - len(rounds))]
+        if at == len(rounds):
+            rounds.append([])
+            senders.append(set())
+            receivers.append(set())
         rounds[at].append(t)
+        senders[at].add(t.src)
+        receivers[at].add(t.dst)
         for c in t.chunks:
             written[t.dst, c] = at + 1
             unread[t.src, c] = max(unread.get((t.src, c), 0), at + 1)
