@@ -28,8 +28,8 @@ START_TIMEOUT = 120.0  # seconds for the fork server to load them, on a machine 
 END_TIMEOUT = 5.0  # seconds for ranks to end by themselves once all have returned, and for the killed to be gone
 GRACE = 0.3  # seconds in which a death that explains a failure comes to light
 
-_server = forkserver.ForkServer()  # starts with the first rank, ends with this process
-_server.set_forkserver_preload(PRELOAD)
+server = forkserver.ForkServer()  # starts with the first rank, ends with this process
+server.set_forkserver_preload(PRELOAD)
 
 
 def run(fn: Callable, args: tuple, world_size: int, *, timeout: float, backend: str, threads: int) -> list:
@@ -73,7 +73,7 @@ class Ranks:
         for number in range(world_size):
             # Not a multiprocessing.Process: that would run the main script again in every rank.
             try:
-                pipes = _server.connect_to_new_process([self.report])
+                pipes = server.connect_to_new_process([self.report])
             except OSError as error:
                 if "AF_UNIX path too long" not in str(error):
                     raise

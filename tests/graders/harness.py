@@ -91,8 +91,8 @@ def disagreements(
 ) -> list[str]:
     """Sentences about answers that get more or fewer points than they should; none if the graders are right.
 
-    All sheets run without Jupyter. The blank exercise, the solution and the first sheet are graded as a learner's
-    notebook is, by tools/grade.py, as well, and must get the same points.
+    All sheets run without Jupyter. The blank exercise and the solution are graded by nbgrader, and the first sheet as a
+    learner's notebook is, by tools/grade.py, as well, and must get the same points.
 
     Args:
         exercise: name of the exercise.
@@ -102,23 +102,25 @@ def disagreements(
         solutions: folder of the sources.
     """
     solution = nbformat.read(solutions / exercise / f"{exercise}.ipynb", as_version=4)
+    tests = {task.answer: task.test for task in tasks(solution)}
     with course(exercise, solutions) as made:
         blank = made.release()
-    plan = {
-        "the blank exercise": _answers_in(blank, answered, "no answer"),
-        "the solution": _answers_in(solution, answered),
-        **{f"sheet {number}": sheet for number, sheet in enumerate(sheets(answered))},
-    }
-    scores = {where: score(fill(solution, sheet), run) for where, sheet in plan.items()}
-    found = [line for where, sheet in plan.items() for line in judge(sheet, scores[where], where)]
-    for where in ("the blank exercise", "the solution"):  # what JupyterLab's Validate button runs
-        found += judge(plan[where], score(fill(blank, plan[where]), run), f"{where}, visible tests")
-    for where, sheet in list(plan.items())[:3]:
-        path = folder / f"{where.replace(' ', '_')}.ipynb"
-        nbformat.write(fill(blank, sheet), path)
-        graded = {task.task: task.points for task in grade(exercise, path, solutions).tasks}
-        found += compare(scores[where], graded, where)
-    return found
+        plan = {
+            "the blank exercise": _answers_in(blank, answered, "no answer"),
+            "the solution": _answers_in(solution, answered),
+            **{f"sheet {number}": sheet for number, sheet in enumerate(sheets(answered))},
+        }
+        scores = {where: score(fill(solution, sheet), run) for where, sheet in plan.items()}
+        found = [line for where, sheet in plan.items() for line in judge(sheet, scores[where], where)]
+        for where in ("the blank exercise", "the solution"):
+            filled = fill(blank, plan[where])
+            found += judge(plan[where], score(filled, run), f"{where}, visible tests")  # JupyterLab's Validate button
+            points = made.grade(filled, learner=where.split()[1])
+            found += compare(scores[where], {name: points[test] for name, test in tests.items()}, where)
+    path = folder / f"{exercise}.ipynb"
+    nbformat.write(fill(blank, plan["sheet 0"]), path)
+    graded = {task.task: task.points for task in grade(exercise, path, solutions).tasks}
+    return found + compare(scores["sheet 0"], graded, "sheet 0")
 
 
 def score(notebook: NotebookNode, run: Run) -> dict[str, Score]:
@@ -133,9 +135,9 @@ def score(notebook: NotebookNode, run: Run) -> dict[str, Score]:
 
 
 def compare(scores: dict[str, Score], graded: dict[str, float], where: str) -> list[str]:
-    """Where tools/grade.py comes to other points than a run without Jupyter."""
+    """Where nbgrader comes to other points than a run without Jupyter."""
     return [
-        f"{name}: tools/grade.py gives {graded[name]:g} points, a run of its cells {score.points:g} ({where})"
+        f"{name}: nbgrader gives {graded[name]:g} points, a run of its cells {score.points:g} ({where})"
         for name, score in scores.items()
         if graded[name] != score.points
     ]

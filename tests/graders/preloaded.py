@@ -24,6 +24,9 @@ from pathlib import Path
 from unittest import mock
 
 START_TIMEOUT = 120.0  # seconds for the server to load torch, on a machine that is busy with other things
+# Triton decides when it is loaded, and exercises interpret it on any machine. Threads would share cores with other
+# tests, and wait for each other five times as long as they compute.
+ENVIRONMENT = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 ASK = Path(__file__).with_name("ask_for_kernel.py")
 
 
@@ -36,7 +39,8 @@ def preloaded_kernels() -> Iterator[None]:
         spec.parent.mkdir(parents=True)
         door = str(folder / "door")
         command = [sys.executable, "-S", "-E", str(ASK), door, "-f", "{connection_file}"]
-        spec.write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}))
+        kernel = {"argv": command, "display_name": "Python 3", "language": "python", "env": ENVIRONMENT}
+        spec.write_text(json.dumps(kernel))
         server = subprocess.Popen([sys.executable, "-m", "tests.graders.preloaded", door], stdout=subprocess.PIPE)
         path = os.pathsep.join(filter(None, [name, os.environ.get("JUPYTER_PATH")]))
         try:
@@ -51,15 +55,14 @@ def preloaded_kernels() -> Iterator[None]:
 
 
 def serve(door: str) -> None:
-    """Fork a kernel for whoever asks; what is loaded here is what every notebook of the course loads first.
-
-    Not torch._dynamo: it loads Triton, which decides then whether it interprets, and notebooks have their say in that.
-    """
+    """Fork a kernel for whoever asks; what is loaded here is what every notebook of the course loads first."""
     # Read at import: no parent to watch, for the other end of the connection is.
     os.environ["JPY_PARENT_PID"] = "1"
+    os.environ |= ENVIRONMENT
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib_inline.backend_inline  # noqa: F401
     import numpy  # noqa: F401
+    import torch._dynamo  # noqa: F401 - optimizers load it, a second's work, and it loads Triton
     import torch.distributed  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for kernels: the asking process sees them end

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
-from tests.graders.preloaded import START_TIMEOUT
+from tests.graders.preloaded import ENVIRONMENT, START_TIMEOUT
 
 SHEET_TIMEOUT = 300.0  # seconds for all cells of a sheet
 
@@ -71,12 +71,15 @@ def serve(seconds_a_cell: int) -> None:
     """Run a sheet for each line of stdin, and answer with a line: what went wrong where, or null if it is lost."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what cells print is no reply
-    os.environ |= {"MPLBACKEND": "agg", "TRITON_INTERPRET": "1"}  # exercises interpret their kernels, on any machine
+    os.environ |= {"MPLBACKEND": "agg", **ENVIRONMENT}
     import torch._dynamo  # noqa: F401 - optimizers and dispatch modes load it; here, once for all sheets
     import torch.distributed  # noqa: F401
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
+    from minilib import launch_local
+
+    launch_local.server.ensure_running()  # one for the ranks of all sheets
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
@@ -87,6 +90,7 @@ def serve(seconds_a_cell: int) -> None:
         sheet = os.fork()
         if sheet == 0:
             os.setsid()
+            launch_local.server.ensure_running = lambda: None  # only the parent of it may ask
             with tempfile.TemporaryDirectory(prefix="sheet-") as folder:
                 os.chdir(folder)
                 os.write(writer, json.dumps(_run_cells(shell, json.loads(line), seconds_a_cell)).encode() + b"\n")

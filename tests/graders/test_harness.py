@@ -88,7 +88,7 @@ def test_other_points_than_a_learner_would_get_are_told():
     scores = {"task_1": harness.Score(2, 2, ""), "task_2": harness.Score(0, 3, "")}
     assert harness.compare(scores, {"task_1": 2.0, "task_2": 0.0}, "sheet 0") == []
     (found,) = harness.compare(scores, {"task_1": 0.0, "task_2": 0.0}, "sheet 0")
-    assert found == "task_1: tools/grade.py gives 0 points, a run of its cells 2 (sheet 0)"
+    assert found == "task_1: nbgrader gives 0 points, a run of its cells 2 (sheet 0)"
 
 
 def test_too_few_answers_are_told():
