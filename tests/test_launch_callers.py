@@ -4,13 +4,11 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -116,23 +114,6 @@ def test_under_torchrun(tmp_path):
         assert message.endswith("ValueError: out of luck")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def check_two_hosts(results: Path, done: list[tuple[int, str]], ranks_per_host: int) -> list[dict]:
-    assert [code for code, _ in done] == [0, 0], "\n".join(log for _, log in done)
-    ranks = json.loads(results.read_text())
-    assert len(ranks) == 2 * ranks_per_host
-    ones = int("1" * len(ranks))  # the sum of 1, 10, 100, …: every rank contributes what no other does
-    for rank in ranks:
-        assert rank["sum"] == [0, ones, 2 * ones, 3 * ones]
-        assert rank["hosts"] == [0] * ranks_per_host + [1] * ranks_per_host
-    return ranks
-
-
 def two_hosts(address: str, port: int, ranks_per_host: int) -> list[tuple]:
     """Options of torchrun for two hosts, the first of which is where all meet."""
     common = (
@@ -144,17 +125,7 @@ def two_hosts(address: str, port: int, ranks_per_host: int) -> list[tuple]:
     return [(*common, "--rdzv-id=two-hosts", f"--rdzv-conf=is_host={meet}") for meet in (1, 0)]
 
 
-def test_two_hosts_on_one_machine(tmp_path):
-    results = tmp_path / "results.json"
-    commands = [
-        torchrun(*options, "--local-addr=127.0.0.1", script="two_hosts.py", args=(results, 1))
-        for options in two_hosts("127.0.0.1", free_port(), 2)
-    ]
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    check_two_hosts(results, finish(commands, GLOO_SOCKET_IFNAME=loopback), 2)
-
-
-# Two network namespaces with a wire between them
+# Two hosts: network namespaces with a wire between them. On one machine: tests/training/test_collectives_two_hosts.py
 
 
 @pytest.fixture
@@ -214,5 +185,9 @@ def test_two_hosts_with_a_wire_between_them(namespaces, tmp_path, shape, nbytes,
         )
         for number, (name, options) in enumerate(zip(names, two_hosts("10.77.0.1", 29400, 1), strict=True), 1)
     ]
-    ranks = check_two_hosts(results, finish(commands, GLOO_SOCKET_IFNAME="wire"), 1)
+    done = finish(commands, GLOO_SOCKET_IFNAME="wire")
+    assert [code for code, _ in done] == [0, 0], "\n".join(log for _, log in done)
+    ranks = json.loads(results.read_text())
+    assert [rank["hosts"] for rank in ranks] == [[0, 1]] * 2
+    assert [rank["sum"] for rank in ranks] == [[0, 11, 22, 33]] * 2  # of 0, 1, 2, 3, times 1 and times 10
     assert least <= ranks[0]["seconds"] < 100 * least

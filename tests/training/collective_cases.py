@@ -1,6 +1,7 @@
 """What ranks need to test collectives: values that differ per rank, every plan there is, and torch's own answer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -55,18 +56,16 @@ def same_everywhere(x: torch.Tensor) -> bool:
     return all(torch.equal(theirs, mine) for theirs in everybody)
 
 
-def all_reduce_plans(n: int) -> Iterator[Plan | None]:
-    yield None
+@cache
+def all_reduce_plans(n: int) -> list[Plan | None]:
+    found = [None, plans.ring("all_reduce", n), plans.halving_doubling(n)]
     for root in {0, n - 1}:
-        yield plans.star("all_reduce", n, root)
-        yield plans.chain("all_reduce", n, root, num_chunks=1 + 3 * root)
-        yield plans.tree("all_reduce", n, root, num_chunks=1 + 2 * root)
-    yield plans.ring("all_reduce", n)
-    yield plans.halving_doubling(n)
-    yield plans.two_level([rank // 2 for rank in range(n)])  # [0, 0, 1, 1]; uneven for 3: [0, 0, 1]
-    yield plans.two_level([rank % 2 for rank in range(n)])
-    if n in (1, 2, 4):
-        yield recursive_doubling(n)
+        found.append(plans.star("all_reduce", n, root))
+        found.append(plans.chain("all_reduce", n, root, num_chunks=1 + 3 * root))
+        found.append(plans.tree("all_reduce", n, root, num_chunks=1 + 2 * root))
+    found.append(plans.two_level([rank // 2 for rank in range(n)]))  # [0, 0, 1, 1]; uneven for 3: [0, 0, 1]
+    found.append(plans.two_level([rank % 2 for rank in range(n)]))
+    return found + ([recursive_doubling(n)] if n in (1, 2, 4) else [])
 
 
 def recursive_doubling(n: int) -> Plan:
@@ -75,8 +74,7 @@ def recursive_doubling(n: int) -> Plan:
     return Plan("recursive-doubling", "all_reduce", n, 1, tuple(map(tuple, swaps[: n.bit_length() - 1])))
 
 
-def rooted_plans(collective: str, n: int, root: int) -> Iterator[Plan | None]:
-    yield None
-    yield plans.star(collective, n, root)
-    yield plans.chain(collective, n, root, num_chunks=3)
-    yield plans.tree(collective, n, root, num_chunks=2)
+@cache
+def rooted_plans(collective: str, n: int, root: int) -> list[Plan | None]:
+    chain, tree = plans.chain(collective, n, root, num_chunks=3), plans.tree(collective, n, root, num_chunks=2)
+    return [None, plans.star(collective, n, root), chain, tree]

@@ -22,7 +22,8 @@ def work() -> dict:
     hosts, rank = launch.hosts(), dist.get_rank()
     groups = [dist.new_group([r for r in range(len(hosts)) if hosts[r] == host]) for host in dict.fromkeys(hosts)]
     within = groups[hosts[rank]]
-    found = {"hosts": hosts}
+    dist.all_reduce(total := torch.arange(4.0) * 10**rank)
+    found = {"hosts": hosts, "sum": total.tolist()}
     for name, comm, plan, group in (
         ("two-level", Communicator(GroupTransport(timeout=20.0)), plans.two_level(hosts), None),
         ("shared", Communicator(SharedMemoryTransport(within, timeout=20.0)), None, within),

@@ -65,14 +65,16 @@ def test_messages_of_several_segments_and_slots(n):
 
     def check():
         plans = {plan.name: plan for plan in all_reduce_plans(n) if plan}
-        for comm in communicators().values():
-            for dtype, more in ((torch.uint8, (-1, 0, 1)), (torch.float64, (1,))):
-                for name, messages in (("ring", n), ("star", 1), ("recursive-doubling", 1)):
-                    for nbytes in {SLOT_BYTES, SEGMENT_BYTES}:
-                        for numel in (messages * nbytes // dtype.itemsize + few for few in more):
-                            x, expected = values(numel, dtype), values(numel, dtype)
+        comms = communicators().values()
+        for dtype, more in ((torch.uint8, (-1, 0, 1)), (torch.float64, (1,))):
+            for name, messages in (("ring", n), ("star", 1), ("recursive-doubling", 1)):
+                for nbytes in {SLOT_BYTES, SEGMENT_BYTES}:
+                    for numel in (messages * nbytes // dtype.itemsize + few for few in more):
+                        expected = values(numel, dtype)
+                        dist.all_reduce(expected)
+                        for comm in comms:
+                            x = values(numel, dtype)
                             comm.all_reduce(x, plan=plans.get(name))
-                            dist.all_reduce(expected)
                             assert torch.equal(x, expected), (comm.transport, name, numel, dtype)
 
     run(check, n)
@@ -119,12 +121,13 @@ def test_reduce_scatter_and_all_gather(n):
 @pytest.mark.parametrize("n", WORLD_SIZES)
 def test_broadcast_and_reduce_from_and_to_every_rank(n):
     def check():
-        for comm in communicators().values():
-            for root in range(n):
-                for numel in (0, 1, 101, 6007, LARGEST // 8 + 1):
-                    expected, total = values(numel, torch.float64), values(numel, torch.float64)
-                    dist.broadcast(expected, root)
-                    dist.reduce(total, root, dist.ReduceOp.MAX)
+        comms = communicators().values()
+        for root in range(n):
+            for numel in (0, 1, 101, 6007, LARGEST // 8 + 1):
+                expected, total = values(numel, torch.float64), values(numel, torch.float64)
+                dist.broadcast(expected, root)
+                dist.reduce(total, root, dist.ReduceOp.MAX)
+                for comm in comms:
                     for plan in rooted_plans("broadcast", n, root):
                         x = values(numel, torch.float64)
                         assert comm.broadcast(x, root, plan) is None

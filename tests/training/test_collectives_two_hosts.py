@@ -1,13 +1,20 @@
 """Two torchruns on one machine play two hosts of two ranks each."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
 from minilib.mechanisms import plans
-from tests.test_launch_callers import finish, free_port, torchrun, two_hosts
+from tests.test_launch_callers import finish, torchrun, two_hosts
 
 SCRIPT = Path(__file__).with_name("collectives_on_two_hosts.py")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def test_two_levels_between_hosts_and_shared_memory_within(tmp_path):
@@ -22,6 +29,7 @@ def test_two_levels_between_hosts_and_shared_memory_within(tmp_path):
     plan = plans.two_level([0, 0, 1, 1])
     for rank, found in enumerate(ranks):
         assert found["hosts"] == [0, 0, 1, 1]
+        assert found["sum"] == [0, 1111, 2222, 3333]
         assert found["two-level"] == found["shared"] == [True] * 3
         assert found["two-level, same bits"]
         sizes = [[4 * (numel // 4 + (chunk < numel % 4)) for chunk in range(4)] for numel in (1, 101, 300_001, 1001)]

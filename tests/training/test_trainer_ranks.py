@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def check_same(found: dict, expected: dict) -> None:
         torch.testing.assert_close(found["optimizer"], expected["optimizer"], rtol=1e-3, atol=1e-5)
 
 
+@cache
 def alone(config: TrainConfig) -> dict:
     single = trainer(config)
     single.run()
