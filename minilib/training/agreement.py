@@ -70,8 +70,8 @@ def same_values(model: nn.Module, comm: Communicator, skip: Collection[nn.Parame
         for rank, row in enumerate(differ.tolist())
         if any(row)
     }
-    said = "; ".join(f"{rank} has another {_some(which)}" for rank, which in odd.items())
-    raise OutOfSync(f"{said} than most ranks or, of two, rank 0: its updates were not those of the others")
+    said = "; ".join(f"{rank} differs in {_some(which)}" for rank, which in odd.items())
+    raise OutOfSync(f"{said} from most ranks (of two, from rank 0): its updates were not those of the others")
 
 
 def gather_numbers(number: int, comm: Communicator) -> list[int]:

@@ -168,13 +168,13 @@ def test_ranks_that_drift_apart_are_named_with_their_parameters():
     cases = [({1: ["1.weight"]}, 3), ({0: ["0.bias", "1.bias"], 2: ["1.weight"]}, 0), ({}, 1)]
     for (one, step), (two, never), fine in run(drifts, 3, cases):
         assert (one[0], step) == ("OutOfSync", 3)
-        assert one[1].startswith("rank 1 has another 1.weight than")
+        assert one[1].startswith("rank 1 differs in 1.weight from")
         assert (two[0], never) == ("OutOfSync", 0)
-        assert two[1].startswith("rank 0 has another 0.bias, 1.bias; rank 2 has another 1.weight than")
+        assert two[1].startswith("rank 0 differs in 0.bias, 1.bias; rank 2 differs in 1.weight from")
         assert fine == (("nothing", ""), 0)
     for [((kind, text), step)] in run(drifts, 2, [({0: ["0.bias"]}, 1)]):
         assert (kind, step) == ("OutOfSync", 1)
-        assert text.startswith("rank 1 has another 0.bias than")  # of two, rank 0 is right
+        assert text.startswith("rank 1 differs in 0.bias from")  # of two, rank 0 is right
 
 
 def misuses() -> dict[str, tuple[str, str]]:
