@@ -156,21 +156,16 @@ def pack(transfers: Iterable[Transfer]) -> tuple[tuple[Transfer, ...], ...]:
     rounds: list[list[Transfer]] = []
     written: dict[tuple[int, int], int] = {}  # (rank, chunk) → first round in which its last value can be sent
     unread: dict[tuple[int, int], int] = {}  # (rank, chunk) → first round in which it may be overwritten
-    senders: list[set[int]] = []  # who sends in each round
-    receivers: list[set[int]] = []
+    busy: set[tuple[str, int, int]] = set()
     for t in transfers:
         at = 0
         for c in t.chunks:
             at = max(at, written.get((t.src, c), 0), written.get((t.dst, c), 0), unread.get((t.dst, c), 0))
-        while at < len(rounds) and (t.src in senders[at] or t.dst in receivers[at]):
+        while ("out", t.src, at) in busy or ("in", t.dst, at) in busy:
             at += 1
-        if at == len(rounds):
-            rounds.append([])
-            senders.append(set())
-            receivers.append(set())
+        busy |= {("out", t.src, at), ("in", t.dst, at)}
+        rounds += [[] for _ in range(at + 1 - len(rounds))]
         rounds[at].append(t)
-        senders[at].add(t.src)
-        receivers[at].add(t.dst)
         for c in t.chunks:
             written[t.dst, c] = at + 1
             unread[t.src, c] = max(unread.get((t.src, c), 0), at + 1)

@@ -112,10 +112,10 @@ def disagreements(
         }
         scores = {where: score(fill(solution, sheet), run) for where, sheet in plan.items()}
         found = [line for where, sheet in plan.items() for line in judge(sheet, scores[where], where)]
-        for where in ("the blank exercise", "the solution"):
+        for learner, where in (("blank", "the blank exercise"), ("solution", "the solution")):
             filled = fill(blank, plan[where])
             found += judge(plan[where], score(filled, run), f"{where}, visible tests")  # JupyterLab's Validate button
-            points = made.grade(filled, learner=where.split()[1])
+            points = made.grade(filled, learner)
             found += compare(scores[where], {name: points[test] for name, test in tests.items()}, where)
     path = folder / f"{exercise}.ipynb"
     nbformat.write(fill(blank, plan["sheet 0"]), path)

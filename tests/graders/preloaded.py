@@ -24,8 +24,8 @@ from pathlib import Path
 from unittest import mock
 
 START_TIMEOUT = 120.0  # seconds for the server to load torch, on a machine that is busy with other things
-# Triton decides when it is loaded, and exercises interpret it on any machine. Threads would share cores with other
-# tests, and wait for each other five times as long as they compute.
+# Triton decides when it is loaded, and exercises interpret it on any machine. Threads would wait for each other, since
+# other tests need the cores as well.
 ENVIRONMENT = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 ASK = Path(__file__).with_name("ask_for_kernel.py")
 

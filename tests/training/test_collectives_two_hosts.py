@@ -26,6 +26,7 @@ def test_two_levels_between_hosts_and_shared_memory_within(tmp_path):
     done = finish(commands, GLOO_SOCKET_IFNAME="lo0" if sys.platform == "darwin" else "lo")
     assert [code for code, _ in done] == [0, 0], "\n".join(log for _, log in done)
     ranks = json.loads(results.read_text())
+    assert len(ranks) == 4
     plan = plans.two_level([0, 0, 1, 1])
     for rank, found in enumerate(ranks):
         assert found["hosts"] == [0, 0, 1, 1]
