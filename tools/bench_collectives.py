@@ -38,6 +38,7 @@ WORLD_SIZES = (2, 4)
 SIZES = tuple(2**k for k in (12, 16, 20, 22, 24, 26))  # bytes of the tensor
 MESSAGES = tuple(2**k for k in (2, 12, 16, 20, 24, 26))  # bytes of a message by which a link is measured
 TURNS = 5
+CALLS = 20  # one after another in a turn, as nccl-tests has them: a single one pays for the barrier before it, too
 KINDS = {  # which transport, and whether the tensor lies in memory that all ranks map
     "group": (GroupTransport, False),
     "shared": (SharedMemoryTransport, False),
@@ -150,7 +151,7 @@ def _all_reduces(nbytes: int, budget: float) -> dict[str | tuple[str, str], list
         x = comm.transport.empty(nbytes // 4).zero_() if mapped else plain
         for name, plan in all_reduce_plans(dist.get_world_size()).items():
             calls[kind, name] = partial(comm.all_reduce, x, plan=plan)
-    times = max(1, min(10, 2**20 // nbytes))
+    times = max(1, min(CALLS, 2**26 // nbytes))
     return dict(zip(calls, _in_turns(list(calls.values()), times, TURNS, budget), strict=True))
 
 

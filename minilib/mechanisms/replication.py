@@ -86,7 +86,7 @@ class Plan:
     collective: str
     world_size: int
     num_chunks: int
-    rounds: tuple[tuple[Transfer, ...], ...] = field(repr=False)
+    rounds: tuple[tuple[Transfer, ...], ...] = field(repr=False, hash=False)  # thousands of them, at every lookup
     root: int = 0
 
     def __post_init__(self) -> None:

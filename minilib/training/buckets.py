@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minilib.training.collectives import Pending
-from minilib.training.transport import Transport, num_bytes
+from minilib.training.transport import Transport
 
 CACHE_LINE = 64  # bytes
 
@@ -53,14 +53,14 @@ def cut(parameters: Sequence[nn.Parameter], limit: float) -> list[list[nn.Parame
     for parameter in parameters:
         bucket = filling.setdefault(parameter.dtype, [])
         bucket.append(parameter)
-        if sum(map(num_bytes, bucket)) >= limit:
+        if sum(p.nbytes for p in bucket) >= limit:
             full.append(filling.pop(parameter.dtype))
     return full + list(filling.values())
 
 
 def allocate(groups: Sequence[Sequence[nn.Parameter]], transport: Transport) -> list[Bucket]:
     """Buckets in one piece of the transport's memory, each beginning where a cache line does."""
-    sizes = [sum(map(num_bytes, parameters)) for parameters in groups]
+    sizes = [sum(p.nbytes for p in parameters) for parameters in groups]
     starts = [0, *accumulate(-(-size // CACHE_LINE) * CACHE_LINE for size in sizes)]
     memory = transport.empty(starts[-1], torch.uint8)
     parts = [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]

@@ -31,7 +31,6 @@ from minilib.training.transport import (
     Combine,
     Message,
     Transport,
-    num_bytes,
 )
 
 SMALL_BYTES = 2**16  # below it fewer rounds matter more than fewer bytes
@@ -261,7 +260,7 @@ class Communicator:
             receive = message("from", into.src, view(into), ahead) if into else None
             if send:
                 self.traffic.messages += 1
-                self.traffic.bytes += num_bytes(send.content)
+                self.traffic.bytes += send.content.nbytes
             self.transport.exchange(send, receive, combine if into and into.reduce else None)
         self.transport.flush()
 

@@ -59,7 +59,7 @@ class Message:
         """What travels ahead of the content: the label and the content's size, or nothing."""
         if self.label is None:
             return b""
-        size = f", {num_bytes(self.content)} bytes".encode()
+        size = f", {self.content.nbytes} bytes".encode()
         return self.label.encode()[: LABEL_BYTES - len(size)] + size
 
     def check(self, rank: int, theirs: bytes) -> None:
@@ -113,16 +113,11 @@ def take(into: Tensor, arrived: Tensor, combine: Combine | None) -> None:
         into: (n,) of any dtype.
         arrived: uint8, the bytes of as many values or more.
     """
-    values = arrived[: num_bytes(into)].view(into.dtype)
+    values = arrived[: into.nbytes].view(into.dtype)
     if combine is None:
         into.copy_(values)
     else:
         combine(into, values)
-
-
-def num_bytes(x: Tensor) -> int:
-    """Bytes of its values."""
-    return x.numel() * x.element_size()
 
 
 def _text(head: bytes) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minilib.training.transport import LABEL_BYTES, CollectiveFailed, Combine, Message, num_bytes, take
+from minilib.training.transport import LABEL_BYTES, CollectiveFailed, Combine, Message, take
 
 FIRST_BYTES = 2**12  # of the first message, which has the label in it
 SEGMENTS, SEGMENT_BYTES = 2, 2**22  # one is on its way while the one before is added
@@ -176,7 +176,7 @@ def _parts(message: Message) -> Sequence[Tensor]:
         return _segments(message.content)
     first = torch.frombuffer(bytearray(message.head().ljust(FIRST_BYTES, b"\0")), dtype=torch.uint8)
     if _fits(message):
-        first[LABEL_BYTES:][: num_bytes(message.content)] = message.content.view(torch.uint8)
+        first[LABEL_BYTES:][: message.content.nbytes] = message.content.view(torch.uint8)
     return first, *_rest(message)
 
 
@@ -186,11 +186,11 @@ def _rest(message: Message) -> Sequence[Tensor]:
 
 
 def _fits(message: Message) -> bool:
-    return num_bytes(message.content) <= FIRST_BYTES - LABEL_BYTES
+    return message.content.nbytes <= FIRST_BYTES - LABEL_BYTES
 
 
 def _segments(content: Tensor) -> tuple[Tensor, ...]:
-    if num_bytes(content) <= SEGMENT_BYTES:
+    if content.nbytes <= SEGMENT_BYTES:
         return (content,)
     return content.split(SEGMENT_BYTES // content.element_size())
 
@@ -198,7 +198,7 @@ def _segments(content: Tensor) -> tuple[Tensor, ...]:
 def _span(x: Tensor) -> tuple[int, int]:
     """Addresses of its first byte, and of the first one behind it."""
     start = x.data_ptr()
-    return start, start + num_bytes(x)
+    return start, start + x.nbytes
 
 
 def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:

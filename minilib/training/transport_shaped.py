@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from minilib.machine import Link
-from minilib.training.transport import Message, Transport, num_bytes
+from minilib.training.transport import Message, Transport
 
 
 class ShapedTransport:
@@ -49,4 +49,4 @@ class ShapedTransport:
 
     def _seconds(self, src: int, dst: int, message: Message) -> float:
         link = self._link(src, dst)
-        return link.latency + num_bytes(message.content) / link.bandwidth
+        return link.latency + message.content.nbytes / link.bandwidth

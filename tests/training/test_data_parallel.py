@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from minilib.launch import run
 from minilib.training.collectives import Communicator
 from minilib.training.data_parallel import METHODS, DataParallel
-from minilib.training.transport import num_bytes
 from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
@@ -195,7 +194,7 @@ def test_gradients_accumulate_without_communication(sync_last):
     for method in METHODS:
         assert all_same([results[method][0] for results in ranks])
         torch.testing.assert_close(ranks[0][method][0], expected, **CLOSE)
-        once = sum(num_bytes(p) for p in trained(Net()))  # an all-reduce of two ranks sends each byte once
+        once = sum(p.nbytes for p in trained(Net()))  # an all-reduce of two ranks sends each byte once
         for results in ranks:
             assert results[method][1] == [pytest.approx(once, abs=4 * 9)] * STEPS  # odd sizes do not halve
 

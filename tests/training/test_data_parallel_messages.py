@@ -7,7 +7,6 @@ from torch import nn
 from minilib.launch import run
 from minilib.training.collectives import Communicator, chunk_of
 from minilib.training.data_parallel import METHODS, DataParallel
-from minilib.training.transport import num_bytes
 from minilib.training.transport_group import GroupTransport
 from minilib.training.transport_shared import SharedMemoryTransport
 
@@ -36,7 +35,7 @@ def sends_by(method: str, bucket_bytes: int, comm: Communicator) -> tuple[list[i
         model(torch.randn(2, 96)).backward()
         dp.finish()
     sent = (comm.traffic.messages - messages) // 2, (comm.traffic.bytes - nbytes) // 2
-    return [num_bytes(bucket.flat) for bucket in dp.buckets], sent
+    return [bucket.flat.nbytes for bucket in dp.buckets], sent
 
 
 MATRIX = 96 * 128 * 4
