@@ -1,7 +1,7 @@
 """Honest timing: one function, two functions against each other, and prediction against measurement.
 
 A clock reading is a sample, never a fact. `measure` repeats until the median is worth reading and keeps every
-sample; `compare` alternates A B A B in one process, so that a machine that slows down slows both.
+sample; `measure_in_turns` and `compare` alternate A B A B in one process, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minilib.format import Table, si
@@ -111,6 +111,35 @@ def measure(fn: Callable[[], object], *, budget: float = 0.5, min_samples: int =
     return Measurement(tuple(samples), calls)
 
 
+def measure_in_turns(
+    fns: Mapping[str, Callable[[], object]], *, budget: float = 1.0, min_turns: int = 5
+) -> dict[str, Measurement]:
+    """Time several functions, one sample of each in every turn.
+
+    Args:
+        fns: functions by name, each called without arguments.
+        budget: seconds to spend on all of them together.
+        min_turns: least number of turns, at least 1.
+
+    Returns:
+        For each name its samples, as many as there were turns.
+
+    Raises:
+        ValueError: if there are no functions, the budget is not positive or min_turns is below 1.
+    """
+    _check(budget, min_turns)
+    if not fns:
+        raise ValueError("nothing to measure: fns is empty")
+    calls = {name: _warm_up(fn, budget / len(fns)) for name, fn in fns.items()}
+    samples: dict[str, list[float]] = {name: [] for name in fns}
+    turns, started = 0, time.perf_counter()
+    while turns < min_turns or time.perf_counter() - started < budget:
+        for name, fn in fns.items():
+            samples[name].append(_sample(fn, calls[name]))
+        turns += 1
+    return {name: Measurement(tuple(samples[name]), calls[name]) for name in fns}
+
+
 def compare(a: Callable[[], object], b: Callable[[], object], *, budget: float = 1.0, min_pairs: int = 5) -> Comparison:
     """Time `a` and `b` alternately, A B A B …, and return the ratio of their times pair by pair.
 
@@ -126,16 +155,9 @@ def compare(a: Callable[[], object], b: Callable[[], object], *, budget: float =
     Raises:
         ValueError: if the budget is not positive or min_pairs is below 1.
     """
-    _check(budget, min_pairs)
-    calls_a, calls_b = _warm_up(a, budget / 2), _warm_up(b, budget / 2)
-    samples_a: list[float] = []
-    samples_b: list[float] = []
-    started = time.perf_counter()
-    while len(samples_a) < min_pairs or time.perf_counter() - started < budget:
-        samples_a.append(_sample(a, calls_a))
-        samples_b.append(_sample(b, calls_b))
-    ratios = tuple(x / y for x, y in zip(samples_a, samples_b, strict=True))
-    return Comparison(ratios, Measurement(tuple(samples_a), calls_a), Measurement(tuple(samples_b), calls_b))
+    first, second = measure_in_turns({"a": a, "b": b}, budget=budget, min_turns=min_pairs).values()
+    ratios = tuple(x / y for x, y in zip(first.samples, second.samples, strict=True))
+    return Comparison(ratios, first, second)
 
 
 @dataclass(frozen=True)

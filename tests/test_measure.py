@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilib.measure import Check, Measurement, check_table, compare, measure, median_ratio
+from minilib.measure import Check, Measurement, check_table, compare, measure, measure_in_turns, median_ratio
 
 
 def test_measurement_reports_median_and_quartiles():
@@ -51,6 +51,17 @@ def test_compare_alternates_and_finds_the_slower_one():
     assert counted == ["a", "b"] * (len(counted) // 2)
     assert 1.2 < result.ratio < 3.5
     assert len(result.ratios) == len(result.a.samples) == len(result.b.samples)
+
+
+def test_several_functions_are_measured_in_turns():
+    order = []
+    fns = {name: lambda name=name: (order.append(name), time.sleep(0.005)) for name in ("a", "b", "c")}
+    found = measure_in_turns(fns, budget=0.01, min_turns=4)
+    assert list(found) == ["a", "b", "c"]
+    assert order[-12:] == ["a", "b", "c"] * 4
+    assert all(len(m.samples) == 4 and m.seconds >= 0.005 for m in found.values())
+    with pytest.raises(ValueError, match="nothing to measure"):
+        measure_in_turns({})
 
 
 @pytest.mark.parametrize("budget", [0, -1.0, float("nan")])

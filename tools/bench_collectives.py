@@ -38,7 +38,6 @@ WORLD_SIZES = (2, 4)
 SIZES = tuple(2**k for k in (12, 16, 20, 22, 24, 26))  # bytes of the tensor
 MESSAGES = tuple(2**k for k in (2, 12, 16, 20, 24, 26))  # bytes of a message by which a link is measured
 TURNS = 5
-CALLS = 20  # one after another in a turn, as nccl-tests has them: a single one pays for the barrier before it, too
 KINDS = {  # which transport, and whether the tensor lies in memory that all ranks map
     "group": (GroupTransport, False),
     "shared": (SharedMemoryTransport, False),
@@ -95,7 +94,8 @@ def open_mpi(sizes: Sequence[int]) -> list[dict]:
         return []
     rows = []
     for world_size in WORLD_SIZES:
-        script = [sys.executable, str(Path(__file__).with_name("mpi_all_reduce.py")), *map(str, sizes)]
+        script = [sys.executable, str(Path(__file__).with_name("mpi_all_reduce.py"))]
+        script += [f"{nbytes}:{_calls(nbytes)}" for nbytes in sizes]
         allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # both, or it refuses
         command = [mpirun, "-n", str(world_size), "--oversubscribe", *script]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **allowed})
@@ -151,8 +151,16 @@ def _all_reduces(nbytes: int, budget: float) -> dict[str | tuple[str, str], list
         x = comm.transport.empty(nbytes // 4).zero_() if mapped else plain
         for name, plan in all_reduce_plans(dist.get_world_size()).items():
             calls[kind, name] = partial(comm.all_reduce, x, plan=plan)
-    times = max(1, min(CALLS, 2**26 // nbytes))
-    return dict(zip(calls, _in_turns(list(calls.values()), times, TURNS, budget), strict=True))
+    taken = _in_turns(list(calls.values()), _calls(nbytes), TURNS, budget)
+    return dict(zip(calls, taken, strict=True))
+
+
+def _calls(nbytes: int) -> int:
+    """How many all-reduces follow one another in a turn: as many as nccl-tests has, fewer of large tensors.
+
+    A single one would also wait for ranks that the barrier before it lets go later.
+    """
+    return max(1, min(20, 2**26 // nbytes))
 
 
 def _in_turns(calls: Sequence[Callable[[], object]], times: int, turns: int, budget: float = 0.0) -> list[list[float]]:

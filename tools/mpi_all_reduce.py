@@ -1,6 +1,6 @@
 """All-reduce by MPI, for tools/bench_collectives.py; needs mpi4py, and nothing of this library.
 
-Usage: mpirun -n N python mpi_all_reduce.py BYTES …
+Usage: mpirun -n N python mpi_all_reduce.py BYTES:CALLS …      so many calls a turn, one after another
 
 Rank 0 prints JSON: MPI's version, and for each size the seconds of every turn on its slowest rank.
 """
@@ -15,9 +15,9 @@ from mpi4py import MPI
 TURNS = 12
 
 comm, found = MPI.COMM_WORLD, {}
-for nbytes in map(int, sys.argv[1:]):
+for size in sys.argv[1:]:
+    nbytes, times = map(int, size.split(":"))
     x, taken = np.zeros(nbytes // 4, dtype=np.float32), []
-    times = max(1, min(10, 2**20 // nbytes))
     for _ in range(TURNS + 1):
         comm.Barrier()
         started = time.perf_counter()
