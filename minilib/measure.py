@@ -1,4 +1,4 @@
-"""Honest timing: one function, two functions against each other, and prediction against measurement.
+"""Honest timing: one function, several in turns, two against each other, and prediction against measurement.
 
 A clock reading is a sample, never a fact. `measure` repeats until the median is worth reading and keeps every
 sample; `measure_in_turns` and `compare` alternate A B A B in one process, so that a machine that slows down slows both.
