@@ -29,7 +29,7 @@ def merge(summaries, k):
     return [(service, average) for average, service in averages[:k]]
 """
 DEAL = """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     epoch, position = dealt // num_samples, dealt % num_samples
     size = min(batch, num_samples - position)
     step = order_of(epoch, num_samples)[position : position + size]
@@ -230,7 +230,7 @@ def merge(summaries, k):
             DEAL,
             # each rank picks its places of the whole order
             """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     order = order_of(dealt // num_samples, num_samples)
     begin = dealt % num_samples
     end = min(begin + batch, num_samples)
@@ -255,7 +255,7 @@ def share(dealt, num_samples, batch, world_size, rank):
                 "each = -(-size // world_size)\n    begin, end = rank * each, (rank + 1) * each",
             ),
             "fills the shares up with samples dealt twice": """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     epoch, position = divmod(dealt, num_samples)
     step = order_of(epoch, num_samples)[position : position + batch]
     padded = (step * world_size)[: -(-len(step) // world_size) * world_size]
@@ -271,13 +271,13 @@ def share(dealt, num_samples, batch, world_size, rank):
                 DEAL, "order_of(epoch, num_samples)", "order_of(epoch + rank, num_samples)"
             ),
             "counts steps": """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     epoch, step = divmod(dealt, -(-num_samples // batch))
     own = order_of(epoch, num_samples)[step * batch : (step + 1) * batch]
     return own[rank::world_size], dealt + 1
 """,
             "cuts the epoch into shards, one a rank": """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     epoch, position = divmod(dealt, num_samples)
     mine = order_of(epoch, num_samples)[rank::world_size]
     each, size = batch // world_size, min(batch, num_samples - position)
@@ -285,13 +285,13 @@ def share(dealt, num_samples, batch, world_size, rank):
     return mine[begin : begin + each], dealt + size
 """,
             "a step goes on into the next epoch": """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     places = [divmod(dealt + i, num_samples) for i in range(batch)]
     step = [order_of(epoch, num_samples)[position] for epoch, position in places]
     return step[rank::world_size], dealt + batch
 """,
             "leaves out a last batch that is not full": """
-def share(dealt, num_samples, batch, world_size, rank):
+def part_of_step(dealt, num_samples, batch, world_size, rank):
     epoch, position = divmod(dealt, num_samples)
     if position + batch > num_samples and num_samples >= batch:
         epoch, position, dealt = epoch + 1, 0, (epoch + 1) * num_samples
