@@ -24,14 +24,7 @@ from minilib.mechanisms import plans
 from minilib.mechanisms.replication import Plan, Transfer
 from minilib.training.combine import COMBINE, check, check_contiguous
 from minilib.training.rank_steps import steps_of
-from minilib.training.transport import (
-    Ahead,
-    CollectiveFailed,
-    CollectiveMismatch,
-    Combine,
-    Message,
-    Transport,
-)
+from minilib.training.transport import Ahead, CollectiveFailed, CollectiveMismatch, Combine, Message, Transport
 
 SMALL_BYTES = 2**16  # below it fewer rounds matter more than fewer bytes
 GRACE = 0.5  # seconds before a rank reports that another one failed, who is to be the first to say so
