@@ -20,20 +20,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minilib import launch
+from minilib.classic.http.experiment import run_bursts, run_experiment
+from minilib.classic.http.load import exponential_work, zipf_keys
 from minilib.kernels import grouped_matmul
 from minilib.machine import Link
 from minilib.measure import compare
 from minilib.mechanisms.balancing import Policy, Random, TwoChoices
-from minilib.mechanisms.balls_in_bins import expected_max_over_mean
-from minilib.mechanisms.http_experiment import run_bursts, run_experiment
-from minilib.mechanisms.http_load import exponential_work, zipf_keys
-from minilib.mechanisms.load_metrics import max_over_mean
 from minilib.model import corpus, tokenizer
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe import MoE, Router, Routing, route
 from minilib.model.moe_config import MoEConfig
 from minilib.model.ops import Ops
+from minilib.numbers.balls_in_bins import expected_max_over_mean
+from minilib.numbers.load_metrics import max_over_mean
 from minilib.training.collectives import Communicator
 from minilib.training.expert_parallel import ExpertParallel, step_seconds
 from minilib.training.moe import BalanceConfig
