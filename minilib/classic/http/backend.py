@@ -27,7 +27,7 @@ class Backend(HttpServer):
 
     Args:
         number: its name in responses.
-        speed: seconds of work done in a second, finite and above 0; may be set, for the requests that start later.
+        speed: seconds of work done in a second, finite and above 0; may be set while it runs.
         timeout: as of HttpServer.
 
     Attributes:
@@ -60,13 +60,8 @@ class Backend(HttpServer):
 
     def release(self) -> None:
         """Let the worker go on after `hold`."""
-        self._free_at = asyncio.get_running_loop().time()
+        self._free_at = max(self._free_at, asyncio.get_running_loop().time())
         self._worker.release()
-
-    def kill(self) -> None:
-        """Stop as a killed process does and lose the queue; `start` brings the backend back with an empty one."""
-        super().kill()
-        self._free_at = 0.0
 
     def check_invariants(self) -> None:
         """A request in the queue is one that is being answered."""
@@ -83,17 +78,15 @@ class Backend(HttpServer):
             work = math.nan
         if not 0 <= work <= MAX_WORK:
             return error(400, f"work is a number of seconds from 0 to {MAX_WORK:g}")
-        clock, self.queue_length = asyncio.get_running_loop().time, self.queue_length + 1
-        came = clock()
+        clock = asyncio.get_running_loop().time
+        came, self.queue_length = clock(), self.queue_length + 1
         try:
             async with self._worker:
-                start = max(came, self._free_at)
-                service = work / self.speed
-                self._free_at = start + service
-                await asyncio.sleep(self._free_at - clock())
-                self.served += 1
+                start, service = max(came, self._free_at), work / self.speed
+                await asyncio.sleep(start + service - clock())
+                self._free_at, self.served = start + service, self.served + 1
         finally:
             self.queue_length -= 1
-        clocks = {"came": came, "queued": start - came, "service": service}
-        answer = {"backend": self.number, "served": self.served, **clocks}
-        return Response(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        seconds = {"came": came, "queued": start - came, "service": service}
+        body = json.dumps({"backend": self.number, "served": self.served, **seconds})
+        return Response(200, body.encode(), {"Content-Type": "application/json"})

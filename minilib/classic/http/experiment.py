@@ -1,8 +1,8 @@
 """Experiments with real HTTP: backends, a proxy and clients in one event loop, and the same open loop without HTTP.
 
 The loop runs in a thread, because a notebook has a running loop already. One process holds everything, so a policy is a
-plain object that can be inspected afterwards. Everything also shares one core: a request takes about half a millisecond
-of it, and LoadReport.overhead says how much that adds to latencies.
+plain object that can be inspected afterwards. Everything also shares one core, and LoadReport.overhead says
+how much that adds to latencies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from minilib.classic.http.backend import Backend
 from minilib.classic.http.client import Client
 from minilib.classic.http.load import Answer, LoadReport, poisson_arrivals, send_all, work_of_each
 from minilib.classic.http.proxy import BackendHealth, Proxy
+from minilib.classic.http.wire import BadMessage, Response
 from minilib.mechanisms.balancing import Policy
 
 Result = TypeVar("Result")
@@ -40,16 +41,14 @@ def run_experiment(
     """Send one request per key through a proxy to backends of these speeds.
 
     Args:
-        policy: of the proxy.
+        policy, options: of the proxy.
         speeds: of the backends, seconds of work per second.
         keys: of the requests, in order.
         work: seconds that a request takes at speed 1: one number for all, or one each.
         concurrency: clients of a closed loop; 16 if no utilization is given.
-        utilization: of the backends by an open loop, a share of their capacity.
-        seed: of the open loop's arrivals.
-        events: such as (100, 2, Backend.kill): after 100 requests, backend 2 is killed.
+        utilization, seed: an open loop whose arrivals keep the backends busy for this share of the time.
+        events: such as (100, 2, Backend.kill), which kills backend 2 after 100 requests were sent.
         limit: seconds that the experiment may take.
-        options: as of Proxy.
 
     Raises:
         ValueError: if an argument is out of range, or both loops are asked for.
@@ -68,11 +67,13 @@ def run_experiment(
     async def experiment() -> LoadReport:
         async with stage(policy, speeds, **options) as (backends, proxy, client):
 
-            async def send(number: int) -> dict:
+            async def send(number: int) -> Response | None:
                 for after, backend, method in events:
                     if after == number and (pending := method(backends[backend])) is not None:
                         await pending
-                return await client.get(f"/{quote(keys[number], safe='')}?work={works[number]!r}", limit)
+                with suppress(OSError, BadMessage):
+                    return await client.get(f"/{quote(keys[number], safe='')}?work={works[number]!r}", limit)
+                return None
 
             answers = await send_all(send, keys, arrivals, concurrency or 16)
             return LoadReport(answers, proxy.retries, proxy.backends)
@@ -81,22 +82,16 @@ def run_experiment(
 
 
 def run_bursts(
-    policy: Policy, num_backends: int, num_requests: int, bursts: int = 1, *, work: float = 0.001, limit: float = 60.0
+    policy: Policy, num_backends: int, num_requests: int, bursts: int = 1, limit: float = 60.0
 ) -> list[list[int]]:
-    """Send num_requests at once to idle backends that start none before all have arrived: balls in bins.
-
-    Args:
-        policy: of the proxy; request i has the key k<i>.
-        num_backends, num_requests, bursts: 1 or more.
-        work: seconds that a request takes.
-        limit: seconds that all bursts may take.
+    """Send requests k0, k1, … at once to idle backends that start none before all have arrived: balls in bins.
 
     Returns:
         For each burst the length of every backend's queue.
 
     Raises:
         ValueError: if a number is below 1.
-        TimeoutError: if the bursts exceed their limit.
+        TimeoutError: if the bursts take more than `limit` seconds.
 
     Cost: about num_backends + 4 · num_requests sockets; many systems allow a process 1024.
     """
@@ -112,7 +107,7 @@ def run_bursts(
             await backend.hold()
         async with asyncio.TaskGroup() as group:
             for number in range(num_requests):
-                group.create_task(client.get(f"/k{number}?work={work!r}", limit))
+                group.create_task(client.get(f"/k{number}", limit))
             while sum(backend.queue_length for backend in backends) < num_requests:
                 await asyncio.sleep(0.001)
             queues = [backend.queue_length for backend in backends]

@@ -13,14 +13,13 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
 from minilib.classic.http.proxy import BackendHealth
-from minilib.classic.http.wire import BadMessage, Response
-from minilib.numbers.load_metrics import Delay, max_over_mean
+from minilib.classic.http.wire import Response
+from minilib.numbers.load_metrics import Delay
 
 MAX_OUTSTANDING = 128  # requests of an open loop; further ones wait in the client while their latency counts
 
@@ -62,15 +61,7 @@ def poisson_arrivals(utilization: float, works: Sequence[float], speeds: Sequenc
 
 
 class Answer(NamedTuple):
-    """What became of a request.
-
-    Args:
-        key: of the request.
-        status: of the response; 0 if none came.
-        backend: that responded, -1 if none did.
-        latency: seconds until the client had the response.
-        queued, service: seconds that it waited and was served, by its backend's clock.
-    """
+    """What became of a request: status 0 and backend -1 without a response; seconds, the last two by the backend."""
 
     key: str
     status: int
@@ -104,11 +95,6 @@ class LoadReport:
         return [backends.count(number) for number in range(len(self.health))]
 
     @property
-    def max_over_mean(self) -> float:
-        """The largest of `counts` over their mean."""
-        return max_over_mean(self.counts)
-
-    @property
     def latency(self) -> Delay:
         """Seconds from request to response, of those with status 200."""
         return self._delay(lambda answer: answer.latency)
@@ -128,30 +114,26 @@ class LoadReport:
 
 
 async def send_all(
-    send: Callable[[int], Awaitable[Response]], keys: Sequence[str], arrivals: Sequence[float] | None, concurrency: int
+    send: Callable[[int], Awaitable[Response | None]],
+    keys: Sequence[str],
+    arrivals: Sequence[float] | None,
+    concurrency: int,
 ) -> list[Answer]:
-    """Send a request per key.
+    """Call send(i) for keys[i] when arrivals[i] seconds are over, or from `concurrency` clients if there are none.
 
-    Args:
-        send: sends the request of a number and receives the response of a backend.
-        keys: of the requests.
-        arrivals: seconds from now at which each request is due: an open loop; None for a closed loop.
-        concurrency: clients of the closed loop.
+    Returns:
+        The answers in the order of the keys; `send` returns None if there was no response.
     """
-    slots, clock = (
-        asyncio.Semaphore(concurrency if arrivals is None else MAX_OUTSTANDING),
-        asyncio.get_running_loop().time,
-    )
+    slots = asyncio.Semaphore(concurrency if arrivals is None else MAX_OUTSTANDING)
+    clock = asyncio.get_running_loop().time
     start = clock()
 
     async def answer(number: int) -> Answer:
         async with slots:  # a Semaphore admits in order of arrival
             since = clock() if arrivals is None else start + arrivals[number]
-            status, said = 0, {}
-            with suppress(OSError, BadMessage):
-                response = await send(number)
-                status = response.status
-                said = json.loads(response.body) if status == 200 else {}
+            response = await send(number)
+            status = response.status if response else 0
+            said = json.loads(response.body) if status == 200 else {}
             seconds = said.get("queued", 0.0), said.get("service", 0.0)
             return Answer(keys[number], status, said.get("backend", -1), clock() - since, *seconds)
 

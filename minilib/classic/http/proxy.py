@@ -44,18 +44,16 @@ class Proxy(HttpServer):
     """Forwards each GET to the backend that a policy chooses; GET /-/status returns the backends' health as JSON.
 
     Args:
-        policy: its keys are request paths without the first slash, its loads requests in flight, math.inf for a backend
-            that is down.
+        policy: its keys are request paths without the first slash, its loads those of `loads`.
         ports: of the backends; target i of the policy is the i-th.
         window: requests between two calls of policy.observe.
         signal: the loads that the policy observes: "requests" sent to each backend, or "in_flight", the requests in
             flight there summed over the window's requests, which shows a slow backend.
-        answer_within: seconds that a backend has to respond.
-        probe_every: seconds between two health checks of a backend that is down.
+        answer_within, probe_every: seconds that a backend has to respond, and between health checks if it is down.
         timeout: as of HttpServer.
 
     Attributes:
-        backends: health of each.
+        backends: the BackendHealth of each.
         retries: attempts beyond the first, over all requests.
 
     Raises:

@@ -21,35 +21,30 @@ class HttpServer:
 
     Args:
         answer: coroutine function, request → response.
-        timeout: seconds that a client has to send a request, and to receive the response; an idle one is disconnected.
+        timeout: seconds that a client has to send a request, and to receive the response.
 
     Attributes:
         port: 0 before `start`.
+        listening: whether connections are accepted.
     """
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]], timeout: float = 5.0) -> None:
-        self.port = 0
+        self.port, self.listening = 0, False
         self._answer, self._timeout = answer, timeout
-        self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task, asyncio.StreamWriter] = {}
         self._answering: set[asyncio.Task] = set()
-
-    @property
-    def listening(self) -> bool:
-        """Whether it accepts connections."""
-        return self._server is not None
 
     async def start(self) -> int:
         """Listen on a free port, or after `kill` on the same one again; returns the port.
 
         Raises:
             OSError: if another process has taken the port.
-            RuntimeError: if it listens already.
+            RuntimeError: if the server listens already.
         """
         if self.listening:
             raise RuntimeError(f"it listens on port {self.port} already")
         self._server = await asyncio.start_server(self._accept, HOST, self.port, limit=MAX_HEAD, backlog=1024)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port, self.listening = self._server.sockets[0].getsockname()[1], True
         return self.port
 
     def kill(self) -> None:
@@ -78,9 +73,9 @@ class HttpServer:
         assert self._answering <= self._connections.keys(), "a request is being answered without a connection"
 
     def _stop_listening(self) -> None:
-        if self._server is not None:
+        if self.listening:
+            self.listening = False
             self._server.close()
-            self._server = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.listening:
@@ -116,18 +111,18 @@ class HttpServer:
                         await writer.drain()
                 self._answering.discard(task)
             writer.write_eof()
-            async with asyncio.timeout(LINGER):  # closing with unread bytes would reset it, and the response be lost
+            async with asyncio.timeout(LINGER):  # to close with unread bytes would reset it and lose the response
                 while await reader.read(MAX_BODY):
                     pass
 
     async def _respond(self, request: Request) -> Response:
-        if request.method != "GET":  # idempotent: a proxy may send it twice
+        if request.method != "GET":  # a proxy must be able to send a request twice
             return error(405, f"only GET is answered, got {request.method}", {"Allow": "GET"})
         try:
             return await self._answer(request)
         except Exception:
             log.exception("no answer to %s", request.target)
-            return error(500, "internal error, see the server's log")
+            return error(500, "an internal error, which the log of this server describes")
 
 
 def error(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:

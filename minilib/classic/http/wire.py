@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """A response; `headers` of a received one have names in lower case, and Content-Length is added to a sent one."""
+    """A response: received headers have names in lower case, and Content-Length is added to those that are sent."""
 
     status: int
     body: bytes = b""
@@ -56,17 +56,10 @@ class Response:
 
 
 async def read_request(reader: asyncio.StreamReader, timeout: float) -> Request | None:
-    """Receive the next request of a connection.
-
-    Args:
-        reader: with a limit of MAX_HEAD bytes.
-        timeout: seconds until the request must be complete, however slowly it comes.
-
-    Returns:
-        None if the client closed the connection, or sent no byte in time.
+    """Receive a request; None if the client closes the connection, or sends no byte in time, before it begins.
 
     Raises:
-        BadMessage: if the request is malformed, too large, cut off or late.
+        BadMessage: if the request is malformed, too large, cut off, or not complete within `timeout` seconds.
     """
     first = b""
     try:
@@ -87,7 +80,7 @@ async def read_request(reader: asyncio.StreamReader, timeout: float) -> Request 
 
 
 async def read_response(reader: asyncio.StreamReader) -> Response:
-    """Receive the response to a request; the caller sets the timeout.
+    """Receive a response; the caller sets the timeout.
 
     Raises:
         BadMessage: if the response is malformed or too large.
@@ -100,7 +93,7 @@ async def read_response(reader: asyncio.StreamReader) -> Response:
 async def _read_message(
     reader: asyncio.StreamReader, start_line: re.Pattern, first: bytes = b""
 ) -> tuple[tuple[str, ...], dict[str, str], bytes]:
-    """Groups of the start line, headers with names in lower case, and body; `first` was read before."""
+    """Groups of the start line, headers by name in lower case, and body; `first` has been read before."""
     try:
         head = first + await reader.readuntil(b"\r\n\r\n")
         start, *lines = head[:-4].decode("latin-1").split("\r\n")
@@ -117,7 +110,6 @@ async def _read_message(
 
 
 def _parse_headers(lines: list[str]) -> dict[str, str]:
-    """Values by name in lower case; the values of a name that comes twice are joined."""
     headers: dict[str, str] = {}
     for line in lines:
         match = _HEADER.fullmatch(line)

@@ -53,7 +53,7 @@ def test_requests_and_tokens_are_balanced_alike(make):
 
 def test_a_report_adds_up():
     report = run_experiment(RoundRobin(), [1.0, 2.0], zipf_keys(60, 5), work=exponential_work(60, 0.001))
-    assert report.counts == [30, 30] and report.max_over_mean == 1.0 and report.retries == report.lost == 0
+    assert report.counts == [30, 30] and report.retries == report.lost == 0
     assert [report.counts_of(slice(0, 20)), report.counts_of(slice(59, None))] == [[10, 10], [0, 1]]
     assert [answer.key for answer in report.answers] == zipf_keys(60, 5)
     for answer, work in zip(report.answers, exponential_work(60, 0.001), strict=True):
@@ -100,7 +100,7 @@ def test_blind_policies_give_a_slow_one_as_much():
 
 @pytest.mark.parametrize("policy, d", [(Random(1), 1), (TwoChoices(1), 2)], ids=["random", "two choices"])
 def test_bursts_are_balls_in_bins(policy, d):
-    bursts = run_bursts(policy, num_backends=32, num_requests=32, bursts=12, work=0.0002)
+    bursts = run_bursts(policy, num_backends=32, num_requests=32, bursts=12)
     assert len(bursts) == 12 and all(len(queues) == sum(queues) == 32 for queues in bursts)
     fullest = statistics.fmean(max(queues) for queues in bursts)
     assert fullest == pytest.approx(expected_max_load(32, 32, d), rel=0.15)

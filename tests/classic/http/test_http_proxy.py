@@ -295,7 +295,7 @@ def test_a_request_in_every_state_when_the_proxy_closes(grace):
             proxy = Proxy(Sticky(5), [*ports, bad, ports[0]], answer_within=0.3)
             await proxy.start()
             backends[2].kill()
-            keys = {}
+            keys, work = {}, "?work=0.02" if grace else "?work=9"
             for number in range(100):
                 keys.setdefault(proxy.policy.choose(f"k{number}", [0] * 5), f"/k{number}")
             states = {
@@ -303,9 +303,9 @@ def test_a_request_in_every_state_when_the_proxy_closes(grace):
                 "half sent": raw(proxy.port, REQUEST),
                 "refused, and not yet read": raw(proxy.port, b"?\r\n\r\n"),
                 "kept after an answer": raw(proxy.port, REQUEST + b"\r\n"),
-                "served": Client(proxy.port).get(keys[0] + "?work=0.02", 9),
-                "queued": Client(proxy.port).get(keys[0] + "?work=0.02", 9),
-                "retried": Client(proxy.port).get(keys[2] + "?work=0.02", 9),
+                "served": Client(proxy.port).get(keys[0] + work, 9),
+                "queued": Client(proxy.port).get(keys[0] + work, 9),
+                "retried": Client(proxy.port).get(keys[2] + work, 9),
                 "with a backend that is silent": Client(proxy.port).get(keys[3], 9),
             }
             tasks = {state: asyncio.ensure_future(request) for state, request in states.items()}
