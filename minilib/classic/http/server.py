@@ -88,7 +88,8 @@ class HttpServer:
 
     def _disconnect(self, task: asyncio.Task) -> None:
         self._answering.discard(task)
-        self._connections.pop(task).transport.abort()
+        writer = self._connections.pop(task)  # has a name because Python 3.13 warns if it is collected unclosed
+        writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of a connection one after the other."""

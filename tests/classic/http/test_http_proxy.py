@@ -233,13 +233,15 @@ def test_a_backend_that_misbehaves_is_left_for_another(behave):
     run(main)
 
 
-def test_errors_that_a_backend_answers_are_passed_on():
+@pytest.mark.parametrize("status", [500, 404, 599, 299], ids=["500", "404", "no phrase", "good without a phrase"])
+def test_whatever_a_backend_answers_is_passed_on(status):
     async def main():
-        oops = b"HTTP/1.1 500 Oops\r\nContent-Length: 4\r\nContent-Type: text/x\r\n\r\noops"
+        oops = b"HTTP/1.1 %d Oops\r\nContent-Length: 4\r\nContent-Type: text/x\r\n\r\noops" % status
         async with bad_backend(lambda r, w: answers(r, w, oops)) as bad, before([bad]) as proxy:
             client = Client(proxy.port)
             answer = await client.get("/k", 5)
-            assert (answer.status, answer.body, answer.headers["content-type"]) == (500, b"oops", "text/x")
+            assert (answer.status, answer.body, answer.headers["content-type"]) == (status, b"oops", "text/x")
+            assert (await ask(proxy.port, "/k"))[0] == (status, b"oops")
             assert proxy.loads() == [0], "it is up: it has answered"
             await client.close()
 
