@@ -22,6 +22,7 @@ from minilib.classic.http.wire import BadMessage, Response
 from minilib.mechanisms.balancing import Policy
 
 Result = TypeVar("Result")
+Stage = tuple[list[Backend], Proxy, Client]
 BackendEvent = tuple[int, int, Callable[[Backend], Awaitable[object] | None]]
 
 
@@ -173,9 +174,7 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, Result]], limit: float)
 
 
 @asynccontextmanager
-async def stage(
-    policy: Policy, speeds: Sequence[float], **options: Any
-) -> AsyncIterator[tuple[list[Backend], Proxy, Client]]:
+async def stage(policy: Policy, speeds: Sequence[float], **options: Any) -> AsyncIterator[Stage]:
     """Listening backends of these speeds, a proxy with `options` in front of them, and a client of the proxy."""
     backends = [Backend(number, speed) for number, speed in enumerate(speeds)]
     async with AsyncExitStack() as stack:

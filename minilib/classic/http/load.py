@@ -21,6 +21,7 @@ from minilib.classic.http.proxy import BackendHealth
 from minilib.classic.http.wire import Response
 from minilib.numbers.load_metrics import Delay
 
+Send = Callable[[int], Awaitable[Response | None]]
 MAX_OUTSTANDING = 128  # requests of an open loop; further ones wait in the client while their latency counts
 
 
@@ -113,12 +114,7 @@ class LoadReport:
         return Delay.of([seconds(answer) for answer in self.answers if answer.status == 200])
 
 
-async def send_all(
-    send: Callable[[int], Awaitable[Response | None]],
-    keys: Sequence[str],
-    arrivals: Sequence[float] | None,
-    concurrency: int,
-) -> list[Answer]:
+async def send_all(send: Send, keys: Sequence[str], arrivals: Sequence[float] | None, concurrency: int) -> list[Answer]:
     """Call send(i) for keys[i] when arrivals[i] seconds are over, or from `concurrency` clients if there are none.
 
     Returns:
