@@ -2,14 +2,14 @@
 
     blind          round robin, random, weighted              needs to know nothing
     by load        least loaded, best of d random ones        needs the load of every target, or of d
-    by key         sticky, consistent hashing with a bound    caches that a key finds again (balancing_by_key.py)
+    by key         sticky, consistent hashing with a bound    caches that a key finds again (policies_by_key.py)
     by feedback    affinity of the key + bias of the target   learns the biases from what each target got
 
 One protocol serves requests and tokens alike: `choose` says where the next one goes, `observe` hears what came of it. A
-proxy counts requests in flight as loads (http_proxy.py); a router counts the tokens that each expert has so far
+proxy counts requests in flight as loads (classic/http/proxy.py); a router counts the tokens that each expert has so far
 (`assign`). A target that is down has the load math.inf, and no policy chooses it.
 
-What the loads then look like is measured in load_metrics.py, and predicted in balls_in_bins.py.
+What the loads then look like is measured in numbers/load_metrics.py, and predicted in numbers/balls_in_bins.py.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from minilib.classic.http.backend import HEALTH, Backend
+from minilib.classic.http.connection import Client, ConnectionEnded
+from minilib.classic.http.experiment import stage
+from minilib.classic.http.policies_by_key import BoundedHashing, Sticky
+from minilib.classic.http.proxy import STATUS, Proxy
 from minilib.mechanisms.balancing import LeastLoaded, RoundRobin, TwoChoices
-from minilib.mechanisms.balancing_by_key import BoundedHashing, Sticky
-from minilib.mechanisms.http_backend import HEALTH, Backend
-from minilib.mechanisms.http_connection import Client, ConnectionEnded
-from minilib.mechanisms.http_experiment import stage
-from minilib.mechanisms.http_proxy import STATUS, Proxy
-from tests.mechanisms.http_cases import ask, bad_backend, raw, run, until
-from tests.mechanisms.test_http_wire import BAD_REQUESTS
+from tests.classic.http.http_cases import ask, bad_backend, raw, run, until
+from tests.classic.http.test_http_wire import BAD_REQUESTS
 
 pytestmark = pytest.mark.filterwarnings("error")
 REQUEST = b"GET /k?work=0 HTTP/1.1\r\nHost: a\r\n"

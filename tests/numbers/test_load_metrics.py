@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.mechanisms.load_metrics import Delay, coefficient_of_variation, drop_rate, max_over_mean, quantile
+from minilib.numbers.load_metrics import Delay, coefficient_of_variation, drop_rate, max_over_mean, quantile
 
 COUNTS = st.lists(st.integers(0, 100), min_size=1, max_size=9)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilib.mechanisms.balancing import Random, TwoChoices, assign
-from minilib.mechanisms.balls_in_bins import expected_max_load, expected_max_over_mean, fluid_limit
+from minilib.numbers.balls_in_bins import expected_max_load, expected_max_over_mean, fluid_limit
 
 
 @pytest.mark.parametrize("num_balls, num_bins", [(0, 3), (1, 1), (5, 1), (1, 4), (3, 2), (4, 3), (5, 4), (7, 3)])

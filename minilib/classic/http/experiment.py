@@ -16,12 +16,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from minilib.classic.http.backend import Backend
+from minilib.classic.http.connection import Client
+from minilib.classic.http.load import LoadGenerator, Report, arrivals_at, works_of
+from minilib.classic.http.proxy import Proxy
 from minilib.mechanisms.balancing import Policy
-from minilib.mechanisms.http_backend import Backend
-from minilib.mechanisms.http_connection import Client
-from minilib.mechanisms.http_load import LoadGenerator, Report, arrivals_at, works_of
-from minilib.mechanisms.http_proxy import Proxy
-from minilib.mechanisms.load_metrics import max_over_mean
+from minilib.numbers.load_metrics import max_over_mean
 
 Result = TypeVar("Result")
 

@@ -20,11 +20,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from urllib.parse import unquote
 
+from minilib.classic.http.backend import HEALTH
+from minilib.classic.http.connection import Client
+from minilib.classic.http.server import HttpServer, error
+from minilib.classic.http.wire import BadMessage, Request, Response
 from minilib.mechanisms.balancing import NoTarget, Policy
-from minilib.mechanisms.http_backend import HEALTH
-from minilib.mechanisms.http_connection import Client
-from minilib.mechanisms.http_server import HttpServer, error
-from minilib.mechanisms.http_wire import BadMessage, Request, Response
 
 STATUS = "/-/status"
 SIGNALS = ("requests", "in_flight")

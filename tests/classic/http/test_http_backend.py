@@ -7,11 +7,11 @@ import urllib.request
 
 import pytest
 
-from minilib.mechanisms.http_backend import HEALTH, Backend
-from minilib.mechanisms.http_connection import Client, ConnectionEnded
-from minilib.mechanisms.http_wire import MAX_BODY
-from tests.mechanisms.http_cases import ask, raw, run, until
-from tests.mechanisms.test_http_wire import BAD_REQUESTS
+from minilib.classic.http.backend import HEALTH, Backend
+from minilib.classic.http.connection import Client, ConnectionEnded
+from minilib.classic.http.wire import MAX_BODY
+from tests.classic.http.http_cases import ask, raw, run, until
+from tests.classic.http.test_http_wire import BAD_REQUESTS
 
 pytestmark = pytest.mark.filterwarnings("error")
 GET = b"GET /k?work=0 HTTP/1.1\r\nHost: a\r\n\r\n"

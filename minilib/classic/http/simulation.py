@@ -1,13 +1,13 @@
-"""The open loop of http_experiment.py without HTTP: the price of it, to hold against the run."""
+"""The open loop of experiment.py without HTTP: the price of it, to hold against the run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
+from minilib.classic.http.load import Answer, Report, arrivals_at, works_of
+from minilib.classic.http.proxy import BackendHealth
 from minilib.mechanisms.balancing import Policy
-from minilib.mechanisms.http_load import Answer, Report, arrivals_at, works_of
-from minilib.mechanisms.http_proxy import BackendHealth
 
 
 def simulate_experiment(

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from urllib.parse import quote
 
-from minilib.mechanisms.http_connection import Client
-from minilib.mechanisms.http_proxy import BackendHealth
-from minilib.mechanisms.http_wire import BadMessage
-from minilib.mechanisms.load_metrics import Delay, max_over_mean
+from minilib.classic.http.connection import Client
+from minilib.classic.http.proxy import BackendHealth
+from minilib.classic.http.wire import BadMessage
+from minilib.numbers.load_metrics import Delay, max_over_mean
 
 MAX_OUTSTANDING = 128  # requests of an open loop; further ones wait here, and their latency counts on
 

@@ -17,8 +17,8 @@ from collections import deque
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
-from minilib.mechanisms.http_server import HttpServer, error
-from minilib.mechanisms.http_wire import Request, Response
+from minilib.classic.http.server import HttpServer, error
+from minilib.classic.http.wire import Request, Response
 
 HEALTH = "/-/health"
 MAX_WORK = 60.0  # seconds at speed 1

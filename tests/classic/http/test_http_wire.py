@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilib.mechanisms.http_wire import MAX_BODY, MAX_HEAD, BadMessage, Request, Response, take_request, take_response
+from minilib.classic.http.wire import MAX_BODY, MAX_HEAD, BadMessage, Request, Response, take_request, take_response
 
 GET = b"GET /k?work=1 HTTP/1.1\r\nHost: a\r\n"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from minilib.mechanisms.http_wire import MAX_BODY, MAX_HEAD, Response, take_response
+from minilib.classic.http.wire import MAX_BODY, MAX_HEAD, Response, take_response
 
 HOST = "127.0.0.1"
 ENOUGH = MAX_HEAD + 4 + MAX_BODY  # bytes that hold a whole message, or one that is refused

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from minilib.mechanisms.http_connection import HOST, Connection
-from minilib.mechanisms.http_wire import BadMessage, Request, Response, take_request
+from minilib.classic.http.connection import HOST, Connection
+from minilib.classic.http.wire import BadMessage, Request, Response, take_request
 
 LINGER = 0.5  # seconds that a client has to read why its request was refused
 log = logging.getLogger(__name__)

@@ -8,13 +8,13 @@ import threading
 
 import pytest
 
+from minilib.classic.http.experiment import kill, restart, run_bursts, run_experiment, run_in_thread, slow
+from minilib.classic.http.load import exponential_work, poisson_arrivals, zipf_keys
+from minilib.classic.http.policies_by_key import BoundedHashing, Sticky, hash_affinity
+from minilib.classic.http.simulation import simulate_experiment
 from minilib.mechanisms.balancing import Feedback, LeastLoaded, Random, RoundRobin, TwoChoices, Weighted, assign
-from minilib.mechanisms.balancing_by_key import BoundedHashing, Sticky, hash_affinity
-from minilib.mechanisms.balls_in_bins import expected_max_load
-from minilib.mechanisms.http_experiment import kill, restart, run_bursts, run_experiment, run_in_thread, slow
-from minilib.mechanisms.http_load import exponential_work, poisson_arrivals, zipf_keys
-from minilib.mechanisms.http_simulation import simulate_experiment
-from tests.mechanisms.http_cases import run
+from minilib.numbers.balls_in_bins import expected_max_load
+from tests.classic.http.http_cases import run
 
 pytestmark = pytest.mark.filterwarnings("error")
 SAME = {
