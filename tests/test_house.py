@@ -13,17 +13,11 @@ from minilib.numbers.records import ROOT
 from tools import pages
 from tools.chapters import clean, notebooks
 
-<<<<<<< HEAD
 # The seven floors, lowest first: a room may import from its own floor and from floors below it.
 FLOORS = (
     ("mechanisms",),
     ("classic", "numbers"),
     ("ranks", "kernels", "book"),
-=======
-# Who may import whom, lowest first: a module may import from its own row and from rows before it.
-LAYERS = (
-    ("format", "mechanisms"),
-    ("classic", "numbers"),
     ("measure", "records", "quoted", "curriculum", "notebook"),
     ("launch", "launch_errors", "launch_group", "launch_local", "launch_member", "launch_pickle", "launch_rank"),
     ("probes",),
