@@ -19,15 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-<<<<<<< HEAD:tools/bench/moe.py
-=======
-from minilib import launch
 from minilib.classic.http.experiment import run_bursts, run_experiment
 from minilib.classic.http.load import exponential_work, zipf_keys
-from minilib.kernels import grouped_matmul
-from minilib.machine import Link
-from minilib.measure import compare
->>>>>>> 6212fa3 (The HTTP half moves to classic/http, the load metrics and balls in bins to numbers):tools/bench_moe.py
 from minilib.mechanisms.balancing import Policy, Random, TwoChoices
 from minilib.model import corpus, tokenizer
 from minilib.model.config import ModelConfig
@@ -35,7 +28,8 @@ from minilib.model.decoder import Decoder
 from minilib.model.moe import MoE, Router, Routing, route
 from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import Ops
-<<<<<<< HEAD:tools/bench/moe.py
+from minilib.numbers.balls_in_bins import expected_max_over_mean
+from minilib.numbers.load_metrics import max_over_mean
 from minilib.numbers.machine import Link
 from minilib.numbers.measure import compare
 from minilib.parallel.expert_parallel import ExpertParallel, step_seconds
@@ -44,14 +38,6 @@ from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.training.config import TrainConfig
 from minilib.training.expert_balance import BalanceConfig
-=======
-from minilib.numbers.balls_in_bins import expected_max_over_mean
-from minilib.numbers.load_metrics import max_over_mean
-from minilib.training.collectives import Communicator
-from minilib.training.expert_parallel import ExpertParallel, step_seconds
-from minilib.training.moe import BalanceConfig
-from minilib.training.train_config import TrainConfig
->>>>>>> 6212fa3 (The HTTP half moves to classic/http, the load metrics and balls in bins to numbers):tools/bench_moe.py
 from minilib.training.trainer import Trainer
 from tools.bench.turns import slowest_turns
 from tools.kernel_jobs import loop_over_experts
