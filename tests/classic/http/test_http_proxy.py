@@ -404,6 +404,31 @@ def test_answers_are_not_swapped_between_clients():
     run(main)
 
 
+def test_a_response_that_comes_late_is_not_taken_for_the_next_one():
+    async def late(reader, writer):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            path = head.split(b" ")[1]
+            await asyncio.sleep(0.05 if path == b"/slow" else 0)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path))
+
+    async def main():
+        async with bad_backend(late) as port:
+            client = Client(port)
+            assert (await client.get("/first", 5)).body == b"/first"
+            with pytest.raises(TimeoutError):
+                await client.get("/slow", 0.01)
+            await asyncio.sleep(0.1)
+            assert (await client.get("/next", 5)).body == b"/next"
+            client.check_invariants()
+            in_use = asyncio.create_task(client.get("/slow", 5))
+            await asyncio.sleep(0.01)
+            await client.close()
+            assert (await in_use).body == b"/slow", "close leaves a connection in use alone"
+            client.check_invariants()
+
+    run(main)
+
+
 @pytest.mark.parametrize("options", [{"window": 0}, {"signal": "noise"}, {"answer_within": 0}, {"probe_every": -1}])
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="needs a port or more, window ≥ 1"):
