@@ -14,6 +14,7 @@ from tools.chapters import clean, notebooks
 # Who may import whom, lowest first: a module may import from its own row and from rows before it.
 LAYERS = (
     ("format", "mechanisms"),
+    ("classic",),
     ("measure", "records", "quoted", "curriculum", "notebook"),
     ("launch", "launch_errors", "launch_group", "launch_local", "launch_member", "launch_pickle", "launch_rank"),
     ("probes",),

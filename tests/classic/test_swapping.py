@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilib.mechanisms.paging import OutOfPages, PagePool
-from minilib.mechanisms.swapping import Clock, Fifo, Lru, Pager
+from minilib.classic.swapping import Clock, Fifo, Lru, Pager
 
 BELADY = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
 
