@@ -8,8 +8,8 @@ import torch
 from minilib.classic.memory_trace import Step, replay
 from minilib.classic.process_memory import PhysicalMemory
 from minilib.model.config import ModelConfig
-from minilib.serving.paged_attention import PagedAttention, Work
-from minilib.serving.paged_cache import PagedCache
+from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.paged_attention import PagedAttention, Work
 
 SHAPE = ModelConfig(31, 16, 16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=4, max_position=512)
 
