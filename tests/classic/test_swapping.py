@@ -270,3 +270,14 @@ def test_invariants_see_every_kind_of_damage():
     damaged(lambda pager, table: pager.slow.share(0))
     damaged(lambda pager, table: table.frames.reverse())
     damaged(lambda pager, table: [pager.slow.allocate() for _ in range(7)])
+
+
+def test_room_for_several_pages_keeps_those_that_just_came_in():
+    """The clock would evict page 0, not used since it came in, before page 3, which was used."""
+    pager, table = pager_of(Clock(), 2, 8, 4)
+    for page in range(4):
+        pager.write(table, page)
+    pager.read(table, 3)
+    pager.make_room(table, [0, 1])
+    assert set(pager.swapped[table]) == {2, 3}
+    pager.check_invariants()
