@@ -30,25 +30,24 @@ class Sharded:
 
     def __init__(self, zero: Zero, groups: Iterable[Mapping]) -> None:
         name = {parameter: name for name, parameter in zero.model.named_parameters()}
-        self._zero, self.optimizer = zero, zero.optimizer
+        self.zero, self.optimizer = zero, zero.optimizer
         self._names = [[name[parameter] for parameter in group["params"]] for group in groups]
         self._order = [name for names in self._names for name in names]
         self.zero_grad, self.clip_grad_norm, self.step = zero.zero_grad, zero.clip_grad_norm, zero.step
-        self.bytes_per_rank = zero.bytes_per_rank
 
     def no_sync(self) -> AbstractContextManager[None]:
         """See `Strategy`; stages 2 and 3 reduce every backward, since they hold slices of gradients only."""
-        return self._zero.no_sync() if self._zero.stage < 2 else nullcontext()
+        return self.zero.no_sync() if self.zero.stage < 2 else nullcontext()
 
     def full_state_dict(self) -> dict:
         """See `Strategy`; ranks other than 0 get an empty dict.
 
         Cost: rank 0 holds the whole state, and for a time a second copy.
         """
-        model = self._zero.full_state_dict(rank=0)
-        own = self._zero.state_dict()
-        states = [own] if own["num_slices"] == 1 else _gather(own, self._zero.comm)
-        if self._zero.comm.rank > 0:
+        model = self.zero.full_state_dict(rank=0)
+        own = self.zero.state_dict()
+        states = [own] if own["num_slices"] == 1 else _gather(own, self.zero.comm)
+        if self.zero.comm.rank > 0:
             return {}
         moments = _by_name(states)
         state = {number: moments[name] for number, name in enumerate(self._order) if moments[name]}
@@ -64,10 +63,10 @@ class Sharded:
         saved = state["optimizer"]
         moments = {name: saved["state"].get(number, {}) for number, name in enumerate(self._order)}
         options = [{key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]]
-        for name, buffer in self._zero.model.named_buffers():
+        for name, buffer in self.zero.model.named_buffers():
             if name in state["model"]:  # the others follow from the config
                 buffer.copy_(state["model"][name])
-        self._zero.load_by_name(state["model"], moments, options)
+        self.zero.load_by_name(state["model"], moments, options)
 
 
 def _by_name(states: Sequence[Mapping]) -> dict[str, dict]:
