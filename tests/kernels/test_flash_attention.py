@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minilib.kernels import compiled, flash_attention_backward, flash_attention_forward
+from minilib.kernels.flash_attention import backward as flash_attention_backward
 from minilib.kernels.flash_attention import cost, flash_attention, materialised_cost, merge, reference
-from minilib.kernels.flash_attention_tiles import Problem
+from minilib.kernels.flash_attention import forward as flash_attention_forward
+from minilib.kernels.flash_attention.tiles import Problem
+from minilib.kernels.workbench import compiled
 from tests.kernels.parity.flash_attention import CASES, oracle, packed, varlen_oracle
 from tests.kernels.place import Place, assert_close
 
