@@ -97,7 +97,16 @@ class Problem:
         return [stride for x in tensors for stride in ([0] if self.varlen else []) + list(x.stride()[:-1])]
 
     def section(self, rows: int, itemsize: int, of: int) -> int:
-        """How many of all heads of q (of=num_heads), or of k, are worked at together: `rows` of two tensors each."""
+        """Heads whose programs run side by side, so that the rows which all of them read stay in the L2 cache.
+
+        Args:
+            rows: rows of a kv head that its programs read again and again, of two tensors each: K and V, or Q and dO.
+            itemsize: bytes of a value.
+            of: heads of a sequence that have programs: num_heads, or num_kv_heads.
+
+        Returns:
+            A number of heads, from 1 to batch · of.
+        """
         fit = max(1, L2_SHARE // max(1, 2 * rows * self.head_dim * itemsize))
         return min(fit * of // self.num_kv_heads, self.batch * of)  # more would not fit 32 bits times num_blocks
 
