@@ -66,6 +66,7 @@ SPECIAL = {
     "strides": {"batch": [(1, 40), (5, 9)], "strided": True, "heads": (8, 2)},
     "lengths around one split": {"batch": [(1, n) for n in (0, 1, B - 1, B, B + 1) if n], "split_keys": B},
     "lengths around several splits": {"batch": [(1, 3 * B + n) for n in (-1, 0, 1)] + [(0, 0)], "split_keys": B},
+    "a split larger than any sequence": {"batch": [(1, 40), (2, 9)], "split_keys": 2**40},
     "very uneven": {"batch": [(1, 1), (1, 1300), (1, 2), (0, 7), (3, 65)], "split_keys": 2 * B},
     "more splits than merge takes": {"batch": [(1, 65 * B + 5), (1, 3)], "split_keys": B, "heads": (1, 1)},
     "uneven and tall": {"batch": [(40, 200), (3, 5), (1, 130)], "split_keys": B, "heads": (1, 1), "dtype": "bf16"},

@@ -1,4 +1,4 @@
-"""Whether the next block's copy is on its way during this block's product: read from code that is known to do either."""
+"""Is the next block's copy on its way during this block's product? Read from code that is known to do either."""
 
 import os
 import platform

@@ -181,7 +181,7 @@ def attend(
     if SPLIT:
         split = tl.program_id(2)
         out_row += split.to(tl.int64) * num_tokens * (GROUP * tl.num_programs(1))
-        begin = split * split_keys
+        begin = tl.minimum(split.to(tl.int64) * split_keys, end).to(tl.int32)
         if begin >= end:
             tl.store(lse_ptr + out_row, tl.full((BLOCK_M,), -float("inf"), tl.float32), mask=owned)
             return
@@ -269,8 +269,8 @@ def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, 
         processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
         short = takes_short_tile(q.dtype, group, longest)
         split_keys = choose_split(capacity, tiles, processors, short, partial_bytes=4 * q.numel())
-    split_keys = math.ceil(split_keys / tile["BLOCK_N"]) * tile["BLOCK_N"]
-    num_splits = max(1, min(math.ceil(capacity / split_keys), MAX_SPLITS))
+    split_keys = math.ceil(min(split_keys, capacity) / tile["BLOCK_N"]) * tile["BLOCK_N"]
+    num_splits = min(math.ceil(capacity / split_keys), MAX_SPLITS) if capacity else 1
     split = num_splits > 1
     partial = q.new_empty((num_splits, *q.shape), dtype=torch.float32) if split else out
     lse = q.new_empty((num_splits, num_tokens, num_heads) if split else 0, dtype=torch.float32)
