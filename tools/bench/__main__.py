@@ -160,6 +160,8 @@ def _compiled(machine: Machine, modules: list[str] | None, targets: list[str] | 
     print(f"compiled {len(rows)} builds; {len(troubled)} fail or spill registers")
     for row in troubled:
         print(f"  {row['target']} {row['module']}: {row['name']}: {row.get('error', 'spills')}")
+    idle = sum(row.get("copies_in_flight") == 0 for row in rows)
+    print(f"{idle} multiply with no copy of a later block on its way")
     if not modules and not targets:
         return _save(machine, "compiled", {"builds": rows})
     (where,) = records.machines("compiled")
