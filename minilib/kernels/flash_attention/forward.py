@@ -125,14 +125,14 @@ def _sum_over_keys(
         if MASKED:
             visible_MN = (first + tl.arange(0, BLOCK_N))[None, :] <= last[:, None]
             s_MN = tl.where(visible_MN, s_MN, -float("inf"))
-        # 2. The running maximum, and alpha = exp(m of before - m), in base 2.
+        # 2. The running maximum, and the exponentials: one multiply-add and one exp2 a score.
         new_m_M = tl.maximum(m_M, tl.max(s_MN, 1) * scale_log2)
         base_M = new_m_M
         if MASKED:  # a row that has seen nothing yet: -inf - -inf is NaN
             base_M = tl.where(new_m_M == -float("inf"), 0.0, new_m_M)
-        alpha_M = tl.exp2(m_M - base_M)
-        # 3. Exponentials, whose sum goes into l: one multiply-add and one exp2 a score.
         p_MN = tl.exp2(s_MN * scale_log2 - base_M[:, None])
+        # 3. alpha = exp(m of before - m), with which the running sum of the exponentials takes these in.
+        alpha_M = tl.exp2(m_M - base_M)
         l_M = l_M * alpha_M + tl.sum(p_MN, 1)
         # 4. Values, weighed by them, go into acc. Who divides by l does so once, after the last block.
         acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * alpha_M[:, None], input_precision="ieee")

@@ -53,6 +53,7 @@ CASES = (
     Case(torch.float32, 16, True, True),
     Case(torch.float32, 32, True, True),
     Case(torch.float32, 32, False, False),
+    Case(torch.float32, 16, False, False),
 )
 
 
