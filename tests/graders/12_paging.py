@@ -188,6 +188,42 @@ def slot_mapping(pages, page_size, start, count):
     where = [divmod(position, page_size) for position in range(start, start + count)]
     return [pages[index] * page_size + offset for index, offset in where if pages[index] is not None]
 """,
+            "looks at the first and the last position only": """
+def slot_mapping(pages, page_size, start, count):
+    for position in {start, start + count - 1} if count else ():
+        if not 0 <= position < len(pages) * page_size or pages[position // page_size] is None:
+            raise IndexError("outside")
+    where = [divmod(position, page_size) for position in range(start, start + count)]
+    return [pages[index] * page_size + offset for index, offset in where if pages[index] is not None]
+""",
+            "None taken for page 0": """
+def slot_mapping(pages, page_size, start, count):
+    if not 0 <= start <= start + count <= len(pages) * page_size:
+        raise IndexError("outside")
+    if count and None in (pages[start // page_size], pages[(start + count - 1) // page_size]):
+        raise IndexError("never touched")
+    return [(pages[i // page_size] or 0) * page_size + i % page_size for i in range(start, start + count)]
+""",
+            "wants the page after the chunk, too": """
+def slot_mapping(pages, page_size, start, count):
+    slots = []
+    for position in range(start, start + count):
+        index, offset = divmod(position, page_size)
+        if not 0 <= index < len(pages) or None in pages[index : index + 2]:
+            raise IndexError("outside")
+        slots.append(pages[index] * page_size + offset)
+    return slots
+""",
+            "a ValueError": """
+def slot_mapping(pages, page_size, start, count):
+    slots = []
+    for position in range(start, start + count):
+        index, offset = divmod(position, page_size)
+        if not 0 <= index < len(pages) or pages[index] is None:
+            raise ValueError("outside")
+        slots.append(pages[index] * page_size + offset)
+    return slots
+""",
             "page 0 taken for no page": """
 def slot_mapping(pages, page_size, start, count):
     slots = []
@@ -516,6 +552,7 @@ def choose_page_size(pool_bytes, bytes_per_token, lengths, table_bytes, largest_
             "sum(1 - n * bytes_per_token / (k * page) for n, k in zip(lengths, needs) if k) / max(1, len(lengths))",
         ),
         "never asks whether the longest fits": mistaken("fits = all(need <= free for need in needs)", "fits = True"),
+        "stops when the pool is exactly full": mistaken("if need > free:", "if need > free or free == 0:"),
         "wants all requests to fit at once": mistaken("all(need <= free for need in needs)", "sum(needs) <= free"),
         "a page for requests without tokens": mistaken("(length + size - 1) // size", "max(1, -(-length // size))"),
         "the largest waste is not allowed": mistaken("share <= largest_waste", "share < largest_waste"),
