@@ -109,7 +109,7 @@ def test_bf16_loads_as_transformers_does(kind, tmp_path):
     whole.save_pretrained(tmp_path)
     mine = checkpoint.load(tmp_path, torch.bfloat16)
     assert {parameter.dtype for parameter in mine.parameters()} == {torch.bfloat16}
-    assert mine.wavelengths.dtype == torch.float32  # positions beyond 256 have no place in bf16
+    assert mine.inv_freq.dtype == torch.float32  # positions beyond 256 have no place in bf16
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
     exact = oracle.expected(whole, LONG)
     off_mine = (oracle.logits(mine, LONG).float() - exact).abs().mean()

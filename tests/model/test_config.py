@@ -1,7 +1,8 @@
 import pytest
 
-from minilib.model.config import ModelConfig, RopeScaling, UnsupportedModel
+from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
+from minilib.model.rope import Llama3Scaling
 
 SHAPE = {
     "vocab_size": 11,
@@ -13,7 +14,7 @@ SHAPE = {
     "head_dim": 6,
     "max_position": 64,
 }
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
+SCALING = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
 STRETCH = {
     "rope_type": "llama3",
     "factor": 8.0,
