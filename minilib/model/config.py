@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -71,6 +72,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, rotary embeddings turn pairs of values; got {self.head_dim}")
+        if not 1 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta must be a finite number > 1, so that pairs differ; got {self.rope_theta!r}")
         if self.kernels not in KERNELS:
             raise ValueError(f"kernels is one of {', '.join(KERNELS)}; got {self.kernels!r}")
 

@@ -173,9 +173,7 @@ def read(config: Mapping, default_theta: float) -> tuple[float, RopeScaling | No
     if rope.get("partial_rotary_factor") == 1:
         unknown -= {"partial_rotary_factor"}
     if unknown:
-        raise UnsupportedModel(
-            f"the {kind} rope scaling in config.json says {', '.join(sorted(unknown))}, unknown here"
-        )
+        raise UnsupportedModel(f"config.json's {kind} rope scaling has {', '.join(sorted(unknown))}, not known here")
     return theta, _scaling(kind, rope, whole(config, "max_position_embeddings"))
 
 

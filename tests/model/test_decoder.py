@@ -142,7 +142,6 @@ def test_qk_norm_is_an_rms_norm_over_each_head_before_the_turn():
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "llama 3.1"])
 def test_rotary_embedding_is_that_of_transformers(scaling):
-    config = ModelConfig(**{**CONFIG.__dict__, "rope_theta": 500.0, "rope_scaling": scaling})
     rope = LLAMA_31 if scaling else {"rope_type": "default", "rope_theta": 500.0}
     theirs = LlamaRotaryEmbedding(LlamaConfig(head_dim=16, max_position_embeddings=512, rope_parameters=rope))
     mine = inverse_frequencies(16, 500.0, scaling)
