@@ -115,6 +115,7 @@ class ModelConfig:
         family = families.family_of(config)
         families.check(config, family)
         heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
+        kv_heads = config.get("num_key_value_heads", family.fields.get("num_key_value_heads"))
         theta, scaling = rope.read(config, family.fields.get("rope_theta", 10_000.0))
         return cls(
             vocab_size=whole(config, "vocab_size"),
@@ -122,7 +123,7 @@ class ModelConfig:
             intermediate_size=whole(config, "intermediate_size"),
             num_layers=whole(config, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads", family.fields.get("num_key_value_heads")) or heads,
+            num_kv_heads=heads if kv_heads is None else whole({"num_key_value_heads": kv_heads}, "num_key_value_heads"),
             head_dim=whole(config, "head_dim", family.fields.get("head_dim", width // heads)),
             max_position=whole(config, "max_position_embeddings"),
             rope_theta=theta,
@@ -197,7 +198,7 @@ def _moe(config: Mapping, family: Family) -> MoEConfig:
     counts = {whole(config, name) for name in families.NUM_EXPERTS if config.get(name) is not None}
     if len(counts) != 1:
         raise UnsupportedModel(
-            f"config.json says {' and '.join(families.NUM_EXPERTS)} {sorted(counts)}; one is expected"
+            f"config.json's {' and '.join(families.NUM_EXPERTS)} are {sorted(counts)}, and one number is expected"
         )
     own_width = "moe_intermediate_size" in family.fields
     return MoEConfig(

@@ -41,9 +41,8 @@ def read(**changes):
 @pytest.mark.parametrize("theta", [500.0, 1_000_000])
 @pytest.mark.parametrize("rope", SCALINGS, ids=str)
 def test_frequencies_and_attention_factor_are_those_of_transformers(rope, theta, head_dim):
-    theirs = LlamaConfig(
-        head_dim=head_dim, max_position_embeddings=65536, rope_parameters={**rope, "rope_theta": theta}
-    )
+    sizes = {"head_dim": head_dim, "max_position_embeddings": 65536}
+    theirs = LlamaConfig(**sizes, rope_parameters={**rope, "rope_theta": theta})
     expected, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](theirs)
     config = read(**sizes, rope_theta=theta, rope_scaling=rope)
     found = inverse_frequencies(head_dim, config.rope_theta, config.rope_scaling)
