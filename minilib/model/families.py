@@ -106,6 +106,7 @@ ONE_VALUE = {  # the values that mean what this decoder computes; null is among 
 INERT = {
     # who wrote the file, and with what
     *("_name_or_path", "_commit_hash", "_attn_implementation_autoset", "_flash_attn_2_enabled", "name_or_path"),
+    *("_attn_implementation", "attn_implementation", "tie_encoder_decoder", "tf_legacy_loss"),
     *("transformers_version", "torch_dtype", "dtype", "torchscript", "transformers.js_config", "unsloth_fixed"),
     *("unsloth_version", "max_window_layers", "model_max_length", "tokenizer_class"),
     # what a call returns beside logits, and how it keeps keys and values

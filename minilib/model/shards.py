@@ -67,14 +67,14 @@ class Shards:
         if name not in self._place:
             raise CheckpointError(f"tensor {name} is missing; {self._hint(name)}")
         stored = self._place[name].get_slice(name)
-        found, expected = tuple(stored.get_shape()), tuple(target.shape)
-        if found != expected:
-            raise CheckpointError(f"tensor {name} has shape {found}, and config.json asks for {expected}")
         if stored.get_dtype() not in _FLOATS:
             raise CheckpointError(
                 f"tensor {name} is stored as {stored.get_dtype()}: its values are quantized and mean nothing without "
                 f"their scales; use the checkpoint that is stored as one of {', '.join(_FLOATS)}"
             )
+        found, expected = tuple(stored.get_shape()), tuple(target.shape)
+        if found != expected:
+            raise CheckpointError(f"tensor {name} has shape {found}, and config.json asks for {expected}")
         target.copy_(self._place[name].get_tensor(name))
         self._left.discard(name)
 

@@ -186,7 +186,7 @@ def recorded(monkeypatch):
     return names
 
 
-# Inert fields that transformers reads while it computes, and values other than their defaults where there is one that runs
+# Inert fields that transformers reads while it computes, with values other than their defaults where one runs
 READ_AND_INERT = {
     "_name_or_path": "elsewhere",
     "name_or_path": "elsewhere",
