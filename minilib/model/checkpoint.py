@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.families import whole
 from minilib.model.files import CheckpointError, read_json, replacing
-from minilib.model.layout import placements
+from minilib.model.layout import placements, without_weights
 from minilib.model.moe import Router
 from minilib.model.shards import SINGLE, Shards
 
@@ -46,16 +45,12 @@ def load(
     """
     folder = Path(folder)
     config = replace(ModelConfig.from_hugging_face(read_json(folder / "config.json")), kernels=kernels)
-    with torch.device("meta"):
-        model = Decoder(config)
+    model, shards = without_weights(config), Shards(folder, config.tie_embeddings)
     weights: dict[str, Tensor] = {}
-    with ExitStack() as files:
-        shards = Shards(folder, files)
-        for placement in placements(config):
-            weights[placement.parameter] = torch.empty(placement.shape, dtype=dtype)
-            for name, part in placement.slices(weights[placement.parameter]):
-                shards.read(name, part, config.tie_embeddings)
-        shards.refuse_leftovers(config.tie_embeddings)
+    for placement in placements(config):
+        weights[placement.parameter] = torch.empty(placement.shape, dtype=dtype)
+        shards.read(placement.slices(weights[placement.parameter]))
+    shards.refuse_leftovers()
     for name, module in model.named_modules():
         if isinstance(module, Router):  # its bias is added where experts are balanced; no family stores one
             weights[f"{name}.bias"] = torch.zeros(module.bias.shape, dtype=dtype)
@@ -82,8 +77,8 @@ def save(
 
     Raises:
         UnsupportedModel: if no supported family computes this model.
-        CheckpointError: if parameters are not whole, as under ZeRO-3 or with experts dealt to ranks, if a router's
-            bias has no place in the layout, or for ids that are no tokens; nothing is written then.
+        CheckpointError: if parameters are not whole, as under ZeRO-3, with experts dealt to ranks, or packed, if a
+            router's bias has no place in the layout, or for ids that are no tokens; nothing is written then.
     """
     folder = Path(folder)
     config = model.config.to_hugging_face()
@@ -137,6 +132,8 @@ def _token_ids(value: object, vocab_size: int, source: str) -> list[int]:
 
 def _refuse_what_is_not_whole(model: Decoder, parameters: dict[str, Tensor]) -> None:
     for placement in placements(model.config):
+        if placement.parameter not in parameters:
+            raise CheckpointError(f"parameter {placement.parameter} is missing; save the model before it is packed")
         found = parameters[placement.parameter].shape
         if found != placement.shape:
             raise CheckpointError(

@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
     def reset_buffers(self) -> None:
         """Compute what follows from the config alone and is in no checkpoint."""
-        self.register_buffer("inv_freq", self._inv_freq(), persistent=False)
+        self.register_buffer("inv_freq", self._inv_freq().to(self.embed.weight.device), persistent=False)
 
     def _inv_freq(self) -> Tensor:
         return inverse_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
@@ -58,16 +59,29 @@ class Placement:
                 yield name, part
 
 
+class _NoInit(TorchFunctionMode):
+    """Leave parameters as they are made: random numbers on the meta device load SymPy, which takes 140 MiB."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def without_weights(config: ModelConfig) -> Decoder:
+    """A decoder on the meta device: every shape, and no value."""
+    with torch.device("meta"), _NoInit():
+        return Decoder(config)
+
+
 def placements(config: ModelConfig) -> Iterator[Placement]:
     """Of every parameter, tied ones once.
 
     Raises:
         UnsupportedModel: if no supported family of Hugging Face has such a model.
     """
-    with torch.device("meta"):
-        model = Decoder(config)
     head_rows = [count * config.head_dim for count in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
-    for name, parameter in model.named_parameters():
+    for name, parameter in without_weights(config).named_parameters():
         *path, kind = name.split(".")
         experts, transposed = [[]], False
         if path[0] != "layers":

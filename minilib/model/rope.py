@@ -84,7 +84,9 @@ class YarnScaling:
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * pairs - 1)
-        ramp = ((torch.arange(pairs, dtype=torch.float32) - first) / ((last - first) or 0.001)).clamp(0, 1)
+        ramp = ((torch.arange(pairs, dtype=torch.float32, device="cpu") - first) / ((last - first) or 0.001)).clamp(
+            0, 1
+        )
         return inv_freq / self.factor * ramp + inv_freq * (1 - ramp)
 
     def _pair(self, turns: float, pairs: int, theta: float) -> float:
@@ -108,8 +110,8 @@ def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
-    """Radians that each pair of a head turns per position: (head_dim / 2,) float32."""
-    inv_freq = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    """Radians that each pair of a head turns per position: (head_dim / 2,) float32, on the CPU."""
+    inv_freq = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
     return inv_freq if scaling is None else scaling.scale(inv_freq, theta)
 
 

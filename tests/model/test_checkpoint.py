@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from minilib.model import checkpoint
-from minilib.model.checkpoint import CheckpointError
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
+from minilib.model.files import CheckpointError
+from minilib.model.shards import Shards
 from tests.model import oracle
 
 KINDS = {
@@ -249,6 +252,27 @@ def test_a_loaded_model_lets_go_of_its_files(folder):
         file.write(bytes(40_000))
     assert torch.equal(model.embed.weight, before)
     assert not mapped(folder)
+
+
+def test_files_are_open_while_a_parameter_is_read_and_no_longer(folder, monkeypatch):
+    """What was read of a file that stays open counts as memory of the process, beside the weights themselves."""
+    seen, read = [], Shards.read
+
+    def watched(shards, parts):
+        seen.append(mapped(folder))
+        read(shards, parts)
+
+    monkeypatch.setattr(Shards, "read", watched)
+    checkpoint.load(folder)
+    assert len(seen) > 10 and not any(seen)
+
+
+def test_loading_brings_in_no_symbolic_algebra():
+    """Some operations on the meta device load SymPy, which takes 140 MiB."""
+    code = (
+        "import sys; from minilib.model import checkpoint as c; c.load(c.PRETRAINED); sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 class Allocated(TorchDispatchMode):
