@@ -200,10 +200,12 @@ def _moe(config: Mapping, family: Family) -> MoEConfig:
         raise UnsupportedModel(
             f"config.json's {' and '.join(families.NUM_EXPERTS)} are {sorted(counts)}, and one number is expected"
         )
-    own_width = "moe_intermediate_size" in family.fields
+    fields = family.fields
     return MoEConfig(
         num_experts=counts.pop(),
-        top_k=whole(config, "num_experts_per_tok"),
-        intermediate_size=whole(config, "moe_intermediate_size" if own_width else "intermediate_size"),
-        normalize=flag(config, "norm_topk_prob", False) if "norm_topk_prob" in family.fields else True,
+        top_k=whole(config, "num_experts_per_tok", fields["num_experts_per_tok"]),
+        intermediate_size=whole(
+            config, "moe_intermediate_size" if "moe_intermediate_size" in fields else "intermediate_size"
+        ),
+        normalize=flag(config, "norm_topk_prob", fields["norm_topk_prob"]) if "norm_topk_prob" in fields else True,
     )

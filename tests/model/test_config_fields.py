@@ -188,6 +188,7 @@ def recorded(monkeypatch):
 
 # Inert fields that transformers reads while it computes, with values other than their defaults where one runs
 READ_AND_INERT = {
+    "_attn_implementation": "sdpa",
     "_name_or_path": "elsewhere",
     "name_or_path": "elsewhere",
     "dtype": "float32",  # that of the weights in memory, which `checkpoint.load` is told by its caller
