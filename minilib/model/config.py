@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from minilib.model import families, rope
 from minilib.model.families import FAMILIES, Family, UnsupportedModel, flag, number, whole
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.model.rope import RopeScaling
 
 KERNELS = ("torch", "triton", "interpreted")  # who computes; see minilib/model/ops.py

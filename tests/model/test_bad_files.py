@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from minilib.model import checkpoint, tokenizer
+from minilib.model import tokenizer
+from minilib.model import weights as checkpoint
 from minilib.model.files import CheckpointError, read_json
 from tests.model import oracle
 

@@ -5,13 +5,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from minilib.model import checkpoint
+from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
 from minilib.model.families import FAMILIES
 from minilib.model.files import CheckpointError
 from minilib.model.layout import placements
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from tests.model import oracle
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 1000.0}

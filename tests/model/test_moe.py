@@ -13,7 +13,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe import MoE
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import Ops
 from tests.model.oracle import logits, places, tokens
 from tests.model.test_decoder import flat_attention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilib.model import checkpoint
+from minilib.model import weights as checkpoint
 from minilib.model.families import FAMILIES
 from minilib.serving.engine import Engine
 from tests.model import oracle
