@@ -138,7 +138,8 @@ def _refuse_what_is_not_whole(model: Decoder, parameters: dict[str, Tensor]) -> 
         if found != placement.shape:
             raise CheckpointError(
                 f"parameter {placement.parameter} has shape {tuple(found)} in place of {tuple(placement.shape)}: this "
-                "rank holds a part of the model; load the engine's full_state_dict() into a whole Decoder and save that"
+                "rank holds a part of the model; load full_state_dict(), of Zero or of the Trainer's engine, into a "
+                "Decoder of the same config, and save that"
             )
     for name, module in model.named_modules():
         if isinstance(module, Router) and module.bias.any():
