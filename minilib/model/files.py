@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 _POINTER = b"version https://git-lfs"
 
@@ -49,18 +46,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} holds no JSON object, but {type(content).__name__}")
     return content
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into, whose files move into `folder` when all are written, and not otherwise.
-
-    config.json moves last, after the old one is gone: whatever interrupts the moves, a reader finds the old checkpoint,
-    the new one, or a folder without config.json, which `read_json` refuses by name.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-        yield Path(partial)
-        (folder / "config.json").unlink(missing_ok=True)
-        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == "config.json"):
-            path.replace(folder / path.name)

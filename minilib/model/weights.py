@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minilib.mechanisms.basics.files import written_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.families import whole
-from minilib.model.files import CheckpointError, read_json, replacing
+from minilib.model.files import CheckpointError, read_json
 from minilib.model.layout import placements, without_weights
 from minilib.model.moe import Router
 from minilib.model.shards import SINGLE, Shards
@@ -90,11 +91,15 @@ def save(
     for placement in placements(model.config):
         for name, part in placement.slices(parameters[placement.parameter].detach()):
             tensors[name] = part.to("cpu", dtype, copy=True).contiguous()
-    with replacing(folder) as partial:
-        save_file(tensors, partial / SINGLE, metadata={"format": "pt"})
-        (partial / SINGLE).chmod(0o644)  # safetensors makes it readable to its owner alone
-        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return folder / SINGLE
+    folder.mkdir(parents=True, exist_ok=True)
+    path, described = folder / SINGLE, folder / "config.json"
+    with written_whole(described) as new_config, written_whole(path) as new_weights:
+        save_file(tensors, new_weights, metadata={"format": "pt"})
+        new_weights.chmod(0o644)  # safetensors makes it readable to its owner alone
+        new_config.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        # The weights move first. Whatever interrupts the moves, nobody finds new weights under the old config.json.
+        described.unlink(missing_ok=True)
+    return path
 
 
 def eos_token_ids(folder: Path | str) -> tuple[int, ...]:
