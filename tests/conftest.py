@@ -3,8 +3,13 @@
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from minilib import launch_local
+
+# A busy machine makes an example slow and its data late; neither says anything about the code.
+settings.register_profile("no clocks", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("no clocks")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -77,7 +77,7 @@ def victims(order, references, frames):
 
 @pytest.mark.parametrize("name", ORDERS)
 @given(references=st.lists(st.integers(0, 7), max_size=60), frames=st.integers(1, 8))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_same_victims_as_a_naive_simulator(name, references, frames):
     order, naive = ORDERS[name]
     expected = naive(references, frames)
@@ -108,7 +108,6 @@ def test_belady_s_anomaly_fifo_faults_more_with_more_frames():
 
 
 @given(st.lists(st.integers(0, 6), max_size=40))
-@settings(deadline=None)
 def test_lru_never_faults_more_with_more_frames(references):
     counts = [faults(Lru, references, frames) for frames in range(1, 8)]
     assert counts == sorted(counts, reverse=True)
@@ -121,7 +120,6 @@ def test_lru_never_faults_more_with_more_frames(references):
     fast=st.integers(0, 5),
     slow=st.integers(0, 6),
 )
-@settings(deadline=None)
 def test_a_pager_moves_exactly_the_content(name, operations, fast, slow):
     """Pages are written and read through frames; the copies are carried out in their order."""
     pager = Pager(PagePool(fast), PagePool(slow), ORDERS[name][0]())
