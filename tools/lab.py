@@ -95,7 +95,7 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def _answers(info: dict) -> bool:
-    """True once the server itself, asked without a proxy, says anything: a login page and a refusal are signs of life."""
+    """True once the server itself, asked without a proxy, says anything: a login page or a refusal will do."""
     if info.get("sock"):
         with socket.socket(socket.AF_UNIX) as connection:
             return connection.connect_ex(info["sock"]) == 0

@@ -1,6 +1,6 @@
 import pytest
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilib.model import tokenizer
