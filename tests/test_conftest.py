@@ -5,7 +5,7 @@ import time
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilib.records import ROOT
+from minilib.numbers.records import ROOT
 
 
 def test_the_profile_has_no_clock_and_prints_how_to_repeat_a_failure():

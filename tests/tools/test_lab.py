@@ -14,7 +14,7 @@ import psutil
 import pytest
 from jupyter_server.auth import passwd
 
-from minilib.records import ROOT
+from minilib.numbers.records import ROOT
 from tools import lab
 
 OPTIONS = ["--no-browser", "--ServerApp.port=0"]
