@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 import torch
+from hypothesis import HealthCheck, settings
 
 from minilib.ranks.launch import local
 
