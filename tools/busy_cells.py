@@ -1,4 +1,4 @@
-"""A pytest plugin beside nbval: a cell that was too busy to judge is reported as skipped, with its reason, never as passed."""
+"""A pytest plugin beside nbval: a cell that says it was too busy to judge is reported as skipped, for that reason."""
 
 from __future__ import annotations
 

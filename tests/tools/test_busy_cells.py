@@ -1,4 +1,4 @@
-"""A cell that was too busy to judge is skipped with its reason: it neither passes nor fails, and nothing else changes."""
+"""A cell that was too busy to judge is skipped with its reason: it neither passes nor fails, nor do other cells change."""
 
 import re
 import subprocess
@@ -32,9 +32,8 @@ def test_what_nobody_could_judge_is_skipped_and_nothing_else(tmp_path):
     words += ["--nbval", "--nbval-current-env", "--junitxml=report.xml", "cells.ipynb"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     run = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    said = {
-        cell: word for word, cell in re.findall(r"^(PASSED|FAILED) cells.ipynb::ipynb::Cell (\d)", run.stdout, re.M)
-    }
+    said = {cell: word for word, cell in re.findall(r"^(PASSED|FAILED) .*Cell (\d)", run.stdout, re.M)}
+    print(run.stdout)
     assert said == {"0": "PASSED", "1": "PASSED", "3": "FAILED", "4": "FAILED", "5": "PASSED"}
     assert SAID in re.search(r"^SKIPPED .*", run.stdout, re.M)[0]
     assert SAID in (tmp_path / "report.xml").read_text()
