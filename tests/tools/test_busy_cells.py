@@ -1,4 +1,4 @@
-"""A cell that was too busy to judge is skipped with its reason: it neither passes nor fails, nor do other cells change."""
+"""A cell that was too busy to judge is skipped with its reason: it neither passes nor fails, nor does another change."""
 
 import re
 import subprocess
