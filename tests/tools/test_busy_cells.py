@@ -1,4 +1,4 @@
-"""A cell that was too busy to judge is skipped with its reason: it neither passes nor fails, nor does another change."""
+"""A cell that was too busy to judge is skipped for that reason: it neither passes nor fails, others are as before."""
 
 import re
 import subprocess
