@@ -9,6 +9,7 @@ import time
 import psutil
 
 BUSY = 0.1  # share of the cores; where others take more, a clock tells of them as well
+TICK = 0.01  # seconds; in such steps the operating system counts each core's work, and so far it may be off
 _AT_WORK = ("user", "nice", "system", "irq", "softirq", "interrupt", "dpc", "steal")  # not all systems have all of them
 
 
@@ -16,7 +17,7 @@ class Watch:
     """Counts the processor time that others take from the moment it is made.
 
     Others are all processes but this one and its descendants, and other machines on the same hardware where the
-    hypervisor tells (steal). The operating system counts in ticks of up to 10 ms: watch a tenth of a second at least.
+    hypervisor tells (steal).
     """
 
     def __init__(self) -> None:
@@ -24,11 +25,11 @@ class Watch:
 
     @property
     def busy(self) -> float:
-        """Share of the cores that others have taken since, from 0 to 1."""
+        """Share of the cores that others have certainly taken since, from 0 to 1: of each core a tick is in doubt."""
         elapsed, at_work, own = (now - then for now, then in zip(_clocks(), self._before, strict=True))
         if elapsed <= 0:
             return 0.0
-        return min(1.0, max(0.0, (at_work - own) / (elapsed * len(_cores()))))
+        return min(1.0, max(0.0, ((at_work - own) / len(_cores()) - TICK) / elapsed))
 
 
 def _clocks() -> tuple[float, float, float]:
