@@ -103,7 +103,7 @@ def draw_case(draw) -> tuple[list, list, dict]:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_routing_is_that_of_loops_written_from_the_papers(data):
     logits, bias, options = draw_case(data.draw)
     found = routing_of(torch.tensor(logits, dtype=torch.float64).view(-1, len(bias)), bias, **options)
