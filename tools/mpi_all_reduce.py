@@ -1,4 +1,4 @@
-"""All-reduce by MPI, for tools/bench_collectives.py; needs mpi4py, and nothing of this library.
+"""All-reduce by MPI, for tools/bench/collectives.py; needs mpi4py, and nothing of this library.
 
 Usage: mpirun -n N python mpi_all_reduce.py BYTES:CALLS …      so many calls a turn, one after another
 

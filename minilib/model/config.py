@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 
 MODEL_TYPES = {"llama": False, "qwen3": True}  # Hugging Face's model_type → whether queries and keys are normalised
 KERNELS = ("torch", "triton", "interpreted")  # who computes; see minilib/model/ops.py

@@ -8,13 +8,13 @@ import tokenizers
 import torch
 
 from minilib.model.decoder import Decoder
-from minilib.serving.packing import packed
-from minilib.serving.paged_attention import PagedAttention, Work
-from minilib.serving.paged_cache import PagedCache
+from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.paged_attention import PagedAttention, Work
+from minilib.serving.cpu.packing import packed
+from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
-from minilib.serving.text import TextStream
 
 
 class Engine:

@@ -12,7 +12,8 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from minilib.model import checkpoint, tokenizer
+from minilib.model import tokenizer
+from minilib.model import weights as checkpoint
 from minilib.model.decoder import Decoder
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput

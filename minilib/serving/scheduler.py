@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import insort
 
 from minilib.mechanisms.paging import OutOfPages
-from minilib.serving.paged_cache import PagedCache
+from minilib.serving.cache.paged import PagedCache
 from minilib.serving.request import Sequence, Status
 
 PREEMPTIONS = ("recompute", "swap")

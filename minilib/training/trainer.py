@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minilib.machine import Machine
 from minilib.model.decoder import Decoder
-from minilib.training import engines, usage
-from minilib.training.collectives import Communicator
-from minilib.training.moe import Balancer
-from minilib.training.train_config import PRECISIONS, TrainConfig
+from minilib.numbers.machine import Machine
+from minilib.ranks.collectives import Communicator
+from minilib.training import strategies, usage
+from minilib.training.config import PRECISIONS, TrainConfig
+from minilib.training.expert_balance import Balancer
 
 
 class CannotResume(ValueError):
@@ -71,7 +71,7 @@ class Trainer:
         # So weighed, the mean over ranks of their mean losses is that over the tokens of the whole batch.
         self._weight = len(self._rows) * self.world_size / config.batch_size
         self.balancer = Balancer(model, config.balance, comm)
-        self.engine = engines.choose(parallel, model, comm, config)
+        self.engine = strategies.choose(parallel, model, comm, config)
         self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
         self.step = 0
         self.losses: list[float] = []

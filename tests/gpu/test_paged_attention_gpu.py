@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minilib.kernels.paged_attention import cost, paged_attention, reference
-from minilib.measure import measure
-from minilib.probes import cuda
+from minilib.numbers.measure import measure
+from minilib.numbers.probes import cuda
 from tests.kernels.paged_attention_cases import make_case
 from tests.kernels.place import distance
 

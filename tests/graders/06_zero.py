@@ -174,7 +174,7 @@ TASKS = {
         correct=(
             ledger() + fewest(),
             """
-from minilib.training.zero_ledger import expected_bytes
+from minilib.parallel.zero.ledger import expected_bytes
 
 def ledger(recipe, num_parameters, world_size, stage):
     share = expected_bytes(num_parameters, world_size, 3, "fp32")["parameters"] // 4
@@ -211,7 +211,7 @@ def ledger(recipe, num_parameters, world_size, stage):
         correct=(
             variant(SLICE, LENGTH=LENGTH) + LOAD,
             """
-from minilib.mechanisms.slicing import reslice, slices
+from minilib.mechanisms.sharding.slicing import reslice, slices
 
 def own_slice(num_elements, rank, world_size):
     return slices(num_elements, world_size)[rank]

@@ -8,8 +8,8 @@ import numpy
 import pytest
 import torch
 
-from minilib.kernels import paged_attention as kernel
-from minilib.kernels.dispatch import interpreted
+from minilib.kernels.paged_attention import attention as kernel
+from minilib.kernels.workbench.dispatch import interpreted
 from tests.kernels.paged_attention_cases import BATCHES, TOLERANCE, make_case
 from tests.kernels.place import DTYPES, distance
 
@@ -91,7 +91,7 @@ def test_the_interpreter_still_cannot_multiply_bf16():
     product = torch.zeros(16, 16)
     multiply[(1,)](left, right, product)
     right_product = distance(product, left.double() @ right.double()) < 1e-2
-    assert not right_product, "mended: take UPCAST out of minilib/kernels/paged_attention.py, and this test"
+    assert not right_product, "mended: take UPCAST out of minilib/kernels/paged_attention/attention.py, and this test"
 
 
 def test_a_program_writes_its_own_rows_alone(monkeypatch):

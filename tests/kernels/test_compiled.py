@@ -5,8 +5,8 @@ import platform
 
 import pytest
 
-from minilib import records
-from minilib.kernels import compiled
+from minilib.kernels.workbench import compiled
+from minilib.numbers import records
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or os.environ.get("TRITON_INTERPRET") == "1", reason="compiles on Linux, uninterpreted"
@@ -56,7 +56,7 @@ def test_what_every_test_run_compiles_is_a_part_of_every_default_configuration(t
 
 
 def test_a_limit_on_registers_is_for_nvidia_alone():
-    build = next(build for build in compiled.all_builds("sm_90")["rms_norm"] if build.maxnreg)
+    build = next(build for build in compiled.all_builds("sm_90")["rowwise.rms_norm"] if build.maxnreg)
     assert f".maxnreg {build.maxnreg}" in compiled.compile_for("sm_90", build).asm["ptx"]
     assert compiled.report("gfx942", build).registers  # where it is no option
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from minilib.kernels.dispatch import launch
+from minilib.kernels.workbench.dispatch import launch
 
 
 class Kernel:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels import compiled, flash_attention_backward, flash_attention_forward
+from minilib.kernels.flash_attention import backward as flash_attention_backward
 from minilib.kernels.flash_attention import cost, flash_attention, materialised_cost, merge, reference
-from minilib.kernels.flash_attention_tiles import Problem
+from minilib.kernels.flash_attention import forward as flash_attention_forward
+from minilib.kernels.flash_attention.tiles import Problem
+from minilib.kernels.workbench import compiled
 from tests.kernels.parity.flash_attention import oracle, packed, varlen_oracle
 from tests.kernels.place import Place, assert_close
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minilib.kernels import matmul as op
 from minilib.kernels.matmul import choose_tile, cost, matmul, reference, tile_traffic
+from minilib.kernels.matmul import dense as op
 
 
 @pytest.mark.parametrize("version", op.VERSIONS)

@@ -10,8 +10,8 @@ import re
 import pytest
 import torch
 
-from minilib.kernels import compiled
-from minilib.kernels import paged_attention as kernel
+from minilib.kernels.paged_attention import attention as kernel
+from minilib.kernels.workbench import compiled
 from tests.kernels.paged_attention_cases import BATCHES, TOLERANCE, make_case
 from tests.kernels.place import DTYPES, distance
 

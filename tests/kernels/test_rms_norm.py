@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels.rms_norm import cost, reference, rms_norm
+from minilib.kernels.rowwise.rms_norm import cost, reference, rms_norm
 
 X, WEIGHT = torch.ones(3, 5), torch.ones(5)
 

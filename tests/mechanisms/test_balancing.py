@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minilib.classic.http.policies_by_key import BoundedHashing, Sticky, hash_affinity
 from minilib.mechanisms.balancing import (
     Feedback,
     LeastLoaded,
@@ -19,8 +20,7 @@ from minilib.mechanisms.balancing import (
     Weighted,
     assign,
 )
-from minilib.mechanisms.balancing_by_key import BoundedHashing, Sticky, hash_affinity
-from minilib.mechanisms.load_metrics import max_over_mean
+from minilib.numbers.load_metrics import max_over_mean
 
 POLICIES = {
     "round robin": lambda n: RoundRobin(),

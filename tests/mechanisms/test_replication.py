@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.mechanisms import plans
 from minilib.mechanisms.replication import (
     ContributionLost,
     CountedTwice,
@@ -18,6 +17,7 @@ from minilib.mechanisms.replication import (
     PlanError,
     Transfer,
     pack,
+    plans,
     seconds,
     simulate,
 )

@@ -10,11 +10,11 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from minilib.model import checkpoint
+from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
 from minilib.model.moe import MoE
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import Ops
 from tests.model.oracle import logits, places, tokens
 from tests.model.test_decoder import flat_attention

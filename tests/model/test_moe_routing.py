@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilib.model.moe import Router, Routing, combine, route
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 
 
 def routing_of(logits, bias=None, **config) -> Routing:

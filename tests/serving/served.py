@@ -5,7 +5,7 @@ import tempfile
 
 import torch
 
-from minilib.model import checkpoint
+from minilib.model import weights as checkpoint
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.model import oracle

@@ -7,7 +7,7 @@ import torch
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.serving.engine import Engine
 from tests.model.oracle import logits
 from tests.serving.served import (

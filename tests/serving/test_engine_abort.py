@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minilib.mechanisms.paging import OutOfPages
-from minilib.serving import paged_cache
+from minilib.serving.cache import paged
 from minilib.serving.request import SamplingParams, Status
 from tests.serving.served import (
     Results,
@@ -217,7 +217,7 @@ def test_swapping_that_fails_loses_nothing(monkeypatch, error, direction):
 
     def swap(table):
         with monkeypatch.context() as patch:
-            patch.setattr(paged_cache, "_copy", lambda source, target, copies: fail(copies))
+            patch.setattr(paged, "_copy", lambda source, target, copies: fail(copies))
             return real(table)
 
     fail = failing_once(error, lambda copies: None)

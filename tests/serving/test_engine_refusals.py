@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minilib.model.decoder import Decoder
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams
 from tests.serving.served import POSITIONS, VOCAB, assert_idle, engine, finish, greedy, likeliest, models, prompt

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
-from minilib.serving.paged_attention import PagedAttention, Work
-from minilib.serving.paged_cache import PagedCache
+from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.paged_attention import PagedAttention, Work
 
 PAGE_SIZES = [1, 2, 16, 64]
 LAYERS = 2

@@ -7,10 +7,10 @@ import platform
 import pytest
 import torch
 
-from minilib.kernels.dispatch import interpreted
-from minilib.machine import Machine
-from minilib.price import Cost
-from tools import bench_kernels
+from minilib.kernels.workbench.dispatch import interpreted
+from minilib.numbers.machine import Machine
+from minilib.numbers.price import Cost
+from tools.bench import kernels
 from tools.kernel_jobs import Job, Sizes, jobs, shares
 
 TINY = Sizes(
@@ -21,7 +21,7 @@ TINY = Sizes(
 
 @pytest.fixture(scope="module")
 def rows():
-    found = list(bench_kernels.kernels(Machine.datasheet("h200"), TINY, compiler=lambda op: op))
+    found = list(kernels.kernels(Machine.datasheet("h200"), TINY, compiler=lambda op: op))
     return {row["name"]: row for row in found}
 
 
@@ -41,7 +41,7 @@ def test_every_op_is_measured_beside_its_peers(rows):
 
 def test_a_row_is_a_line_of_words(rows):
     for name, row in rows.items():
-        line = bench_kernels.line(row)
+        line = kernels.line(row)
         assert line.startswith(name) and all(peer in line for peer in row["peers"])
 
 
@@ -82,10 +82,10 @@ def test_an_op_that_fails_leaves_its_error_and_the_others_go_on(monkeypatch):
 
     cost = Cost(flops=1, bytes=1)
     made = [Job("broken", cost, fails), Job("whole", cost, lambda: lambda: None, {"peer": fails})]
-    monkeypatch.setattr(bench_kernels, "jobs", lambda sizes, compiler: made)
-    broken, whole = bench_kernels.kernels(Machine.datasheet("h200"), TINY)
+    monkeypatch.setattr(kernels, "jobs", lambda sizes, compiler: made)
+    broken, whole = kernels.kernels(Machine.datasheet("h200"), TINY)
     assert broken["errors"] == {"ours": "RuntimeError: no such kernel"} and "measured" not in broken
-    assert bench_kernels.line(broken) == "broken: RuntimeError: no such kernel"
+    assert kernels.line(broken) == "broken: RuntimeError: no such kernel"
     assert whole["errors"] == {"peer": "RuntimeError: no such kernel"} and whole["measured"] > 0
 
 
@@ -99,12 +99,12 @@ def test_the_sizes_of_a_gpu_exceed_its_cache():
 
 @pytest.mark.skipif(platform.system() != "Linux" or interpreted(), reason="compiles on Linux, uninterpreted")
 def test_a_build_that_does_not_compile_leaves_its_error(monkeypatch):
-    from minilib.kernels import softmax
+    from minilib.kernels.rowwise import softmax
 
     good, bad = softmax.builds("sm_90")[:2]
     bad.types["stride_grad"] = "no type"
-    monkeypatch.setattr(bench_kernels.compiled, "all_builds", lambda target, every: {"softmax": [good, bad]})
-    whole, broken = bench_kernels.every_build(("sm_90",))
+    monkeypatch.setattr(kernels.compiled, "all_builds", lambda target, every: {"softmax": [good, bad]})
+    whole, broken = kernels.every_build(("sm_90",))
     assert whole["module"] == "softmax" and whole["name"] == good.name and whole["spilled"] == 0
     assert broken["name"] == bad.name and broken["target"] == "sm_90" and broken["error"]
 

@@ -9,7 +9,7 @@ import urllib.request
 
 import psutil
 
-from minilib.records import ROOT
+from minilib.numbers.records import ROOT
 from tools import lab
 
 OPTIONS = ["--no-browser", "--ServerApp.port=0"]

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from minilib.kernels import grouped_matmul as op
+from minilib.kernels.matmul import grouped as op
 from tests.kernels.parity.matmul import layouts
 from tests.kernels.place import DTYPES, Place, assert_close
 

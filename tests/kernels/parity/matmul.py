@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from minilib.kernels import matmul as op
+from minilib.kernels.matmul import dense as op
 from tests.kernels.place import DTYPES, Place, assert_close
 
 SIZES = ((1, 1, 1), (5, 3, 17), (16, 16, 16), (19, 65, 33), (1, 35, 40), (35, 1, 33))
