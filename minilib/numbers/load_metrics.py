@@ -11,9 +11,12 @@ from minilib.mechanisms.sharding import imbalance
 
 
 def max_over_mean(loads: Iterable[float]) -> float:
-    """The largest load over the mean load, 1.0 for none at all: sharding.imbalance, of arrays as well.
+    """The largest load divided by the mean load; 1.0 if every load is 0.
 
-    Where all wait for the slowest, this is how many times longer than a balanced step a step takes.
+    A step in which all targets wait for the slowest takes this many times as long as a balanced step.
+
+    Args:
+        loads: one number per target; the elements of an array are converted to float.
 
     Raises:
         ValueError: if there is no target.

@@ -57,9 +57,10 @@ def same_values(model: nn.Module, comm: Communicator, skip: Collection[nn.Parame
     """
     skip = frozenset(skip)  # by identity: `in` a list would compare values
     parameters = {name: p for name, p in model.named_parameters() if p not in skip}
-    sums = torch.zeros(comm.world_size, len(parameters), dtype=torch.int64)
+    sums = torch.zeros(comm.world_size, len(parameters), dtype=torch.int64, device=comm.device)
     sums[comm.rank] = torch.tensor([_checksum(parameter) for parameter in parameters.values()], dtype=torch.int64)
     comm.all_gather(sums)
+    sums = sums.cpu()
     usual = [Counter(column).most_common(1)[0][0] for column in sums.T.tolist()]  # among equally many, the first rank's
     differ = sums != torch.tensor(usual)
     if not differ.any():
@@ -76,7 +77,7 @@ def same_values(model: nn.Module, comm: Communicator, skip: Collection[nn.Parame
 
 def gather_numbers(number: int, comm: Communicator) -> list[int]:
     """What every rank has counted, in order of ranks."""
-    everything = torch.zeros(comm.world_size, dtype=torch.int64)
+    everything = torch.zeros(comm.world_size, dtype=torch.int64, device=comm.device)
     everything[comm.rank] = number
     comm.all_gather(everything)
     return everything.tolist()
@@ -84,9 +85,9 @@ def gather_numbers(number: int, comm: Communicator) -> list[int]:
 
 def gather_texts(text: str, comm: Communicator) -> list[str]:
     """What every rank has to say, in order of ranks."""
-    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(comm.device)
     lengths = gather_numbers(len(mine), comm)
-    everything = torch.zeros(comm.world_size, max(lengths), dtype=torch.uint8)
+    everything = torch.zeros(comm.world_size, max(lengths), dtype=torch.uint8, device=comm.device)
     everything[comm.rank, : len(mine)] = mine
     comm.all_gather(everything)
     return [bytes(row[:length].tolist()).decode() for row, length in zip(everything, lengths, strict=True)]
@@ -103,7 +104,7 @@ def _words(x: Tensor) -> str:
 
 
 def _checksum(x: Tensor) -> int:
-    return zlib.crc32(x.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return zlib.crc32(x.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
 
 
 def _some(names: list[str]) -> str:

@@ -32,7 +32,8 @@ def check(tensor: Tensor, op: str | None) -> None:
         ValueError: which says what came.
     """
     if tensor.device.type != "cpu":
-        raise ValueError(f"these transports carry CPU tensors, got one on {tensor.device}; on GPUs use NCCL")
+        raise ValueError(f"these transports carry CPU tensors, got one on {tensor.device}; "
+                         "TorchCommunicator carries those of GPUs, over NCCL")  # fmt: skip
     if tensor.layout != torch.strided:
         raise ValueError(f"collectives take dense tensors, got {tensor.layout}")
     if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):

@@ -99,10 +99,10 @@ class Balancer:
                 f"penalty() is asked for once after each forward with gradients; {len(self.routers)} routers have been "
                 f"seen {len(seen)} times since"
             )
-        loads = torch.stack([routing.wanted for routing in seen]).cpu() * (weight != 0)
+        loads = torch.stack([routing.wanted for routing in seen]) * (weight != 0)
         if self.comm is not None:
             self.comm.all_reduce(loads)
-        self.loads += loads
+        self.loads += loads.cpu()
         total = 0.0
         for routing, load in zip(seen, self.loads, strict=True):
             if self.config.method in ("loss", "both"):

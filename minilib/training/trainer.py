@@ -198,7 +198,7 @@ class Trainer:
         """Over ranks."""
         if self.comm is None:
             return value
-        everybody = torch.tensor([value], dtype=torch.float64)
+        everybody = torch.tensor([value], dtype=torch.float64, device=self.comm.device)
         self.comm.all_reduce(everybody, "avg")
         return everybody.item()
 

@@ -6,8 +6,6 @@ import torch.distributed as dist
 
 from minilib.ranks.collectives import chunk_of
 from minilib.ranks.launch import run
-from minilib.ranks.transport.base import LABEL_BYTES
-from minilib.ranks.transport.group import FIRST_BYTES, SEGMENT_BYTES
 from minilib.ranks.transport.shared_memory import SLOT_BYTES
 from tests.ranks.collective_cases import (
     CARRIED,
@@ -20,12 +18,10 @@ from tests.ranks.collective_cases import (
 )
 
 WORLD_SIZES = (1, 2, 3, 4)
-BESIDE_A_LABEL = FIRST_BYTES - LABEL_BYTES
-LARGEST = max(SLOT_BYTES, SEGMENT_BYTES)
 
 
 def lengths(n: int) -> list[int]:
-    return [0, 1, *{max(1, n - 1), n, n + 1}, 101, BESIDE_A_LABEL // 4, BESIDE_A_LABEL // 4 + 1, 6007]
+    return [0, 1, *{max(1, n - 1), n, n + 1}, 101, 6007]
 
 
 @pytest.mark.parametrize("n", WORLD_SIZES)
@@ -60,22 +56,21 @@ def test_all_reduce_of_every_dtype_by_every_operation(n):
 
 
 @pytest.mark.parametrize("n", WORLD_SIZES)
-def test_messages_of_several_segments_and_slots(n):
-    """The largest message of each plan is a segment or slot, or one element more or less."""
+def test_messages_of_several_slots(n):
+    """The largest message of each plan is a slot, or one element more or less."""
 
     def check():
         plans = {plan.name: plan for plan in all_reduce_plans(n) if plan}
         comms = communicators().values()
         for dtype, more in ((torch.uint8, (-1, 0, 1)), (torch.float64, (1,))):
             for name, messages in (("ring", n), ("star", 1), ("recursive-doubling", 1)):
-                for nbytes in {SLOT_BYTES, SEGMENT_BYTES}:
-                    for numel in (messages * nbytes // dtype.itemsize + few for few in more):
-                        expected = values(numel, dtype)
-                        dist.all_reduce(expected)
-                        for comm in comms:
-                            x = values(numel, dtype)
-                            comm.all_reduce(x, plan=plans.get(name))
-                            assert torch.equal(x, expected), (comm.transport, name, numel, dtype)
+                for numel in (messages * SLOT_BYTES // dtype.itemsize + few for few in more):
+                    expected = values(numel, dtype)
+                    dist.all_reduce(expected)
+                    for comm in comms:
+                        x = values(numel, dtype)
+                        comm.all_reduce(x, plan=plans.get(name))
+                        assert torch.equal(x, expected), (comm.transport, name, numel, dtype)
 
     run(check, n)
 
@@ -102,7 +97,7 @@ def test_reduce_scatter_and_all_gather(n):
     def check():
         rank = dist.get_rank()
         for comm in communicators().values():
-            for numel in (*lengths(n), 2 * LARGEST // 8 + 1):
+            for numel in (*lengths(n), 2 * SLOT_BYTES // 8 + 1):
                 for op in ("sum", "avg", "max"):
                     total, x = values(numel, torch.float64), values(numel, torch.float64)
                     dist.all_reduce(total, TORCH[op])
@@ -123,7 +118,7 @@ def test_broadcast_and_reduce_from_and_to_every_rank(n):
     def check():
         comms = communicators().values()
         for root in range(n):
-            for numel in (0, 1, 101, 6007, LARGEST // 8 + 1):
+            for numel in (0, 1, 101, 6007, SLOT_BYTES // 8 + 1):
                 expected, total = values(numel, torch.float64), values(numel, torch.float64)
                 dist.broadcast(expected, root)
                 dist.reduce(total, root, dist.ReduceOp.MAX)
@@ -159,7 +154,7 @@ def test_all_to_all(n):
     def check():
         rank = dist.get_rank()
         for comm in communicators().values():
-            for dtype, scale in ((torch.float32, 3), (torch.int8, LARGEST // 3), (torch.bool, 2000)):
+            for dtype, scale in ((torch.float32, 3), (torch.int8, SLOT_BYTES // 3), (torch.bool, 2000)):
                 sizes = [[scale * ((2 * src + dst) % 3) + (src == 2) for dst in range(n)] for src in range(n)]
                 sent, received = sizes[rank], [sizes[src][rank] for src in range(n)]
                 mine, expected = values(sum(sent), dtype), torch.empty(sum(received), dtype=dtype)

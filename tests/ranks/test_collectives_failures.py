@@ -81,7 +81,7 @@ def test_ranks_that_do_not_agree(kind):
         (other_cut, "chain/2", "chain/3"),
         (other_collective, "reduce_scatter", "all_gather"),
         (other_sizes, "8 bytes", "4 bytes"),
-        (a_missing_call, "call 2, all_reduce sum halving-doubling/2 torch.float32", "torch.uint8"),
+        (a_missing_call, "call 2, all_reduce sum tree/1 torch.float32", "torch.uint8"),
     )
 
     def attempts():
@@ -131,7 +131,8 @@ def test_a_rank_that_does_not_come(kind):
 def test_in_the_background_the_wait_raises(kind):
     def attempt():
         comm = Communicator(TRANSPORTS[kind](timeout=20.0))
-        pending = [comm.all_reduce(torch.ones(6 + dist.get_rank()), async_op=True) for _ in range(3)]
+        ring = plans.ring("all_reduce", 2)  # in which both ranks receive first, so that both see the mismatch
+        pending = [comm.all_reduce(torch.ones(6 + dist.get_rank()), plan=ring, async_op=True) for _ in range(3)]
         found = [failure(each.wait)[1] for each in (*pending, pending[0])]
         return [*found, failure(comm.barrier)[1], failure(lambda: comm.barrier())[1]]
 
@@ -161,12 +162,12 @@ def test_an_error_of_ones_own_breaks_it_too(kind):
 
 
 def in_the_middle(do) -> None:
-    """Have this rank do something once it has taken over the third piece of what comes."""
+    """Have this rank do something when it combines what has come for the second time."""
     pieces, take = [], group.take
 
     def counted(*args):
         pieces.append(0)
-        if len(pieces) == 3:
+        if len(pieces) == 2:
             do()
         take(*args)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilib.mechanisms.paging import OutOfPages
+from minilib.mechanisms.paging import OutOfFrames
 from minilib.serving.cache import paged
 from minilib.serving.request import SamplingParams, Status
 from tests.serving.served import (
@@ -235,7 +235,7 @@ def test_a_sequence_stays_where_it_is_if_there_is_no_room_to_swap_it():
     served.add_request("a", OTHER, likeliest(COUNT))
     results = Results()
     step(served, results)
-    with pytest.raises(OutOfPages):
+    with pytest.raises(OutOfFrames):
         served.cache.swap_out(sequence_of(served, "a").table)
     served.check_invariants()
     assert finish(served, results).tokens["a", 0] == greedy(OTHER, COUNT)

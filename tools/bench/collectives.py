@@ -122,12 +122,10 @@ def _messages(kind: str, messages: Sequence[int]) -> list[list[float]]:
             send = Message(1 - me, source[:numel], None) if me == sender else None
             receive = Message(1 - me, target[:numel], None) if me != sender else None
             transport.exchange(send, receive, combine)
-        transport.flush()
 
     def everybody(numel: int) -> None:
         send, receive = Message((me + 1) % n, source[:numel], None), Message((me - 1) % n, target[:numel], None)
         transport.exchange(send, receive, None)
-        transport.flush()
 
     found = []
     for nbytes in messages:

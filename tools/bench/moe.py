@@ -84,7 +84,7 @@ def _http(policy: Callable[[int], Policy]) -> dict:
         delays.append(report.latency.p99)
     choices = 1 if policy is Random else 2
     return {
-        "max_over_mean": statistics.mean(burst.max_over_mean for burst in bursts),
+        "max_over_mean": statistics.mean(max_over_mean(queues) for queues in bursts),
         "expected_max_over_mean": expected_max_over_mean(BACKENDS, BACKENDS, choices),
         "p99": delays,
     }

@@ -1,11 +1,11 @@
-"""A backend to be balanced: an HTTP server with one worker, a queue before it, and a speed that is set.
+"""A backend to be balanced: an HTTP server with one worker, a queue in front of it, and a speed.
 
-    GET /some/key?work=0.002       takes 0.002 / speed seconds of the worker, after whatever came before it
+    GET /some/key?work=0.002       takes 0.002 / speed seconds of the worker, after all requests that came before
     GET /-/health                  is answered at once
 
-The worker only waits, so dozens of backends share a core. It keeps its own time: a request is done at its start plus
-its work over the speed, and the next one starts at that very moment, even if the event loop wakes late. So lateness
-does not add up, and the queueing delay that an answer reports is that of the queue alone.
+The worker only sleeps, so dozens of backends share a core. It has a clock of its own: a request ends at its start plus
+work / speed, and the next one starts at that moment even if the event loop wakes up late. So lateness does not add up,
+and the queueing delay that a response reports is that of the queue alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections import deque
-from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from minilib.classic.http.server import HttpServer, error
@@ -24,41 +22,30 @@ HEALTH = "/-/health"
 MAX_WORK = 60.0  # seconds at speed 1
 
 
-@dataclass
-class _Job:
-    """A request in the queue: when it came, the seconds that it takes at speed 1, and its answer to come."""
-
-    came: float
-    work: float
-    done: asyncio.Future
-
-
 class Backend(HttpServer):
     """One worker, first come first served.
 
     Args:
-        number: what its answers call it.
-        speed: how many seconds of work it does in a second, above 0; setting it counts from the next request on.
+        number: its name in responses.
+        speed: seconds of work done in a second, finite and above 0; may be set while it runs.
         timeout: as of HttpServer.
 
     Attributes:
-        served: requests answered since it was made.
+        served: requests finished so far.
+        queue_length: requests not finished, including the one at work.
 
     Raises:
-        ValueError: if the speed is not above 0.
+        ValueError: if the speed is out of range.
     """
 
     def __init__(self, number: int, speed: float = 1.0, timeout: float = 5.0) -> None:
         super().__init__(self._work, timeout)
-        self.number, self.speed, self.served = number, speed, 0
-        self._queue: deque[_Job] = deque()
-        self._job: _Job | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._free_at, self._held = 0.0, False
+        self.number, self.speed, self.served, self.queue_length = number, speed, 0, 0
+        self._worker, self._free_at = asyncio.Lock(), 0.0  # waiters get a Lock in their order
 
     @property
     def speed(self) -> float:
-        """Seconds of work that it does in a second."""
+        """Seconds of work done in a second."""
         return self._speed
 
     @speed.setter
@@ -67,33 +54,19 @@ class Backend(HttpServer):
             raise ValueError(f"a speed is finite and above 0, got {speed!r}")
         self._speed = speed
 
-    @property
-    def queue_length(self) -> int:
-        """Requests that it has and has not answered, that at work included."""
-        return len(self._queue) + (self._job is not None)
-
-    def hold(self) -> None:
-        """Begin no further request, so that a queue can be looked at."""
-        self._held = True
+    async def hold(self) -> None:
+        """Keep the worker from starting a request until `release`, so that a queue builds up."""
+        await self._worker.acquire()
 
     def release(self) -> None:
-        """Go on after `hold`."""
-        self._held, self._free_at = False, max(self._free_at, asyncio.get_running_loop().time())
-        self._begin()
-
-    def kill(self) -> None:
-        """Die as a process does that is killed: connections reset, queue lost. `start` brings it back, empty."""
-        super().kill()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._queue.clear()
-        self._job, self._timer, self._free_at = None, None, 0.0
+        """Let the worker go on after `hold`."""
+        self._free_at = max(self._free_at, asyncio.get_running_loop().time())
+        self._worker.release()
 
     def check_invariants(self) -> None:
-        """It works while there is work, unless it is held."""
+        """A request in the queue is one that is being answered."""
         super().check_invariants()
-        assert (self._job is None) == (self._timer is None), "somebody is served and nobody counts the time"
-        assert self._job is not None or self._held or not self._queue, "somebody waits and nobody works"
+        assert 0 <= self.queue_length <= len(self._answering), f"{self.queue_length} requests wait for nobody"
 
     async def _work(self, request: Request) -> Response:
         path, _, query = request.target.partition("?")
@@ -105,25 +78,15 @@ class Backend(HttpServer):
             work = math.nan
         if not 0 <= work <= MAX_WORK:
             return error(400, f"work is a number of seconds from 0 to {MAX_WORK:g}")
-        loop = asyncio.get_running_loop()
-        job = _Job(loop.time(), work, loop.create_future())
-        self._queue.append(job)
-        self._begin()
-        queued, service = await job.done
-        answer = {"backend": self.number, "queued": queued, "service": service, "served": self.served}
-        return Response(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
-
-    def _begin(self) -> None:
-        """Take the next request if the worker is free."""
-        if self._job is None and self._queue and not self._held:
-            self._job = self._queue.popleft()
-            start = max(self._job.came, self._free_at)
-            self._free_at = start + self._job.work / self.speed
-            self._timer = asyncio.get_running_loop().call_at(self._free_at, self._finish, start)
-
-    def _finish(self, start: float) -> None:
-        job, self._job, self._timer = self._job, None, None
-        self.served += 1
-        if not job.done.done():  # otherwise whoever asked is gone
-            job.done.set_result((start - job.came, self._free_at - start))
-        self._begin()
+        clock = asyncio.get_running_loop().time
+        came, self.queue_length = clock(), self.queue_length + 1
+        try:
+            async with self._worker:
+                start, service = max(came, self._free_at), work / self.speed
+                await asyncio.sleep(start + service - clock())
+                self._free_at, self.served = start + service, self.served + 1
+        finally:
+            self.queue_length -= 1
+        seconds = {"came": came, "queued": start - came, "service": service}
+        body = json.dumps({"backend": self.number, "served": self.served, **seconds})
+        return Response(200, body.encode(), {"Content-Type": "application/json"})

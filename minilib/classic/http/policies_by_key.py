@@ -3,7 +3,7 @@
     sticky      the target with the largest affinity, always: as skewed as the keys are
     bounded     the owner on a hash ring; if that is full, the next one on the ring
 
-Both are policies of balancing.py, where a third one is that moves keys away from busy targets by biases: Feedback.
+Both are policies of mechanisms/balancing, where a third one moves keys away from busy targets by biases: Feedback.
 """
 
 from __future__ import annotations

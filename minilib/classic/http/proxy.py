@@ -1,14 +1,13 @@
-"""A reverse proxy: one port in front of many backends, and a policy of balancing.py that says which gets a request.
+"""A reverse proxy: one port in front of many backends, and a balancing policy that chooses one for each request.
 
     client ──► proxy ──► backend 0     up      in flight 2
                     ├──► backend 1     down    ∞              probed until it answers
                     └──► backend 2     up      in flight 1
 
-The load of a backend is the number of requests that it has and has not answered. One that breaks a connection, answers
-garbage or takes too long is marked down, and the request goes to another one: only GET is forwarded, which may be sent
-twice without harm. So a client gets one answer to each request, even if two backends worked on it.
+A backend that ends a connection, sends a malformed response or exceeds the timeout is marked down, and the request is
+sent to another one: only GET is forwarded, which is idempotent. A client gets one response to each request.
 
-Source: RFC 9110, sections 9.2.2 (idempotent methods) and 15.6 (what 502, 503 and 504 mean).
+Source: RFC 9110, sections 9.2.2 (idempotent methods) and 15.6 (502, 503 and 504).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import unquote
 
 from minilib.classic.http.backend import HEALTH
-from minilib.classic.http.connection import Client
+from minilib.classic.http.client import Client
 from minilib.classic.http.server import HttpServer, error
 from minilib.classic.http.wire import BadMessage, Request, Response
 from minilib.mechanisms.balancing import NoTarget, Policy
@@ -32,15 +31,7 @@ SIGNALS = ("requests", "in_flight")
 
 @dataclass
 class BackendHealth:
-    """What the proxy knows of a backend.
-
-    Args:
-        up: it may be chosen.
-        in_flight: requests that it has and has not answered.
-        forwarded: requests sent to it so far.
-        failures: how many of them it did not answer.
-        reason: what marked it down last, for people.
-    """
+    """A backend as the proxy sees it; `reason` is the failure that marked it down last."""
 
     up: bool = True
     in_flight: int = 0
@@ -50,26 +41,23 @@ class BackendHealth:
 
 
 class Proxy(HttpServer):
-    """Forwards each GET to the backend that a policy chooses; GET /-/status says how the backends are.
+    """Forwards each GET to the backend that a policy chooses; GET /-/status returns the backends' health as JSON.
 
     Args:
-        policy: it gets the path without its first slash as key, and in-flight counts as loads.
-        ports: of the backends, whose targets they are in this order.
-        window: requests after which the policy observes.
-        signal: what it then observes of each backend: "requests" that were sent there in the window, or those
-            "in_flight" there, added up over the window's requests; a slow backend shows in the second only.
-        answer_within: seconds that a backend has to answer.
-        probe_every: seconds between two questions to a backend that is down.
+        policy: its keys are request paths without the first slash, its loads those of `loads`.
+        ports: of the backends; target i of the policy is the i-th.
+        window: requests between two calls of policy.observe.
+        signal: the loads that the policy observes: "requests" sent to each backend, or "in_flight", the requests in
+            flight there summed over the window's requests, which shows a slow backend.
+        answer_within, probe_every: seconds that a backend has to respond, and between health checks if it is down.
         timeout: as of HttpServer.
 
     Attributes:
-        backends: health of each.
-        retries: attempts beyond the first, so far.
+        backends: the BackendHealth of each.
+        retries: attempts beyond the first, over all requests.
 
     Raises:
         ValueError: if there is no backend, or an argument is out of range.
-
-    Cost: one more HTTP exchange a request, and what the policy costs.
     """
 
     def __init__(
@@ -100,17 +88,15 @@ class Proxy(HttpServer):
         return [backend.in_flight if backend.up else math.inf for backend in self.backends]
 
     async def close(self, grace: float = 1.0) -> None:
-        """As HttpServer does; and close the connections to the backends."""
+        """As HttpServer, then end the probes and the connections to the backends."""
         await super().close(grace)
         probes = [*self._probes.values()]
         for probe in probes:
             probe.cancel()
-        await asyncio.gather(*probes, return_exceptions=True)
-        for client in self._clients:
-            await client.close()
+        await asyncio.gather(*probes, *(client.close() for client in self._clients), return_exceptions=True)
 
     def check_invariants(self) -> None:
-        """In-flight counts add up to the requests being answered at most, and whoever is down is being probed."""
+        """Requests in flight are being answered, and a backend that is down is being probed."""
         super().check_invariants()
         in_flight = [backend.in_flight for backend in self.backends]
         assert min(in_flight) >= 0 and sum(in_flight) <= len(self._answering), f"{in_flight} requests in flight"
@@ -126,70 +112,60 @@ class Proxy(HttpServer):
             health = [asdict(backend) for backend in self.backends]
             return Response(200, json.dumps(health).encode(), {"Content-Type": "application/json"})
         key = unquote(request.target.partition("?")[0][1:])
-        tried: set[int] = set()
-        failure: Exception | None = None
+        failures: dict[int, Exception] = {}
         while True:
-            loads = [math.inf if target in tried else load for target, load in enumerate(self.loads())]
+            loads = [math.inf if target in failures else load for target, load in enumerate(self.loads())]
             try:
                 target = self.policy.choose(key, loads)
             except NoTarget:
-                return _give_up(failure, len(tried))
-            self._count(target)
-            self.retries += bool(tried)
+                return _no_answer([*failures.values()])
+            self._observe(target)
+            self.retries += bool(failures)
+            backend = self.backends[target]
+            backend.forwarded += 1
+            backend.in_flight += 1
             try:
-                return await self._ask(target, request.target)
-            except (OSError, BadMessage) as wrong:  # TimeoutError is an OSError
-                failure = wrong
-                tried.add(target)
-                self._mark_down(target, wrong)
+                answer = await self._clients[target].get(request.target, self._answer_within)
+            except (OSError, BadMessage) as failure:  # TimeoutError is an OSError
+                failures[target] = failure
+                self._mark_down(target, failure)
+            else:
+                kind = answer.headers.get("content-type", "application/octet-stream")
+                return Response(answer.status, answer.body, {"Content-Type": kind, "X-Backend": str(target)})
+            finally:
+                backend.in_flight -= 1
 
-    async def _ask(self, target: int, path: str) -> Response:
-        """One attempt at one backend."""
-        backend = self.backends[target]
-        backend.forwarded += 1
-        backend.in_flight += 1
-        try:
-            answer = await self._clients[target].get(path, self._answer_within)
-        except (OSError, BadMessage):
-            backend.failures += 1
-            raise
-        finally:
-            backend.in_flight -= 1
-        kind = answer.headers.get("content-type", "application/octet-stream")
-        return Response(answer.status, answer.body, {"Content-Type": kind, "X-Backend": str(target)})
-
-    def _count(self, target: int) -> None:
-        """Add a choice to the window, and let the policy observe when that is full."""
+    def _observe(self, target: int) -> None:
+        """Add a choice to the window, and let the policy observe a full one."""
         for other, backend in enumerate(self.backends):
             self._seen[other] += backend.in_flight if self._signal == "in_flight" else other == target
         self._left -= 1
         if not self._left:
-            pairs = zip(self._seen, self.backends, strict=True)
-            seen = [count if backend.up else math.inf for count, backend in pairs]
+            seen = [count if health.up else math.inf for count, health in zip(self._seen, self.backends, strict=True)]
             self._seen, self._left = [0] * len(seen), self._window
             self.policy.observe(seen)
 
-    def _mark_down(self, target: int, reason: Exception) -> None:
+    def _mark_down(self, target: int, failure: Exception) -> None:
         backend = self.backends[target]
-        backend.up, backend.reason = False, str(reason) or type(reason).__name__
+        backend.failures += 1
+        backend.up, backend.reason = False, str(failure) or type(failure).__name__
         if target not in self._probes and self.listening:
             self._probes[target] = asyncio.get_running_loop().create_task(self._probe(target))
 
     async def _probe(self, target: int) -> None:
-        """Ask a backend that is down how it is, until it is well."""
-        while True:
+        """Check the health of a backend that is down until it is up."""
+        while not self.backends[target].up:
             await asyncio.sleep(self._probe_every)
             with suppress(OSError, BadMessage):
-                if (await self._clients[target].get(HEALTH, self._answer_within)).status == 200:
-                    break
-        self.backends[target].up = True
+                response = await self._clients[target].get(HEALTH, self._answer_within)
+                self.backends[target].up = response.status == 200
         del self._probes[target]
 
 
-def _give_up(failure: Exception | None, attempts: int) -> Response:
-    """What to answer when no backend is left."""
-    if failure is None:
+def _no_answer(failures: list[Exception]) -> Response:
+    """The response when no backend is left to try."""
+    if not failures:
         return error(503, "no backend is up", {"Retry-After": "1"})
-    if isinstance(failure, TimeoutError):
-        return error(504, f"{attempts} backends failed, the last one by not answering in time")
-    return error(502, f"{attempts} backends failed, the last one: {failure}")
+    if isinstance(failures[-1], TimeoutError):
+        return error(504, f"{len(failures)} backends failed, the last one by not answering in time")
+    return error(502, f"{len(failures)} backends failed, the last one: {failures[-1]}")

@@ -1,157 +1,131 @@
-"""A small HTTP/1.1 server on loopback: GET only, a task for each connection, every wait with its end."""
+"""A small HTTP/1.1 server on loopback: GET only, one task per connection, a timeout on every wait."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-from minilib.classic.http.connection import HOST, Connection
-from minilib.classic.http.wire import BadMessage, Request, Response, take_request
+from minilib.classic.http.wire import HOST, MAX_BODY, MAX_HEAD, BadMessage, Request, Response, read_request
 
-LINGER = 0.5  # seconds that a client has to read why its request was refused
+LINGER = 0.5  # seconds that a client has to read the last response before its connection is closed
 log = logging.getLogger(__name__)
 
 
 class HttpServer:
-    """Listens on 127.0.0.1 and has every request answered by a function.
+    """Listens on 127.0.0.1 and answers every request by calling a function.
 
-    Whatever is wrong with a request is answered (400, 405, 408, 413, 431, 501), and so is an error of the function
-    (500, and the log says which).
+    A request that cannot be answered gets a named error (400, 405, 408, 413, 431, 501), and so does one whose function
+    raises (500; the log has the traceback).
 
     Args:
-        answer: request → answer.
-        timeout: seconds that a client may take to send a request, and to read an answer; idle ones are closed then.
+        answer: coroutine function, request → response.
+        timeout: seconds that a client has to send a request, and to receive the response.
 
     Attributes:
-        port: where it listens; 0 before it was started.
+        port: 0 before `start`.
+        listening: whether connections are accepted.
     """
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]], timeout: float = 5.0) -> None:
-        self.port = 0
+        self.port, self.listening = 0, False
         self._answer, self._timeout = answer, timeout
-        self._server: asyncio.Server | None = None
-        self._tasks: dict[Connection, asyncio.Task] = {}
-        self._answering: set[Connection] = set()
-        self._open: set[Connection] = set()
-
-    @property
-    def listening(self) -> bool:
-        """Whether it takes connections."""
-        return self._server is not None
+        self._connections: dict[asyncio.Task, asyncio.StreamWriter] = {}
+        self._answering: set[asyncio.Task] = set()
 
     async def start(self) -> int:
-        """Listen: on any free port, or again on the one that it had.
-
-        Returns:
-            The port.
+        """Listen on a free port, or after `kill` on the same one again; returns the port.
 
         Raises:
-            OSError: if somebody else has that port by now.
-            RuntimeError: if it listens already.
+            OSError: if another process has taken the port.
+            RuntimeError: if the server listens already.
         """
         if self.listening:
             raise RuntimeError(f"it listens on port {self.port} already")
-        factory, loop = lambda: Connection(self._made, self._open.discard), asyncio.get_running_loop()
-        self._server = await loop.create_server(factory, HOST, self.port, backlog=1024)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._accept, HOST, self.port, limit=MAX_HEAD, backlog=1024)
+        self.port, self.listening = self._server.sockets[0].getsockname()[1], True
         return self.port
 
     def kill(self) -> None:
-        """Stop as a process does that is killed: connections are reset, whatever was going on in them."""
+        """Stop as a killed process does: every connection ends at once, whatever was going on in it."""
         self._stop_listening()
-        for task in self._tasks.values():
+        for task, writer in self._connections.items():
             task.cancel()
-        for connection in [*self._open]:
-            connection.reset()
+            writer.transport.abort()
 
     async def close(self, grace: float = 1.0) -> None:
-        """Stop listening, answer what is being answered, drop everything else, and leave nothing behind.
-
-        Args:
-            grace: seconds that answers may still take.
-        """
-        server = self._server
+        """Stop listening, finish what is being answered within `grace` seconds, and end all connections."""
         self._stop_listening()
-        for _ in range(3):  # a connection that is being accepted needs three turns of the loop to be made
+        for _ in range(3):  # turns of the event loop that it takes to accept a connection
             await asyncio.sleep(0)
-        for connection, task in self._tasks.items():
-            if connection not in self._answering:
-                task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=grace)
+        writers = [*self._connections.values()]
+        for task in self._connections.keys() - self._answering:
+            task.cancel()
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=grace)
         self.kill()
-        while self._tasks:
-            await asyncio.wait(self._tasks.values())
-        for connection in [*self._open]:
-            await connection.wait_gone()
-        if server is not None:
-            await server.wait_closed()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     def check_invariants(self) -> None:
-        """Whoever is answered is connected, and has a task."""
-        assert self._answering <= self._tasks.keys(), "somebody is answered by nobody"
+        """Whoever is being answered is connected."""
+        assert self._answering <= self._connections.keys(), "a request is being answered without a connection"
 
     def _stop_listening(self) -> None:
-        if self._server is not None:
+        if self.listening:
+            self.listening = False
             self._server.close()
-            self._server = None
 
-    def _made(self, connection: Connection) -> None:
-        self._open.add(connection)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.listening:
-            connection.reset()
+            writer.transport.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(connection))
-        self._tasks[connection] = task
-        task.add_done_callback(lambda _: self._tasks.pop(connection))
+        writer.transport.set_write_buffer_limits(0)  # drain() then waits until the kernel has everything
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._connections[task] = writer
+        task.add_done_callback(self._disconnect)
 
-    async def _serve(self, connection: Connection) -> None:
-        """Answer one request after the other."""
-        try:
-            while (request := await self._next(connection)) is not None:
-                self._answering.add(connection)
-                response = await self._respond(request)
-                keep_alive = request.keep_alive and self.listening
-                await connection.send(response.encode(keep_alive), self._timeout)
-                self._answering.discard(connection)
-                if not keep_alive:
-                    await connection.linger(LINGER)
-                    break
-            connection.close()
-        except OSError:  # gone, or too slow to read its answer
-            connection.reset()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
-        finally:
-            self._answering.discard(connection)
+    def _disconnect(self, task: asyncio.Task) -> None:
+        self._answering.discard(task)
+        writer = self._connections.pop(task)  # has a name because Python 3.13 warns if it is collected unclosed
+        writer.transport.abort()
 
-    async def _next(self, connection: Connection) -> Request | None:
-        """The next request, or None if there is none; one that is refused has been answered."""
-        try:
-            return await connection.receive(take_request, self._timeout)
-        except BadMessage as bad:
-            refusal = error(bad.status, str(bad))
-        except (TimeoutError, ConnectionError) as never:
-            if not connection.pending:  # nobody asked for anything
-                return None
-            late = isinstance(never, TimeoutError)
-            refusal = error(408, f"a request has {self._timeout} s to come") if late else error(400, str(never))
-        await connection.send(refusal.encode(keep_alive=False), self._timeout)
-        await connection.linger(LINGER)
-        return None
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of a connection one after the other."""
+        task, keep_alive = asyncio.current_task(), True
+        with suppress(OSError):  # the client is gone, or too slow to receive its response
+            while keep_alive:
+                try:
+                    request = await read_request(reader, self._timeout)
+                except BadMessage as bad:
+                    response, keep_alive = error(bad.status, str(bad)), False
+                else:
+                    if request is None:
+                        return
+                    self._answering.add(task)
+                    response = await self._respond(request)
+                    keep_alive = request.keep_alive and self.listening
+                writer.write(response.encode(keep_alive))
+                if writer.transport.get_write_buffer_size():  # the kernel has not taken everything at once
+                    async with asyncio.timeout(self._timeout):
+                        await writer.drain()
+                self._answering.discard(task)
+            writer.write_eof()
+            async with asyncio.timeout(LINGER):  # to close with unread bytes would reset it and lose the response
+                while await reader.read(MAX_BODY):
+                    pass
 
     async def _respond(self, request: Request) -> Response:
-        if request.method != "GET":  # what may be sent twice without harm, and so to another backend
+        if request.method != "GET":  # a proxy must be able to send a request twice
             return error(405, f"only GET is answered, got {request.method}", {"Allow": "GET"})
         try:
             return await self._answer(request)
         except Exception:
             log.exception("no answer to %s", request.target)
-            return error(500, "an error of this server, which its log tells")
+            return error(500, "an internal error, which the log of this server describes")
 
 
 def error(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
-    """An answer that says in one line of text what is wrong."""
+    """A response that gives its reason in one line of text."""
     return Response(status, f"{reason}\n".encode(), {"Content-Type": "text/plain; charset=utf-8", **(headers or {})})

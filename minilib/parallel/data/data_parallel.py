@@ -108,7 +108,7 @@ class DataParallel:
             if tensor not in self._skip:
                 comm.broadcast(tensor)
         limit = {"naive": 0, "flat": math.inf, "buckets": bucket_bytes}[method]
-        self.buckets = allocate(cut(_in_backward_order(model, self._skip), limit), comm.transport)
+        self.buckets = allocate(cut(_in_backward_order(model, self._skip), limit), comm)
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._arrived, bucket, index))
             for bucket in self.buckets
@@ -162,7 +162,7 @@ class DataParallel:
             total: of all ranks, or of all backwards between two `finish`; if left out, ranks add theirs up now.
         """
         if total is None:
-            counted = torch.tensor([num_tokens])
+            counted = torch.tensor([num_tokens], device=self.comm.device)
             self.comm.all_reduce(counted)
             total = int(counted)
         if not num_tokens:

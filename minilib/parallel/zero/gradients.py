@@ -17,7 +17,6 @@ from minilib.mechanisms.replication import plans
 from minilib.parallel.zero.layout import UnsuitableModel
 from minilib.parallel.zero.row import Row
 from minilib.ranks.collectives import Communicator, Pending
-from minilib.ranks.transport.base import Transport
 
 
 class LateGradient(RuntimeError):
@@ -28,22 +27,22 @@ class Buckets:
     """Buffers through which gradients go to their owners: one fills while another is on its way.
 
     Args:
-        transport: makes them, so that it can send from them without a copy.
+        comm: allocates the buffers, so that it can send from them without a copy.
         numel, dtype: of each.
         count: how many.
     """
 
-    def __init__(self, transport: Transport, numel: int, dtype: torch.dtype, count: int) -> None:
-        self._all = {bucket.data_ptr(): bucket for bucket in (transport.empty(numel, dtype) for _ in range(count))}
+    def __init__(self, comm: Communicator, numel: int, dtype: torch.dtype, count: int) -> None:
+        self._all = {bucket.data_ptr(): bucket for bucket in (comm.empty(numel, dtype) for _ in range(count))}
         self._free = list(self._all.values())
         self._sent: dict[Gradients, None] = {}  # in the order in which they began
-        self._dtype = dtype
+        self._dtype, self._device = dtype, comm.device
 
     def lease(self, numel: int) -> Tensor:
         """A buffer with undefined content; a new one if all are in use, as when gradients accumulate."""
         while not self._free and self._sent:
             next(iter(self._sent)).settle()
-        return self._free.pop()[:numel] if self._free else torch.empty(numel, dtype=self._dtype)
+        return self._free.pop()[:numel] if self._free else torch.empty(numel, dtype=self._dtype, device=self._device)
 
     def sent(self, holder: Gradients) -> None:
         """Remember whose buffer is on its way."""
@@ -74,7 +73,7 @@ class Gradients:
         self.row, self._comm, self._buckets = row, comm, buckets
         self._cut, self._everything = row.stage >= 2, frozenset(range(len(row.parameters)))
         length, dtype = row.layout.length, row.dtypes.gradients
-        self.full = None if self._cut else comm.transport.empty(length, dtype)
+        self.full = None if self._cut else comm.empty(length, dtype)
         self.own = torch.empty_like(row.own, dtype=dtype) if self._cut else self.full[row.owned]
         self.arrived: set[int] = set()  # whose gradients are in `full`
         self.missing: set[int] = set()  # whose have yet to come in this backward

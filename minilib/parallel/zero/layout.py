@@ -148,17 +148,17 @@ def group_of(model: nn.Module, groups: Iterable[Mapping]) -> dict[nn.Parameter, 
     return {parameter: number[parameter] for parameter in trained.values()}
 
 
-def check_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+def check_parameters(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse what does not fit into a row.
 
     Raises:
-        UnsuitableModel: if a parameter is not a dense CPU tensor of that dtype.
+        UnsuitableModel: if a parameter is not a dense tensor of that dtype on that device.
     """
     for name, p in model.named_parameters():
-        if p.device.type != "cpu" or p.layout != torch.strided or p.dtype != dtype:
+        if p.device != device or p.layout != torch.strided or p.dtype != dtype:
             raise UnsuitableModel(
-                f"{name} is {p.dtype}, {p.layout}, on {p.device}; ZeRO here takes dense {dtype} parameters on the CPU: "
-                f"build the model there, or convert it with model.to('cpu', {dtype})"
+                f"{name} is {p.dtype}, {p.layout}, on {p.device}; ZeRO with this communicator takes dense {dtype} "
+                f"parameters on {device}: build the model there, or convert it with model.to('{device}', {dtype})"
             )
 
 

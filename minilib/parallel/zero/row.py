@@ -61,9 +61,9 @@ class Row:
         self._comm = comm
         self._coming: Pending | None = None
         if stage in (1, 2):  # the stages that send from it, after every step
-            self.full = comm.transport.empty(layout.length, dtypes.parameters)
+            self.full = comm.empty(layout.length, dtypes.parameters)
         else:
-            self.full = torch.empty(layout.length, dtype=dtypes.parameters)
+            self.full = torch.empty(layout.length, dtype=dtypes.parameters, device=comm.device)
         self.own = self.full.new_empty(layout.length // comm.world_size) if stage == 3 else self.full[self.owned]
         self.master = torch.empty_like(self.own, dtype=dtypes.masters) if self.trained and dtypes.mixed else self.own
         self.parts = self._parts() if self.trained else []
@@ -76,7 +76,7 @@ class Row:
     @torch.no_grad()
     def fill(self, values: Sequence[Tensor] | None) -> None:
         """Take over rank 0's values, of each parameter in order; other ranks may pass None. A collective."""
-        whole = torch.zeros(self.layout.length, dtype=self.dtypes.masters)
+        whole = torch.zeros(self.layout.length, dtype=self.dtypes.masters, device=self._comm.device)
         if values is not None:
             for (start, stop), value in zip(self.layout.spans, values, strict=True):
                 whole[start:stop].copy_(value.reshape(-1))
@@ -89,7 +89,7 @@ class Row:
 
     def values(self) -> list[Tensor]:
         """Copies of all parameters as the optimizer has them. A collective in stages 1 to 3."""
-        whole = torch.empty(self.layout.length, dtype=self.dtypes.masters)
+        whole = torch.empty(self.layout.length, dtype=self.dtypes.masters, device=self._comm.device)
         whole[self.owned].copy_(self.master)
         if self.stage > 0:
             self._comm.all_gather(whole)

@@ -94,7 +94,7 @@ def load_full(zero: Partitioned, state: Mapping[str, Tensor] | None) -> None:
     shapes = {name: shape for row in zero.rows for name, shape in zip(row.layout.names, row.layout.shapes, strict=True)}
     held = zero.model.state_dict(keep_vars=True)
     problem = _problem(state, held, shapes) if zero.comm.rank == 0 else ""
-    refused = torch.tensor([bool(problem)])
+    refused = torch.tensor([bool(problem)], device=zero.comm.device)
     zero.comm.broadcast(refused)
     if refused:
         raise OtherModel(problem or "rank 0 has refused the state; its error says why")

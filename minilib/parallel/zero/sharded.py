@@ -111,10 +111,10 @@ def _gather(state: dict, comm: Communicator) -> list[dict]:
     """The states of all ranks, on rank 0."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    mine = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    mine = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8).to(comm.device)
     sizes = gather_numbers(len(mine), comm)
     nothing = mine.new_empty(0)
     inputs = [mine if rank == 0 else nothing for rank in range(comm.world_size)]
     outputs = [mine.new_empty(size if comm.rank == 0 else 0) for size in sizes]
     comm.all_to_all(outputs, inputs)
-    return [torch.load(io.BytesIO(each.numpy().tobytes()), weights_only=True) for each in outputs if len(each)]
+    return [torch.load(io.BytesIO(each.cpu().numpy().tobytes()), weights_only=True) for each in outputs if len(each)]

@@ -52,8 +52,8 @@ class Zero:
     gradients of zero. After backward gradients are with their owners, and no parameter's .grad holds one.
 
     Args:
-        model: dense float32 parameters (float64 for "fp64") on the CPU; they become those of rank 0. Buffers are left
-            alone. Parameters must not be added, frozen or unfrozen later.
+        model: dense float32 parameters (float64 for "fp64") on comm.device; they become those of rank 0. Buffers are
+            left alone. Parameters must not be added, frozen or unfrozen later.
         comm: between the ranks that share each batch.
         stage: 0, 1, 2 or 3.
         optimizer: makes one from groups of parameters. It sees flat slices, so it must treat every element alike, as
@@ -73,8 +73,8 @@ class Zero:
         ValueError: if the stage or the precision is unknown.
 
     Cost: `expected_bytes` and `expected_traffic`. In passing also NUM_BUCKETS buffers of the largest unit's gradients
-    (stages 2, 3), and the parameters of the outer unit and two blocks (stage 3). What the transport makes for it lives
-    as long as the transport.
+    (stages 2, 3), and the parameters of the outer unit and two blocks (stage 3). What the communicator allocates for it
+    lives as long as the communicator.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Zero:
     ) -> None:
         check_stage(stage)
         dtypes = check_precision(precision)
-        check_parameters(model, dtypes.masters)
+        check_parameters(model, dtypes.masters, comm.device)
         same_shapes(model, comm)
         self.model, self.comm, self.stage = model, comm, stage
         groups = list(param_groups(model)) if param_groups else [{"params": list(model.parameters())}]
@@ -102,7 +102,7 @@ class Zero:
         self.rows = [row for each in rows for row in each]
         trained = [row for row in self.rows if row.trained]
         count = NUM_BUCKETS if stage >= 2 else 0
-        self._buckets = Buckets(comm.transport, max(row.layout.length for row in trained), dtypes.gradients, count)
+        self._buckets = Buckets(comm, max(row.layout.length for row in trained), dtypes.gradients, count)
         self.gradients = {row.layout.name: Gradients(row, comm, self._buckets) for row in trained}
         parts = [part for row in trained for part in row.parts]
         cut = [[part.values for part in parts if part.group == index] for index in range(len(groups))]

@@ -27,33 +27,19 @@ class CollectiveMismatch(CollectiveFailed):
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """What the same peer sends next: a transport may ask for it early, so that it need not be waited for.
-
-    Args:
-        content: where it goes, unless it is combined; until then nothing is sent from there.
-        combined: whether it is added to what is there.
-    """
-
-    content: Tensor
-    combined: bool
-
-
-@dataclass(frozen=True)
 class Message:
-    """One side of it: what a rank sends, or where it puts what comes.
+    """One side of a message: what a rank sends, or the buffer into which a rank receives.
 
     Args:
         peer: the rank at the other end.
-        content: contiguous, of one dimension.
-        label: what it belongs to, equal at both ends; None if the two have compared labels in this call.
-        ahead: what comes after it.
+        content: the buffer, contiguous, of one dimension.
+        label: the call that the message belongs to, equal at both ends; None if the two ranks have compared labels in
+            this call.
     """
 
     peer: int
     content: Tensor
     label: str | None
-    ahead: Ahead | None = None
 
     def head(self) -> bytes:
         """What travels ahead of the content: the label and the content's size, or nothing."""
@@ -86,9 +72,7 @@ class Transport(Protocol):
         """A tensor that this transport sends from without a copy, if it can; all ranks ask for the same."""
 
     def exchange(self, send: Message | None, receive: Message | None, combine: Combine | None) -> None:
-        """Send one message and receive one, both at once; either may be None.
-
-        What is sent must not change before `flush`, unless by a later `exchange`.
+        """Send one message and receive one, both at once; either may be None. Returns when both are done.
 
         Args:
             send, receive: the messages.
@@ -98,9 +82,6 @@ class Transport(Protocol):
             CollectiveMismatch: if the label or the size of what comes is another.
             CollectiveFailed: if nothing comes within the timeout, or the other rank is lost.
         """
-
-    def flush(self) -> None:
-        """Return when everything that was sent has left its tensor."""
 
     def close(self) -> None:
         """Give back what the transport holds."""

@@ -41,9 +41,6 @@ class ShapedTransport:
         until = started + max((self._seconds(*way) for way in ways), default=0.0)
         time.sleep(max(0.0, until - time.perf_counter()))
 
-    def flush(self):
-        self.transport.flush()
-
     def close(self):
         self.transport.close()
 

@@ -78,9 +78,6 @@ class SharedMemoryTransport:
             if ends and not any(moved):
                 self._sleep({end.peer for end in ends})
 
-    def flush(self):
-        pass  # an exchange ends when the content has left its tensor
-
     def close(self) -> None:
         for peer in self._peers.values():
             peer.close()

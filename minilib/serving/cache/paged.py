@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minilib.mechanisms.paging import Copy, PagePool, PageTable
+from minilib.mechanisms.paging import Copy, FramePool, PageTable
 from minilib.model.config import ModelConfig
 
 
@@ -49,7 +49,7 @@ class PagedCache:
         if num_pages < 1:
             raise ValueError(f"num_pages must be at least 1, got {num_pages!r}")
         self.config, self.page_size = config, page_size
-        self.pool, self.swap_pool = PagePool(num_pages), PagePool(num_swap_pages)
+        self.pool, self.swap_pool = FramePool(num_pages), FramePool(num_swap_pages)
         page = (config.num_kv_heads, page_size, config.head_dim)
         # zeros: a slot that was never written is masked, but 0 · NaN would still be NaN
         self.k, self.v = (torch.zeros(config.num_layers, num_pages, *page, dtype=dtype, device=device) for _ in "kv")
@@ -58,7 +58,7 @@ class PagedCache:
     @property
     def num_slots(self) -> int:
         """Tokens that the pool holds when every page is full."""
-        return self.pool.num_pages * self.page_size
+        return self.pool.num_frames * self.page_size
 
     @property
     def page_bytes(self) -> int:
@@ -78,7 +78,7 @@ class PagedCache:
         """Move a sequence's pages to host memory; returns their number.
 
         Raises:
-            OutOfPages: if the swap pool is too full; nothing was moved.
+            OutOfFrames: if the swap pool is too full; nothing was moved.
         """
         copies = table.move(self.swap_pool)
         _copy(self.k, self.swap_k, copies)
@@ -89,7 +89,7 @@ class PagedCache:
         """Move a sequence's pages back to the device; returns their number.
 
         Raises:
-            OutOfPages: if the pool is too full; nothing was moved.
+            OutOfFrames: if the pool is too full; nothing was moved.
         """
         copies = table.move(self.pool)
         _copy(self.swap_k, self.k, copies)

@@ -68,19 +68,19 @@ class PagedAttention:
 def _rows_of_new(cache: PagedCache, work: list[Work]) -> np.ndarray:
     """Where the new tokens go, if every (page, head, place) is a row of its own: token by token, head by head."""
     size, heads = cache.page_size, cache.config.num_kv_heads
-    new = [(entry.table, range(entry.table.num_slots - entry.num_queries, entry.table.num_slots)) for entry in work]
-    page = np.array([table.pages[slot // size] for table, slots in new for slot in slots])
+    new = [(entry.table, range(entry.table.length - entry.num_queries, entry.table.length)) for entry in work]
+    page = np.array([table.frames[slot // size] for table, slots in new for slot in slots])
     place = np.array([slot % size for _, slots in new for slot in slots])
     return ((page[:, None] * heads + np.arange(heads)) * size + place[:, None]).ravel()
 
 
 def _on_gpu(cache: PagedCache, work: list[Work], ends: np.ndarray) -> list[tuple]:
-    tables = np.zeros((len(work), max(len(entry.table.pages) for entry in work)), dtype=np.int32)
+    tables = np.zeros((len(work), max(len(entry.table.frames) for entry in work)), dtype=np.int32)
     for row, entry in zip(tables, work, strict=True):
-        row[: len(entry.table.pages)] = entry.table.pages
+        row[: len(entry.table.frames)] = entry.table.frames
     arrays = (
         tables,
-        np.array([entry.table.num_slots for entry in work], dtype=np.int32),
+        np.array([entry.table.length for entry in work], dtype=np.int32),
         np.concatenate([[0], ends]).astype(np.int32),
     )
     block_tables, context_lens, cu_seqlens_q = (torch.from_numpy(array).to(cache.k.device) for array in arrays)
@@ -120,10 +120,10 @@ def _divide(cache: PagedCache, decodes: list[tuple[int, PageTable]]) -> list[lis
     groups: list[list[tuple[int, PageTable]]] = []
     longest = 0
     layer_bytes = cache.page_bytes // cache.config.num_layers
-    for member in sorted(decodes, key=lambda member: -len(member[1].pages)):
+    for member in sorted(decodes, key=lambda member: -len(member[1].frames)):
         if not groups or (len(groups[-1]) + 1) * longest * layer_bytes > GATHER_BYTES:
             groups.append([])
-            longest = len(member[1].pages)
+            longest = len(member[1].frames)
         groups[-1].append(member)
     return groups
 
@@ -143,18 +143,18 @@ class Gathered:
     @classmethod
     def decode(cls, cache: PagedCache, members: list[tuple[int, PageTable]]) -> Gathered:
         """Several sequences with one query each, the longest first."""
-        tables = np.zeros((len(members), len(members[0][1].pages)), dtype=np.int64)
+        tables = np.zeros((len(members), len(members[0][1].frames)), dtype=np.int64)
         for row, (_, table) in zip(tables, members, strict=True):
-            row[: len(table.pages)] = table.pages
-        lengths = np.array([table.num_slots for _, table in members])
+            row[: len(table.frames)] = table.frames
+        lengths = np.array([table.length for _, table in members])
         return cls._make(cache, tables, lengths[:, None])
 
     @classmethod
     def prefill(cls, cache: PagedCache, entry: Work) -> Gathered:
         """One sequence with several queries, the last of its slots."""
         table = entry.table
-        visible = np.arange(table.num_slots - entry.num_queries, table.num_slots) + 1
-        return cls._make(cache, np.array([table.pages], dtype=np.int64), visible[None])
+        visible = np.arange(table.length - entry.num_queries, table.length) + 1
+        return cls._make(cache, np.array([table.frames], dtype=np.int64), visible[None])
 
     @classmethod
     def _make(cls, cache: PagedCache, tables: np.ndarray, visible: np.ndarray) -> Gathered:
@@ -196,16 +196,16 @@ class InPlace:
     @classmethod
     def plan(cls, cache: PagedCache, tables: list[PageTable]) -> InPlace | None:
         """None unless these sequences own most of the pages up to their last, each page by itself, and many."""
-        pages = np.array([page for table in tables for page in table.pages], dtype=np.int64)
+        pages = np.array([page for table in tables for page in table.frames], dtype=np.int64)
         if len(pages) < IN_PLACE_PAGES or 2 * len(pages) < pages.max() + 1:
             return None
         owner = np.full(pages.max() + 1, len(tables))
-        owner[pages] = np.repeat(np.arange(len(tables)), [len(table.pages) for table in tables])
+        owner[pages] = np.repeat(np.arange(len(tables)), [len(table.frames) for table in tables])
         if (owner < len(tables)).sum() < len(pages):
             return None  # a shared page would need two owners
         hidden = np.zeros((len(owner), cache.page_size), dtype=bool)
-        used = np.array([table.num_slots - (len(table.pages) - 1) * cache.page_size for table in tables])
-        hidden[[table.pages[-1] for table in tables]] = np.arange(cache.page_size) >= used[:, None]
+        used = np.array([table.length - (len(table.frames) - 1) * cache.page_size for table in tables])
+        hidden[[table.frames[-1] for table in tables]] = np.arange(cache.page_size) >= used[:, None]
         return cls(torch.from_numpy(owner), _mask(hidden[:, None, None], cache.k.dtype), len(tables))
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilib.mechanisms.paging import Copy, OutOfPages
+from minilib.mechanisms.paging import Copy, OutOfFrames
 from minilib.serving.cache.paged import PagedCache
 from tests.serving.texts import LAYERS, PAGE_SIZES, Texts, config
 
@@ -18,7 +18,7 @@ def test_copies_keep_what_both_sides_wrote(page_size):
     texts.k[child], texts.v[child] = texts.k[parent], texts.v[parent]
     texts.step([(parent, 1), (child, 1)])
     texts.step([(child, page_size + 1), (parent, 2)])
-    assert parent.pages[:2] == child.pages[:2]
+    assert parent.frames[:2] == child.frames[:2]
     texts.cache.pool.check_invariants([parent, child])
 
 
@@ -27,7 +27,7 @@ def test_swapping_out_and_in_keeps_the_content(page_size):
     texts = Texts(page_size, swap_pages=200)
     tables = [texts.begin() for _ in range(3)]
     texts.step([(table, 2 * page_size - 1 + number) for number, table in enumerate(tables)])
-    pages = [len(table.pages) for table in tables]
+    pages = [len(table.frames) for table in tables]
     assert [texts.cache.swap_out(table) for table in tables[:2]] == pages[:2]
     assert all(table.pool is texts.cache.swap_pool for table in tables[:2])
     texts.check()
@@ -58,7 +58,7 @@ def test_without_room_nothing_is_swapped():
     texts = Texts(4, num_pages=3, swap_pages=2)
     table = texts.begin()
     texts.step([(table, 9)])
-    with pytest.raises(OutOfPages, match="3 pages, and the other pool has 2 free"):
+    with pytest.raises(OutOfFrames, match="3 frames, and the other pool has 2 free"):
         texts.cache.swap_out(table)
     texts.check()
     table.release()
@@ -66,7 +66,7 @@ def test_without_room_nothing_is_swapped():
     texts.step([(small, 8)])
     assert texts.cache.swap_out(small) == 2
     texts.step([(large, 5)])
-    with pytest.raises(OutOfPages, match="2 pages, and the other pool has 1 free"):
+    with pytest.raises(OutOfFrames, match="2 frames, and the other pool has 1 free"):
         texts.cache.swap_in(small)
     assert texts.cache.swap_pool.num_free == 0
     del texts.k[table]
@@ -93,7 +93,7 @@ def test_bytes_are_those_of_the_tensors(page_size):
 
 
 @pytest.mark.parametrize(
-    "sizes, message", [((4, 0), "page_size"), ((0, 4), "num_pages"), ((-1, 4), "num_pages"), ((4, 4, -1), "0 pages")]
+    "sizes, message", [((4, 0), "page_size"), ((0, 4), "num_pages"), ((-1, 4), "num_pages"), ((4, 4, -1), "0 frames")]
 )
 def test_sizes_that_make_no_sense_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):

@@ -28,7 +28,7 @@ def test_prefill_and_decode_of_many_lengths(page_size):
     scatter(texts)
     tables = {length: texts.begin() for length in lengths_around(page_size)}
     texts.step([(table, length) for length, table in tables.items()])
-    assert any(table.pages != sorted(table.pages) for table in tables.values()) or page_size == 1
+    assert any(table.frames != sorted(table.frames) for table in tables.values()) or page_size == 1
     for _ in range(3):
         texts.step([(table, 1) for table in tables.values()])
 
