@@ -168,7 +168,6 @@ def test_a_frame_that_is_used_is_evicted_once_or_not_at_all(name):
 
 @pytest.mark.parametrize("name", ORDERS)
 @given(used=st.lists(st.integers(0, 5)), pinned=st.sets(st.integers(0, 5)))
-@settings(deadline=None)
 def test_a_pinned_frame_stays(name, used, pinned):
     """Without the pinned frames the order is the same as if there were only the others."""
     order, others = ORDERS[name][0](), ORDERS[name][0]()
