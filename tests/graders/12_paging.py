@@ -188,6 +188,42 @@ def slot_mapping(frames, page_size, start, count):
     where = [divmod(position, page_size) for position in range(start, start + count)]
     return [frames[index] * page_size + offset for index, offset in where if frames[index] is not None]
 """,
+            "looks at the first and the last position only": """
+def slot_mapping(frames, page_size, start, count):
+    for position in {start, start + count - 1} if count else ():
+        if not 0 <= position < len(frames) * page_size or frames[position // page_size] is None:
+            raise IndexError("outside")
+    where = [divmod(position, page_size) for position in range(start, start + count)]
+    return [frames[index] * page_size + offset for index, offset in where if frames[index] is not None]
+""",
+            "None taken for frame 0": """
+def slot_mapping(frames, page_size, start, count):
+    if not 0 <= start <= start + count <= len(frames) * page_size:
+        raise IndexError("outside")
+    if count and None in (frames[start // page_size], frames[(start + count - 1) // page_size]):
+        raise IndexError("never touched")
+    return [(frames[i // page_size] or 0) * page_size + i % page_size for i in range(start, start + count)]
+""",
+            "wants the page after the chunk, too": """
+def slot_mapping(frames, page_size, start, count):
+    slots = []
+    for position in range(start, start + count):
+        index, offset = divmod(position, page_size)
+        if not 0 <= index < len(frames) or None in frames[index : index + 2]:
+            raise IndexError("outside")
+        slots.append(frames[index] * page_size + offset)
+    return slots
+""",
+            "a ValueError": """
+def slot_mapping(frames, page_size, start, count):
+    slots = []
+    for position in range(start, start + count):
+        index, offset = divmod(position, page_size)
+        if not 0 <= index < len(frames) or frames[index] is None:
+            raise ValueError("outside")
+        slots.append(frames[index] * page_size + offset)
+    return slots
+""",
             "frame 0 taken for no frame": """
 def slot_mapping(frames, page_size, start, count):
     slots = []
@@ -516,6 +552,7 @@ def choose_page_size(pool_bytes, bytes_per_token, lengths, table_bytes, largest_
             "sum(1 - n * bytes_per_token / (k * page) for n, k in zip(lengths, needs) if k) / max(1, len(lengths))",
         ),
         "never asks whether the longest fits": mistaken("fits = all(need <= free for need in needs)", "fits = True"),
+        "stops when the pool is exactly full": mistaken("if need > free:", "if need > free or free == 0:"),
         "wants all requests to fit at once": mistaken("all(need <= free for need in needs)", "sum(needs) <= free"),
         "a page for requests without tokens": mistaken("(length + size - 1) // size", "max(1, -(-length // size))"),
         "the largest waste is not allowed": mistaken("share <= largest_waste", "share < largest_waste"),
