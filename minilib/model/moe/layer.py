@@ -4,12 +4,13 @@
      └─────────────────────┴──────────────── shared experts, for every token ───────────────────────────┘
 
 `Routing` is data: which token goes to which expert, with what weight. As attention is, the exchange is passed in: on
-one process rows stay where they are, between ranks they travel to their expert and back (training/expert_parallel.py).
+one process rows stay where they are, between ranks they travel to their expert and back (parallel/expert_parallel.py).
 
 Sources: Shazeer et al. 2017 (the layer); Fedus, Zoph and Shazeer 2021, "Switch Transformers" (capacity); Lepikhin et
 al. 2020, "GShard" (drop by position: all first choices come before any second one); Riquelme et al. 2021, "V-MoE" (drop
-by probability, for one choice a token; for several, pair by pair by the gate's scores, as drop_policy "probs" of
-DeepSpeed); Zhou et al. 2022, "Expert Choice"; Gale et al. 2022, "MegaBlocks" (dropless); DeepSeek-AI 2024,
+by probability, for one choice a token; for several, pair by pair by the gate's scores over all experts, as DeepSpeed's
+drop_policy "probs"; Megatron-LM's "probs" compares weights normalised over a token's choices, unless the softmax comes
+before the choice); Zhou et al. 2022, "Expert Choice"; Gale et al. 2022, "MegaBlocks" (dropless); DeepSeek-AI 2024,
 "DeepSeek-V3" (sigmoid gating, bias, groups, shared experts, routed scaling factor).
 """
 
