@@ -26,7 +26,7 @@ from minilib.model.rope import inverse_frequencies, rotation
 
 
 class Attention(Protocol):
-    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the likeness of q and k."""
+    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the scores of q and k."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """

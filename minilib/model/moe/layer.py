@@ -240,6 +240,6 @@ def choose(preference: Tensor, config: MoEConfig) -> Tensor:
 
 
 def combine(answers: Tensor, routing: Routing, num_tokens: int) -> Tensor:
-    """Each token's weighed sum of its experts' answers, (num_tokens, hidden_size); zero for a token without one."""
-    weighed = answers * routing.weights[:, None].to(answers.dtype)
-    return weighed.new_zeros(num_tokens, answers.shape[1]).index_add(0, routing.tokens, weighed)
+    """Each token's weighted sum of its experts' answers, (num_tokens, hidden_size); zero for a token without one."""
+    weighted = answers * routing.weights[:, None].to(answers.dtype)
+    return weighted.new_zeros(num_tokens, answers.shape[1]).index_add(0, routing.tokens, weighted)
