@@ -33,7 +33,7 @@ GRACE = 0.5  # seconds before a rank reports that another one failed, who is to 
 
 
 @dataclass
-class Traffic:
+class MessageTraffic:
     """What a rank has sent.
 
     Args:
@@ -76,7 +76,7 @@ class Communicator:
     device = torch.device("cpu")
 
     def __init__(self, transport: Transport) -> None:
-        self.transport, self.traffic = transport, Traffic()
+        self.transport, self.traffic = transport, MessageTraffic()
         self.rank, self.world_size = transport.rank, transport.world_size
         self._calls, self._broken, self._closed = 0, "", False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collectives")

@@ -122,7 +122,7 @@ class Trainer:
 
     def peak_memory(self) -> list[int]:
         """Bytes that each rank's process has held at most since it began."""
-        return usage.peak_memory(self.comm, self.model.embed.weight.device)
+        return usage.peak_memory_per_rank(self.comm, self.model.embed.weight.device)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -198,8 +198,8 @@ class Trainer:
     def _parts(self, share: Share, row: Tensor) -> Iterator[tuple[Tensor, float]]:
         """For each backward of a step its tokens, (sequences, context + 1), and what to multiply their mean loss by.
 
-        So weighed, the mean over ranks of their sums is the mean over all sequences. A part without a sequence takes
-        one along that weighs nothing: all ranks go through the model, in which some strategies communicate.
+        So weighted, the mean over ranks of their sums is the mean over all sequences. A part without a sequence takes
+        one along with a weight of 0: all ranks go through the model, in which some strategies communicate.
         """
         for starts in share.parts(self.config.accumulate):
             yield self._tokens(row, starts or (0,)), len(starts) * self.world_size / share.total

@@ -134,7 +134,7 @@ def _sum_over_keys(
         # 3. alpha = exp(m of before - m), with which the running sum of the exponentials takes these in.
         alpha_M = tl.exp2(m_M - base_M)
         l_M = l_M * alpha_M + tl.sum(p_MN, 1)
-        # 4. Values, weighed by them, go into acc. Who divides by l does so once, after the last block.
+        # 4. Values, weighted by them, go into acc. Who divides by l does so once, after the last block.
         acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * alpha_M[:, None], input_precision="ieee")
         m_M = new_m_M
     return acc_MD, m_M, l_M

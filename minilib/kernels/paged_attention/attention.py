@@ -223,7 +223,7 @@ def attend(
 
 @_jit
 def merge(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
-    """One row of the result: the mean of its partial results, each weighed by its share of the exponentials' sum."""
+    """One row of the result: the mean of its partial results, each weighted by its share of the exponentials' sum."""
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
     there, at = split < num_splits, split.to(tl.int64) * tl.num_programs(0) + row
