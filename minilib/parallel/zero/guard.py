@@ -1,10 +1,14 @@
-"""Refusals of stage 3: between forwards and backwards the model's parameters are empty, and the ranks own the values.
+"""Refusals: calls on the model that would read, write or copy parameters whose values the optimizer has elsewhere.
 
-    model.state_dict()                                  ParametersElsewhere: … call zero.full_state_dict() …
-    model.load_state_dict(state)                        … zero.load_full_state_dict(state) …
-    copy.deepcopy(model), pickle, torch.save(model)     … zero.full_state_dict(), or zero.close() first …
+    in stage 3, whose parameters are empty between forwards and backwards          ParametersElsewhere:
+    model.state_dict()                                                             … call zero.full_state_dict() …
+    model.load_state_dict(state)                                                   … zero.load_full_state_dict(state) …
+    copy.deepcopy(model), pickle, torch.save(model)                                … or zero.close() first …
 
-Without these refusals the first would return empty tensors, and nobody would notice before the weights are needed.
+    in stage 3 and, with masters, in every stage
+    a write into a parameter, then zero.step()                                     … zero.load_full_state_dict(state) …
+
+Without these refusals the first would return empty tensors, and the last would be overwritten by the next step.
 """
 
 from __future__ import annotations
@@ -22,30 +26,48 @@ class ParametersElsewhere(RuntimeError):
 
 
 class Guard:
-    """Hooks that refuse to read, write or copy a model's parameters while their rows are released.
+    """Refuses such calls on a model and its modules, in stage 3 by hooks.
 
-    `model.state_dict(keep_vars=True)` asks for the parameters themselves, empty or not, and is let through.
+    `model.state_dict(keep_vars=True)` asks for the parameters themselves, empty or not, and is let through. Writes
+    through a parameter's .data are not noticed.
 
     Args:
-        model: of stage 3; its modules are guarded, too.
+        model: what is trained.
         rows: which hold its parameters.
     """
 
     def __init__(self, model: nn.Module, rows: Sequence[Row]) -> None:
-        self._model = model
         self._row = {parameter: row for row in rows for parameter in row.parameters}
+        # Where the optimizer updates other memory than the forward reads, a write into a parameter is lost.
+        self._copies = [row for row in rows if row.trained and (row.stage == 3 or row.master is not row.own)]
         self._hooks = []
-        for module in model.modules():
+        self._modules = list(model.modules()) if any(row.stage == 3 for row in rows) else []
+        for module in self._modules:
             self._hooks.append(module.register_state_dict_pre_hook(self._refuse_state_dict))
             self._hooks.append(module.register_load_state_dict_pre_hook(self._refuse_load_state_dict))
             # Looked up on the instance by copy and by pickle.
             module.__reduce_ex__ = self._refuse_copy
+        self.accept()
+
+    def accept(self) -> None:
+        """Parameters have the optimizer's values now."""
+        self._versions = [parameter._version for row in self._copies for parameter in row.parameters]
+
+    def check_unwritten(self) -> None:
+        """Raise ParametersElsewhere if a parameter was written to since `accept`."""
+        named = [pair for row in self._copies for pair in zip(row.layout.names, row.parameters, strict=True)]
+        for (name, parameter), version in zip(named, self._versions, strict=True):
+            if parameter._version != version:
+                raise ParametersElsewhere(
+                    f"{name} was written to on the model, in place or by load_state_dict(), and step() would overwrite "
+                    "it, since the optimizer has another copy: call zero.load_full_state_dict(state) on all ranks"
+                )
 
     def close(self) -> None:
         """Take the hooks off the model."""
         for hook in self._hooks:
             hook.remove()
-        for module in self._model.modules():
+        for module in self._modules:
             del module.__reduce_ex__
 
     def _refuse_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:

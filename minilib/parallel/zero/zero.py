@@ -58,13 +58,12 @@ class Zero:
     """A model whose training state is cut over ranks, its optimizer, and the hooks that gather and reduce.
 
     All ranks call the model as they would without ZeRO, the same number of times. A parameter or a block that one rank
-    does not use has a gradient of zero there. After backward each averaged gradient is with its owner and every
-    parameter's .grad is None, so torch.nn.utils.clip_grad_norm_ and a second optimizer of model.parameters() find
-    nothing: call `clip_grad_norm` and `step` of this class.
+    does not use has a gradient of zero there. After backward every .grad is None, since owners have the averages: use
+    `clip_grad_norm` here, and not torch.nn.utils.clip_grad_norm_, which would find nothing to clip.
 
     In stage 3 parameters are empty between forwards and backwards: p.numel() is 0, and `num_parameters` counts them.
-    Calls on the model that would read, write or copy them raise ParametersElsewhere (guard.py). In every stage new
-    weights are loaded by `load_full_state_dict`: with "bf16", model.load_state_dict would not reach the masters.
+    Calls on the model that would read, write or copy them raise ParametersElsewhere (guard.py). New weights are loaded
+    by `load_full_state_dict`: in stage 3 and with "bf16" what is written to the model does not reach the optimizer.
 
     Args:
         model: dense float32 parameters (float64 for "fp64") on comm.device; ranks begin with the values of rank 0.
@@ -127,7 +126,7 @@ class Zero:
         self.optimizer = optimizer([{**group, "params": mine} for group, mine in zip(groups, cut, strict=True)])
         held = [Held(unit.module, mine, self.gradients.get(unit.name)) for unit, mine in zip(units, rows, strict=True)]
         self._schedule = Schedule(model, [name for name in methods if hasattr(model, name)], held, stage)
-        self._guard = Guard(model, self.rows) if stage == 3 else None
+        self._guard = Guard(model, self.rows)
 
     @property
     def num_parameters(self) -> int:
@@ -178,7 +177,9 @@ class Zero:
 
         Raises:
             StepWithoutBackward: if there are no averaged gradients.
+            ParametersElsewhere: if a parameter was written to where the optimizer has another copy.
         """
+        self._guard.check_unwritten()
         # 1. Reduce: wait until every gradient is averaged.
         gradients = self._averaged()
         # 2. Update this rank's slices.
@@ -219,7 +220,7 @@ class Zero:
             OtherModel: if a key is missing, unknown, or of another shape.
         """
         saving.load_full(self, state)
-        self._schedule.reset()
+        self._use_anew()
 
     def state_dict(self) -> dict:
         """This rank's slices of parameters and optimizer state, and the optimizer's options.
@@ -264,8 +265,7 @@ class Zero:
         """Bytes of the tensors that this rank holds now, by what they are for.
 
         Returns:
-            "parameters", "gradients" and "optimizer" as in `expected_bytes`; "buckets"; and "gathered", the
-            parameters that are gathered at present in stage 3.
+            "parameters", "gradients" and "optimizer" as in `expected_bytes`; "buckets"; "gathered" (stage 3).
         """
         rows, gradients = self.rows, self.gradients.values()
         masters = [row.master for row in rows if row.master is not row.own]
@@ -286,8 +286,7 @@ class Zero:
             for parameter, value in zip(row.parameters, row.values(), strict=True):
                 parameter.data = value
         self._schedule.close()
-        if self._guard is not None:
-            self._guard.close()
+        self._guard.close()
 
     def check_invariants(self) -> None:
         """Between steps: every parameter is in one row, rows hold what their stage says, and nothing is on its way."""
@@ -299,10 +298,11 @@ class Zero:
             each.check_invariants()
 
     def _use_anew(self) -> None:
-        """Parameters have changed: what is gathered now is the new values."""
+        """Parameters have changed: drop what was gathered before, and wait for what is being gathered."""
         self._schedule.reset()
         for row in self.rows:
             row.ready()
+        self._guard.accept()
 
     def _averaged(self) -> list[Gradients]:
         """All rows' gradients, each averaged over ranks; waits for reductions that are under way."""

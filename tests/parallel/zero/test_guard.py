@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -77,3 +78,60 @@ def test_what_is_whole_may_be_read():
             assert torch.equal(pickle.loads(pickle.dumps(zero.model)).embed.weight, expected.embed.weight)
 
     launch.run(on_rank, 2)
+
+
+# Writes that the next step would overwrite
+
+
+def written_in_place(model):
+    with torch.no_grad():
+        model.norm.weight.mul_(2)
+
+
+def loaded(model):
+    model.load_state_dict(Odd(3).to(model.norm.weight.dtype).state_dict())
+
+
+def in_a_forward(model):
+    hook = model.norm.register_forward_pre_hook(lambda *_: written_in_place(model))
+    model(TOKENS)
+    hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "write"),
+    [
+        *((stage, "bf16", write) for stage in (0, 1, 2) for write in (written_in_place, loaded)),
+        *((3, precision, in_a_forward) for precision in ("fp64", "bf16")),
+    ],
+)
+def test_a_step_refuses_to_overwrite_what_was_written(stage, precision, write):
+    def on_rank():
+        zero = odd_zero(communicator("group"), stage, precision=precision)
+        train(zero, range(2))
+        write(zero.model)
+        loss_of(zero.model, TOKENS, TOKENS).backward()
+        said = refused(zero.step)
+        zero.load_full_state_dict(zero.full_state_dict())
+        zero.step()
+        zero.zero_grad()
+        train(zero, range(2))
+        return said
+
+    for said in launch.run(on_rank, 2):
+        assert "was written to on the model, in place or by load_state_dict(), and step() would overwrite it" in said
+        assert "zero.load_full_state_dict(state)" in said
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_what_is_written_where_the_optimizer_reads_it_stays(stage):
+    def on_rank():
+        zero = odd_zero(communicator("group"), stage, optimizer=partial(torch.optim.SGD, lr=0.0))
+        loaded(zero.model)
+        for group in zero.optimizer.param_groups:
+            group["lr"] = 0.0
+        train(zero, range(2))
+        return zero.full_state_dict()["norm.weight"]
+
+    for found in launch.run(on_rank, 2):
+        assert torch.equal(found, Odd(3).double().norm.weight)
