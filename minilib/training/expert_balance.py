@@ -127,7 +127,11 @@ class Balancer:
                 feedback = Feedback(router.bias.tolist(), self.config.rate * scale)
                 feedback.observe(load)
                 router.bias.copy_(torch.tensor(feedback.bias))
-        self.loads = self._nothing()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all forwards since the latest step, for instance those of a step that was interrupted."""
+        self.loads, self._seen = self._nothing(), []
 
     def close(self) -> None:
         """Let go of the model."""

@@ -182,6 +182,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
         self.strategy.zero_grad()
+        self.balancer.forget()
         total, left = 0.0, self.config.accumulate
         for tokens, weight in self._parts(self._batches.draw(self.step), self.train_tokens):
             left -= 1

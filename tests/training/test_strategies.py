@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilib.model.decoder import Decoder
+from minilib.model.moe.config import MoEConfig
 from minilib.parallel.data.data_parallel import NoBackward
 from minilib.parallel.zero import StepWithoutBackward
 from minilib.parallel.zero.ledger import STAGES, expected_bytes
@@ -16,9 +17,21 @@ from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import run
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
+from minilib.training.expert_balance import BalanceConfig
 from minilib.training.strategies import PARALLEL, choose_strategy
-from minilib.training.trainer import CannotResume
-from tests.training.test_trainer_ranks import SHAPE, SHORT, alone, changed, check_same, outcome, trainer, trains
+from minilib.training.trainer import CannotResume, Trainer
+from tests.training.test_trainer_ranks import (
+    HELD_OUT,
+    ROW,
+    SHAPE,
+    SHORT,
+    alone,
+    changed,
+    check_same,
+    outcome,
+    trainer,
+    trains,
+)
 
 EPOCH = changed(SHORT, sampling="epoch", batch_size=7)  # 24 windows: three steps of 7 and one of 3
 
@@ -270,11 +283,39 @@ def test_a_run_may_go_on_in_more_backwards_a_step(tmp_path):
     check_same(outcome(other), alone(SHORT))
 
 
-def test_a_step_that_was_interrupted_takes_the_same_sequences_again(monkeypatch):
-    single = trainer(EPOCH)
+def interrupted(single, at: str, monkeypatch):
+    """A run that is stopped in its second backward, before or after its penalty, or before the update."""
+    calls, penalty = [], single.balancer.penalty
+
+    def stop(weight=1.0):
+        calls.append(weight)
+        found = penalty(weight) if at == "backward" else None
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return penalty(weight) if found is None else found
+
     with monkeypatch.context() as patch:
-        patch.setattr(single.optimizer, "step", partial(next, iter(())))
-        with pytest.raises(StopIteration):
+        if at == "update":
+            patch.setattr(single.optimizer, "step", partial(next, iter(())))
+        else:
+            patch.setattr(single.balancer, "penalty", stop)
+        with pytest.raises((KeyboardInterrupt, StopIteration)):
             single.run()
     single.run()
+    return single
+
+
+@pytest.mark.parametrize("at", ["penalty", "backward", "update"])
+def test_a_step_that_was_interrupted_takes_the_same_sequences_again(at, monkeypatch):
+    single = interrupted(trainer(changed(EPOCH, accumulate=2)), at, monkeypatch)
     check_same(outcome(single), alone(EPOCH))
+
+
+@pytest.mark.parametrize("at", ["penalty", "backward", "update"])
+def test_loads_of_an_interrupted_step_are_forgotten(at, monkeypatch):
+    shape = changed(SHAPE, moe=MoEConfig(num_experts=4, top_k=2, intermediate_size=8))
+    config = changed(EPOCH, accumulate=2, balance=BalanceConfig("both", coefficient=0.1))
+    whole, single = (Trainer(Decoder(shape), ROW, HELD_OUT, config) for _ in range(2))
+    whole.run()
+    interrupted(single, at, monkeypatch)
+    assert single.losses == whole.losses and single.balancer.history == whole.balancer.history
