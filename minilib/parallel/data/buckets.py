@@ -1,4 +1,4 @@
-"""Gradients in flat pieces of memory, so that many travel as one message: which share a piece, how they get there."""
+"""Buckets: flat buffers with the gradients of several parameters, so that one all-reduce carries all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CACHE_LINE = 64  # bytes
 
 
 class Bucket:
-    """Gradients that travel together.
+    """Gradients that one all-reduce averages.
 
     Args:
         parameters: of one dtype.
@@ -28,12 +28,12 @@ class Bucket:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing is here yet."""
+        """Before a backward: all gradients are missing."""
         self.missing = set(range(len(self.parameters)))
         self.pending: Pending | None = None
 
     def collect(self, index: int, scale: float) -> None:
-        """Put a parameter's gradient, scaled, into its part; from then on that part is its .grad."""
+        """Write a parameter's gradient, scaled, into its part of the bucket, and make that part its .grad."""
         parameter, part = self.parameters[index], self.gradients[index]
         if parameter.grad is None:
             part.zero_()

@@ -1,4 +1,4 @@
-"""Data parallelism: every rank has the whole model, takes its share of a batch, and averages gradients with the rest.
+"""Data parallelism: every rank has the whole model, computes its share of a batch, and averages gradients with all.
 
     dp = DataParallel(model, comm)                   all ranks start with the weights of rank 0
     loss.backward()
@@ -37,11 +37,11 @@ BUCKET_BYTES = 8 * 2**20  # larger ones start later, smaller ones wake threads m
 
 
 class NoBackward(RuntimeError):
-    """There is nothing to average: no gradient has come since the last `finish`."""
+    """There is nothing to average: no backward was run since the latest `finish`."""
 
 
 class NotFinished(RuntimeError):
-    """A backward came over gradients that are already on their way."""
+    """A backward was run while gradients of the one before it were being averaged."""
 
 
 class Event(NamedTuple):
@@ -71,11 +71,11 @@ class DataParallel:
         sync_buffers: make buffers, such as BatchNorm's statistics, those of rank 0 again in every `finish`.
         check_every: steps between two calls of `check_in_sync`; never if 0.
         trace: record `events`.
-        skip: parameters that each rank has its own of, such as experts; they are left alone.
+        skip: parameters that differ from rank to rank, such as experts; they are left alone.
 
     Attributes:
         buckets: in the order in which backward fills them.
-        events: what happened when, if tracing; clear it when you like.
+        events: what happened when, if tracing; the caller may clear it.
 
     Raises:
         RanksDiffer: if ranks have built different models.
@@ -189,7 +189,7 @@ class DataParallel:
             self.events.append(Event(what, bucket, time.perf_counter()))
 
     def close(self) -> None:
-        """Let go of the model, for instance to wrap it anew; the communicator stays open."""
+        """Take the hooks off the model, for instance to wrap it anew; the communicator stays open."""
         for hook in self._hooks:
             hook.remove()
         if self._watch is not None:

@@ -1,4 +1,4 @@
-"""The gradients of one row of ZeRO: all of them on their way, and this rank's slice of their average.
+"""The gradients of one row of ZeRO: this rank's of the whole row, and its slice of the average over ranks.
 
     stage    full                                      own
     0        always; reduced in place                  all of it
@@ -19,7 +19,7 @@ from minilib.ranks.collectives import Communicator, Pending, ring_plan
 
 
 class LateGradient(RuntimeError):
-    """A gradient came after its unit's were sent off; the message says whose."""
+    """A gradient was made after its unit's reduction had begun; the message names the parameter."""
 
 
 class Buckets:
@@ -48,24 +48,24 @@ class Buckets:
         self._sent[holder] = None
 
     def give_back(self, holder: Gradients, buffer: Tensor) -> None:
-        """It is free again."""
+        """A buffer is free again."""
         self._sent.pop(holder, None)
         if buffer.data_ptr() in self._all:
             self._free.append(self._all[buffer.data_ptr()])
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """All buffers."""
         return list(self._all.values())
 
 
 class Gradients:
-    """Of one row on one rank.
+    """The gradients of one row on one rank.
 
     Args:
-        row: whose.
-        comm: between the ranks that share it.
-        buckets: where the full gradient lives in stages 2 and 3.
+        row: whose gradients.
+        comm: between the ranks that share the row.
+        buckets: buffers for the full gradient in stages 2 and 3.
     """
 
     def __init__(self, row: Row, comm: Communicator, buckets: Buckets) -> None:
@@ -112,7 +112,7 @@ class Gradients:
         self.missing.discard(index)
 
     def reduce(self) -> None:
-        """Begin to add the full gradients of all ranks up; what has not arrived counts as zero. A collective."""
+        """Begin to add up the full gradients of all ranks; a gradient that was not made is zero. A collective."""
         full, layout = self._open(), self.row.layout
         self.missing.clear()
         for index in self._everything - self.arrived:
@@ -127,7 +127,7 @@ class Gradients:
             self._buckets.sent(self)
 
     def settle(self) -> None:
-        """Wait for a reduction that is on its way, if one is, and keep the own slice."""
+        """Wait for a reduction that is under way, if one is, and keep this rank's slice of it."""
         if self._pending is None:
             return
         self._pending.wait()
@@ -154,7 +154,7 @@ class Gradients:
         assert all(parameter.grad is None for parameter in self.row.parameters), "a gradient was left behind"
 
     def _open(self) -> Tensor:
-        """The full gradient, such that whatever arrives can be added to it."""
+        """The full gradient, ready for new gradients to be added."""
         self.settle()
         if self.full is None:
             self.full = self._buckets.lease(self.row.layout.length)

@@ -26,7 +26,7 @@ FROZEN = -1  # group of parameters that no optimizer updates
 
 
 class UnsuitableModel(ValueError):
-    """A model that cannot be laid out so; the message says which part, and what to do."""
+    """A model that cannot be laid out in rows; the message says which part of it, and what to do."""
 
 
 @dataclass(frozen=True)

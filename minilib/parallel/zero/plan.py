@@ -1,12 +1,12 @@
-"""What ZeRO's ranks do together in a forward and a backward, as data, and the walk through it.
+"""The collectives of a forward and a backward with ZeRO, as data, and the walk through them.
 
     stage 3, units 0 (outer), 1, 2, 3          G gather parameters      R reduce gradients to their owners
 
-    forward    G0 G1 │unit 1 and G2│unit 2 and G3│unit 3                          unit 1 is let go of when it is done
-    backward   │unit 3 and G2│unit 2 and G1, R3│unit 1 and R2│ R1 R0              0 and 3 were kept
+    forward    G0 G1 │unit 1 and G2│unit 2 and G3│unit 3                  a block is released after its forward
+    backward   │unit 3 and G2│unit 2 and G1, R3│unit 1 and R2│ R1 R0      but 0 and the last one are kept for this
 
 All ranks walk through the same list, so their collectives match even where one rank skips a unit or a parameter that
-another rank uses: whoever comes to an operation does those before it as well.
+another rank uses: a rank that reaches an operation does all operations before it first.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def backward_plan(num_units: int, gathered: bool, reduced: Collection[int]) -> l
 
     Args:
         num_units: the outer one included.
-        gathered: parameters must come from their owners first; those that are still there need not.
-        reduced: units whose gradients go to their owners.
+        gathered: whether parameters have to be gathered; units that are still whole are passed over.
+        reduced: units whose gradients are reduced to their owners.
 
     Returns:
-        A unit's reduction comes after the gather for the unit before it, so that the latter is there in time.
+        A unit's reduction stands after the gather of the unit before it, whose backward needs the parameters first.
     """
     plan = [Op("gather", 0)]
     for unit in range(num_units - 1, 0, -1):
@@ -66,22 +66,22 @@ class Walk:
 
     @property
     def next(self) -> Op | None:
-        """What comes next; None at the end."""
+        """The next operation; None at the end."""
         return self.plan[self._position] if self._position < len(self.plan) else None
 
     def step(self) -> None:
-        """Do what comes next."""
-        self._position += 1  # first, for what it does may walk on
+        """Do the next operation."""
+        self._position += 1  # first, since the operation may walk on
         self._do(self.plan[self._position - 1])
 
     def through(self, op: Op) -> None:
-        """Do everything up to an operation, and it; nothing if it is done, or not in the plan."""
+        """Do all operations up to this one, and this one; none if it is done already, or not in the plan."""
         if op in self.plan[self._position :]:
             while self.next != op:
                 self.step()
             self.step()
 
     def finish(self) -> None:
-        """Do everything that is left."""
+        """Do all operations that are left."""
         while self.next is not None:
             self.step()

@@ -41,9 +41,9 @@ class Row:
     Args:
         layout: where they lie in it.
         parameters: in that order; from now on their values are views of the row. Ranks start with rank 0's.
-        comm: between the ranks that share it.
+        comm: between the ranks that share the row.
         stage: of ZeRO.
-        dtypes: of what it holds.
+        dtypes: of parameters, gradients and masters.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Row:
 
     @torch.no_grad()
     def fill(self, values: Sequence[Tensor] | None) -> None:
-        """Take over rank 0's values, of each parameter in order; other ranks may pass None. A collective."""
+        """Set the row to rank 0's values, one for each parameter in order; others may pass None. A collective."""
         whole = torch.zeros(self.layout.length, dtype=self.dtypes.masters, device=self._comm.device)
         if values is not None:
             for (start, stop), value in zip(self.layout.spans, values, strict=True):
@@ -96,7 +96,7 @@ class Row:
         return [part.clone() for part in self._views(whole)]
 
     def publish(self) -> None:
-        """Bring updated masters to where parameters are used; `ready` waits for it. A collective in stages 1 and 2."""
+        """Begin to send updated masters to where parameters are used, until `ready`. A collective in stages 1 and 2."""
         if self.master is not self.own:
             self.own.copy_(self.master)
         if self.stage in (1, 2):
@@ -119,13 +119,13 @@ class Row:
                 self._show()
 
     def release(self) -> None:
-        """In stage 3, let go of all but the own slice.
+        """In stage 3, free all but this rank's slice.
 
         Storage shrinks and grows in place, so that what autograd saved of it is valid again after the next `gather`.
         """
         if self.gathered:
             self.ready()
-            nothing = self.full.new_empty(0)  # using it is an error of shapes, and no crash
+            nothing = self.full.new_empty(0)  # a use raises an error of shapes, and does not crash
             for parameter in self.parameters:
                 parameter.data = nothing
             self.full.untyped_storage().resize_(0)

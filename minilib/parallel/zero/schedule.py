@@ -1,9 +1,9 @@
 """When ZeRO's ranks gather parameters and reduce gradients: hooks on forward and backward that walk through a plan.
 
-    used once each, in order      the plans of plan.py: gathers run ahead, reductions start early
-    in any other way              gathers on demand, reductions when backward is over: right, but slower
+    blocks used once each, in order     the plans of plan.py: gathers run ahead, reductions start during backward
+    otherwise                           gathers on demand, reductions after backward: the same results, later
 
-The second way is for a forward that uses a block twice or out of order, or for several forwards before one backward.
+Otherwise means a forward that uses a block twice or out of order, or several forwards before one backward.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Held:
 
     @property
     def gathered(self) -> bool:
-        """Whether its parameters are here, or on their way."""
+        """Whether its parameters are gathered, or being gathered."""
         return all(row.gathered for row in self.rows)
 
     def gather(self) -> None:
@@ -47,12 +47,12 @@ class Held:
             row.gather()
 
     def ready(self) -> None:
-        """Wait for them."""
+        """Wait until its parameters are gathered."""
         for row in self.rows:
             row.ready()
 
     def release(self) -> None:
-        """Let go of them."""
+        """Release its parameters."""
         for row in self.rows:
             row.release()
 
@@ -68,7 +68,7 @@ class Schedule:
 
     Attributes:
         syncing: whether a backward reduces gradients.
-        local: whether gradients have come that are not reduced.
+        local: whether there are gradients of this rank that are not reduced.
     """
 
     def __init__(self, model: nn.Module, methods: Sequence[str], units: Sequence[Held], stage: int) -> None:
@@ -88,7 +88,7 @@ class Schedule:
                     self._hooks.append(unit.module.register_forward_hook(partial(self._after, number)))
 
     def reset(self) -> None:
-        """Parameters have changed: what was gathered is out of date."""
+        """Parameters have changed: release what was gathered."""
         self._in_order, self._graphs = True, 0
         if self._cut:
             self._release_all_but()
@@ -148,7 +148,7 @@ class Schedule:
 
     @property
     def _kept(self) -> tuple[int, ...]:
-        """Units that a backward needs first, after a forward that leads to one."""
+        """Units that stay gathered after a forward with gradients: backward needs them first."""
         return (0, len(self._units) - 1) if torch.is_grad_enabled() else ()
 
     @property
@@ -166,7 +166,7 @@ class Schedule:
         self._need(number, number + 1)
 
     def _need(self, number: int, ahead: int) -> None:
-        """Have a unit's parameters here now, and another's come while it computes."""
+        """Wait for a unit's parameters, and begin to gather another's, which travel while the unit computes."""
         unit = self._units[number]
         self._walk.through(Op("gather", number))
         if not unit.gathered:
