@@ -69,11 +69,12 @@ class RankProcess:
         """The stack that the process has written, if it has: innermost call first, with source lines where known."""
         path = self.rank.file("stack")
         shown: list[str] = []
+        outer = False  # whether the frames are launch's own and their callers
         for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
             frame = re.match(r'\s*File "(.*)", line (\d+) in ', line)
-            if frame and is_ours(frame[1]):
-                break
-            shown.append(line)
-            if frame:
-                shown.append("    " + linecache.getline(frame[1], int(frame[2])).strip())
+            outer = frame is not None and (outer or is_ours(frame[1]))  # each thread's stack begins with another line
+            if not outer:
+                shown.append(line)
+                if frame:
+                    shown.append("    " + linecache.getline(frame[1], int(frame[2])).strip())
         return "".join("\n" + line for line in shown if line.strip())
