@@ -60,8 +60,8 @@ def run(
         world_size: number of ranks; under torchrun, None or the number that torchrun started.
         args: positional arguments of `fn`, the same on every rank.
         timeout: seconds from the start of the last rank until all ranks must have returned. None sets no limit to
-            `fn`, but a collective in which a rank waits for more than 60 s raises, which is a RankFailed. Under
-            torchrun, seconds that a collective may take before it raises, 60 for None.
+            `fn`, so training may take hours; a rank that waits for others in a collective of the default group still
+            raises after 60 s, which is a RankFailed. Under torchrun, seconds that such a rank waits, 60 for None.
         backend: of torch.distributed, "gloo" or "nccl"; with the latter, a rank uses the GPU numbered LOCAL_RANK.
         threads: torch's threads in each rank.
 
@@ -81,7 +81,8 @@ def run(
         ValueError: if another argument is out of range, or `world_size` is not torchrun's.
 
     Cost:
-        about 0.03 s for 1 rank, 0.1 s for 4; in each process that calls it, once 2 s more, to load torch.
+        about 0.03 s for 1 rank, 0.08 s for 4 on two idle cores; in each process that calls it, once 2 s more, to load
+        torch. A rank that imports `minilib.ranks.collectives` takes 0.02 s for that.
     """
     under_torchrun = all(name in os.environ for name in TORCHRUN)
     if running.get() is not None:
