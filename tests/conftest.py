@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from minilib.ranks.launch import local
 
 # Threads cost the small models of these tests far more than they save when the cores are shared with other tests.
 ONE_THREAD = {"model", "ranks", "parallel", "serving", "training"}
 ON_RANKS = ("tests.ranks.", "tests.parallel.", "tests.training.")
+
+# A busy machine makes an example slow and its data late; neither says anything about the code.
+settings.register_profile("no clocks", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("no clocks")
 
 
 @pytest.fixture(scope="session", autouse=True)

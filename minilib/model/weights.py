@@ -1,52 +1,36 @@
 """Checkpoints in Hugging Face's layout: config.json, one or many safetensors shards, tokenizer.json.
 
-minilib's parameter        Hugging Face's tensors, one below the other
-layers.0.qkv               model.layers.0.self_attn.{q,k,v}_proj
-layers.0.gate_up           model.layers.0.mlp.{gate,up}_proj
-the others                 one each, under the names in `_ONE_TO_ONE`
+What config.json may say is decided in minilib/model/families.py, which tensors a parameter is made of in
+minilib/model/layout.py, and which stored copy of a tensor counts in minilib/model/shards.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minilib.mechanisms.basics.files import written_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from minilib.model.families import whole
+from minilib.model.files import CheckpointError, read_json
+from minilib.model.layout import placements, without_weights
+from minilib.model.moe import Router
+from minilib.model.shards import SINGLE, Shards
 
 PRETRAINED = Path(__file__).with_name("pretrained")
-_ONE_TO_ONE = {
-    "attention_norm": "input_layernorm",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "project": "self_attn.o_proj",
-    "feed_forward_norm": "post_attention_layernorm",
-    "down": "mlp.down_proj",
-}
-_STACKED = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-}
-_OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
-_IGNORED = ("rotary_emb.inv_freq",)  # old checkpoints carry what is computed from the config
-
-
-class CheckpointError(ValueError):
-    """The checkpoint cannot be loaded; the message says which file or tensor, and why."""
 
 
 def load(
     folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu", kernels: str = "torch"
 ) -> Decoder:
-    """Load a Llama or Qwen3 checkpoint.
+    """Load a checkpoint of a family in `minilib.model.families.FAMILIES`.
 
     Args:
         folder: with config.json and model.safetensors, or model.safetensors.index.json and its shards.
@@ -56,17 +40,21 @@ def load(
 
     Raises:
         ValueError: for other kernels.
-        CheckpointError: if a file is missing or truncated, or a tensor is missing, left over or of another shape.
+        CheckpointError: if a file is missing or no such file, or if a tensor is missing, left over, quantized or of
+            another shape.
         UnsupportedModel: if it is another kind of model.
     """
     folder = Path(folder)
-    config = replace(ModelConfig.from_hugging_face(_json(folder / "config.json")), kernels=kernels)
-    with torch.device("meta"):
-        model = Decoder(config)
-    with ExitStack() as files:
-        stored = _Stored(folder, files)
-        weights = {name: stored.read(parts, shape, dtype) for name, parts, shape in _wanted(model)}
-        stored.refuse_leftovers(config)
+    config = replace(ModelConfig.from_hugging_face(read_json(folder / "config.json")), kernels=kernels)
+    model, shards = without_weights(config), Shards(folder, config.tie_embeddings)
+    weights: dict[str, Tensor] = {}
+    for placement in placements(config):
+        weights[placement.parameter] = torch.empty(placement.shape, dtype=dtype)
+        shards.read(placement.slices(weights[placement.parameter]))
+    shards.refuse_leftovers()
+    for name, module in model.named_modules():
+        if isinstance(module, Router):  # its bias is added where experts are balanced; no family stores one
+            weights[f"{name}.bias"] = torch.zeros(module.bias.shape, dtype=dtype)
     model.load_state_dict(weights, assign=True, strict=False)
     if config.tie_embeddings:
         model.unembed.weight = model.embed.weight
@@ -74,108 +62,90 @@ def load(
     return model.to(device).eval()
 
 
-def save(model: Decoder, folder: Path | str, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write config.json and model.safetensors, as transformers reads them; return the path of the weights."""
+def save(
+    model: Decoder, folder: Path | str, dtype: torch.dtype = torch.bfloat16, eos_token_ids: Sequence[int] = ()
+) -> Path:
+    """Write config.json and model.safetensors, as transformers reads them; all of it or nothing.
+
+    Args:
+        model: of a shape that a supported family has; Mistral's is written as Llama's, which computes the same.
+        folder: made if there is none; its other files stay.
+        dtype: of the stored weights.
+        eos_token_ids: for config.json, as `eos_token_ids` reads them.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        UnsupportedModel: if no supported family computes this model.
+        CheckpointError: if parameters are not whole, as under ZeRO-3, with experts dealt to ranks, or packed, if a
+            router's bias has no place in the layout, or for ids that are no tokens; nothing is written then.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(model.config.to_hugging_face(), indent=1) + "\n")
-    tensors = {}
+    config = model.config.to_hugging_face()
+    eos = _token_ids(list(eos_token_ids), model.config.vocab_size, "save")
+    config["eos_token_id"] = eos[0] if len(eos) == 1 else eos or None
     parameters = dict(model.named_parameters())
-    for name, parts, _ in _wanted(model):
-        pieces = parameters[name].detach().split([rows for _, rows in parts]) if len(parts) > 1 else [parameters[name]]
-        for (part, _), piece in zip(parts, pieces, strict=True):
-            tensors[part] = piece.detach().to("cpu", dtype).contiguous().clone()
-    path = folder / "model.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it readable to its owner alone
+    _refuse_what_is_not_whole(model, parameters)
+    tensors = {}
+    for placement in placements(model.config):
+        for name, part in placement.slices(parameters[placement.parameter].detach()):
+            tensors[name] = part.to("cpu", dtype, copy=True).contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    path, described = folder / SINGLE, folder / "config.json"
+    with written_whole(described) as new_config, written_whole(path) as new_weights:
+        save_file(tensors, new_weights, metadata={"format": "pt"})
+        new_weights.chmod(0o644)  # safetensors makes it readable to its owner alone
+        new_config.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        # The weights move first. Whatever interrupts the moves, nobody finds new weights under the old config.json.
+        described.unlink(missing_ok=True)
     return path
 
 
-def _wanted(model: Decoder) -> Iterator[tuple[str, list[tuple[str, int]], torch.Size]]:
-    """Each parameter's name, the stored tensors that it is made of with their rows, and its shape."""
-    config = model.config
-    heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-    rows = {"qkv": [n * config.head_dim for n in heads], "gate_up": [config.intermediate_size] * 2}
-    for name, parameter in model.named_parameters():
-        words = name.split(".")
-        if words[0] != "layers":
-            parts = [(f"{_OUTSIDE[words[0]]}.weight", parameter.shape[0])]
-        else:
-            prefix, part = f"model.layers.{words[1]}", words[2]
-            if part in _STACKED:
-                parts = [(f"{prefix}.{p}.weight", n) for p, n in zip(_STACKED[part], rows[part], strict=True)]
-            else:
-                parts = [(f"{prefix}.{_ONE_TO_ONE[part]}.weight", parameter.shape[0])]
-        yield name, parts, parameter.shape
+def eos_token_ids(folder: Path | str) -> tuple[int, ...]:
+    """Tokens that end a text: those that generation_config.json names, else those of config.json.
+
+    Returns:
+        Ids without repetition; empty if neither file names one.
+
+    Raises:
+        CheckpointError: if a file is no JSON object, or names what is no token of the vocabulary.
+        UnsupportedModel: if config.json does not say vocab_size.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    vocab_size = whole(config, "vocab_size")
+    generation = folder / "generation_config.json"
+    sources = {generation.name: read_json(generation) if generation.is_file() else {}, "config.json": config}
+    for name, content in sources.items():
+        if ids := _token_ids(content.get("eos_token_id"), vocab_size, name):
+            return tuple(dict.fromkeys(ids))
+    return ()
 
 
-class _Stored:
-    """The tensors of one or many safetensors files, read once each."""
-
-    def __init__(self, folder: Path, files: ExitStack) -> None:
-        self.folder = folder
-        self.place: dict[str, object] = {}
-        self.left: set[str] = set()
-        for path in _shards(folder):
-            try:
-                shard = files.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path.name} cannot be read, it may be truncated: {error}") from error
-            self.place |= dict.fromkeys(shard.keys(), shard)
-        self.left = set(self.place)
-
-    def read(self, parts: list[tuple[str, int]], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """One parameter from the stored tensors that it is made of, each checked for its shape."""
-        pieces = []
-        for name, rows in parts:
-            if name not in self.place:
-                raise CheckpointError(f"tensor {name} is missing; {self._hint(name)}")
-            expected = (rows, *shape[1:])
-            found = tuple(self.place[name].get_slice(name).get_shape())
-            if found != expected:
-                raise CheckpointError(f"tensor {name} has shape {found}, and config.json asks for {expected}")
-            pieces.append(self.place[name].get_tensor(name).to(dtype))
-            self.left.discard(name)
-        return torch.cat(pieces)  # a copy even of one: a stored tensor is the mapped file itself
-
-    def refuse_leftovers(self, config: ModelConfig) -> None:
-        """A tensor that nobody asked for means that the model computes something else than this decoder."""
-        tied = set()
-        if config.tie_embeddings and "lm_head.weight" in self.left:
-            head, table = (self.place[n].get_tensor(n) for n in ("lm_head.weight", "model.embed_tokens.weight"))
-            if torch.equal(head, table):
-                tied = {"lm_head.weight"}
-        left = sorted(name for name in self.left - tied if not name.endswith(_IGNORED))
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise CheckpointError(f"tensor {left[0]}{more} has no place in the model that config.json describes")
-
-    def _hint(self, name: str) -> str:
-        if name == "lm_head.weight":
-            return "the output projection is the embedding table only if config.json says tie_word_embeddings"
-        return f"{self.folder.name} holds {len(self.place)} others, such as {min(self.place, default='none')}"
+def _token_ids(value: object, vocab_size: int, source: str) -> list[int]:
+    """One token id, a list of them, or None for none, as a list."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise CheckpointError(
+                f"{source} has {token!r} as eos_token_id, and token ids are whole numbers from 0 to {vocab_size - 1}; "
+                "give one, a list of them, or null for none"
+            )
+    return ids
 
 
-def _shards(folder: Path) -> list[Path]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():  # first, as transformers looks
-        return [single]
-    if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing or not names:
-            raise CheckpointError(f"{index.name} names the shards {names}, and these are missing: {missing}")
-        return [folder / name for name in names]
-    raise CheckpointError(f"{folder.name} has neither {single.name} nor {index.name}")
-
-
-def _json(path: Path) -> Mapping:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent.name} has no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds no JSON object")
-    return content
+def _refuse_what_is_not_whole(model: Decoder, parameters: dict[str, Tensor]) -> None:
+    for placement in placements(model.config):
+        if placement.parameter not in parameters:
+            raise CheckpointError(f"parameter {placement.parameter} is missing; save the model before it is packed")
+        found = parameters[placement.parameter].shape
+        if found != placement.shape:
+            raise CheckpointError(
+                f"parameter {placement.parameter} has shape {tuple(found)} in place of {tuple(placement.shape)}: this "
+                "rank holds a part of the model; load full_state_dict(), of Zero or of the Trainer's engine, into a "
+                "Decoder of the same config, and save that"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, Router) and module.bias.any():
+            raise CheckpointError(f"{name}.bias is not zero and has no place in this layout; use Trainer.save")

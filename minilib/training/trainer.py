@@ -68,7 +68,7 @@ class Trainer:
         self.rank, self.world_size = (comm.rank, comm.world_size) if comm is not None else (0, 1)
         self.train_tokens, self.validation_tokens = train, validation
         self._rows = range(self.rank, config.batch_size, self.world_size)  # of each batch, this rank's
-        # So weighed, the mean over ranks of their mean losses is that over the tokens of the whole batch.
+        # So weighted, the mean over ranks of their mean losses is that over the tokens of the whole batch.
         self._weight = len(self._rows) * self.world_size / config.batch_size
         self.balancer = Balancer(model, config.balance, comm)
         self.engine = strategies.choose(parallel, model, comm, config)
@@ -182,7 +182,7 @@ class Trainer:
         self.step += 1
 
     def _loss(self, tokens: Tensor) -> Tensor:
-        """Mean loss in nats of predicting each token from those before it, weighed by this rank's part of the batch.
+        """Mean loss in nats of predicting each token from those before it, weighted by this rank's part of the batch.
 
         Args:
             tokens: (sequences, context + 1), this rank's.

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
-from minilib.model.weights import CheckpointError
+from minilib.model.files import CheckpointError
+from minilib.model.shards import Shards
 from tests.model import oracle
 
 KINDS = {
@@ -109,7 +112,7 @@ def test_bf16_loads_as_transformers_does(kind, tmp_path):
     whole.save_pretrained(tmp_path)
     mine = checkpoint.load(tmp_path, torch.bfloat16)
     assert {parameter.dtype for parameter in mine.parameters()} == {torch.bfloat16}
-    assert mine.wavelengths.dtype == torch.float32  # positions beyond 256 have no place in bf16
+    assert mine.inv_freq.dtype == torch.float32  # positions beyond 256 have no place in bf16
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
     exact = oracle.expected(whole, LONG)
     off_mine = (oracle.logits(mine, LONG).float() - exact).abs().mean()
@@ -249,6 +252,25 @@ def test_a_loaded_model_lets_go_of_its_files(folder):
         file.write(bytes(40_000))
     assert torch.equal(model.embed.weight, before)
     assert not mapped(folder)
+
+
+def test_files_are_open_while_a_parameter_is_read_and_no_longer(folder, monkeypatch):
+    """What was read of a file that stays open counts as memory of the process, beside the weights themselves."""
+    seen, read = [], Shards.read
+
+    def watched(shards, parts):
+        seen.append(mapped(folder))
+        read(shards, parts)
+
+    monkeypatch.setattr(Shards, "read", watched)
+    checkpoint.load(folder)
+    assert len(seen) > 10 and not any(seen)
+
+
+def test_loading_brings_in_no_symbolic_algebra():
+    """Some operations on the meta device load SymPy, which takes 140 MiB."""
+    code = "import sys; from minilib.model import weights as w; w.load(w.PRETRAINED); sys.exit('sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 class Allocated(TorchDispatchMode):

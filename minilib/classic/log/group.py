@@ -1,8 +1,9 @@
 """The followers of a replicated log as their leader keeps them: who lives, the plan over them, and catching up.
 
-Whenever a follower comes or goes, `install` does the same: everybody leaves the old plan and says how long its log is,
-gets what it lacks straight from the leader, and is told its children in the new plan. Connections carry the number of
-the plan that they belong to, its epoch, so that none of an older plan is taken for one of the new.
+Whenever a follower joins or dies, `install` repeats three steps: every follower closes the connections of the old plan
+and reports the length of its log; the leader sends each follower the records that it lacks; and each follower receives
+its children in the new plan. A connection carries the epoch, the number of its plan, so that a connection of an older
+plan is never taken for one of the current plan.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ class LogsDiverged(RuntimeError):
 
 
 class LogGroup:
-    """The followers, and the plan in force.
+    """The followers of one leader, and the plan by which records travel.
 
     Args:
         file: the leader's log.
         plan: makes the broadcast plan for a number of replicas.
-        timeout: seconds without an answer after which a follower is taken for dead, and killed.
+        timeout: seconds without an answer after which the leader takes a follower for dead, and kills it.
 
     Attributes:
         epoch: plans installed so far.
-        linked: whether the plan in force is one over all that live, who have all that was in the leader's log then.
+        linked: whether the current plan connects all living followers, each with every record that the leader had when
+            the plan was installed.
         dead: follower → how it ended.
-        on_disk: replica → records that it is known to have; those of the dead are still on their disks.
-        sent: what the leader has sent.
-        interrupts: the list of `interrupts.held`; waiting ends with KeyboardInterrupt once there is something in it.
+        on_disk: replica → records that the replica is known to have on its disk, dead replicas included.
+        sent: messages and bytes that the leader has sent.
+        interrupts: the list of `interrupts.held`; waiting ends with KeyboardInterrupt once the list has an entry.
     """
 
     def __init__(self, file: LogFile, plan: Callable[[str, int], Plan], timeout: float) -> None:

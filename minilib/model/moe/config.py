@@ -18,6 +18,7 @@ class MoEConfig:
         num_shared_experts: further experts that see every token, computed as one.
         gate: "softmax" over experts, or a "sigmoid" for each.
         normalize: make a token's top_k weights sum to 1, as Mixtral and DeepSeek-V3 do and Switch does not.
+        routed_scaling_factor: what those weights are multiplied by then; 2.5 in DeepSeek-V3.
         choice: "token": tokens choose experts. "expert": each expert takes as many tokens as its capacity; a token
             may have any number of experts, and sees who comes after it, so it is no choice for generating text.
         num_groups: groups of neighbouring experts, such as those of one host.
@@ -36,6 +37,7 @@ class MoEConfig:
     num_shared_experts: int = 0
     gate: str = "softmax"
     normalize: bool = True
+    routed_scaling_factor: float = 1.0
     choice: str = "token"
     num_groups: int = 1
     top_groups: int = 1
@@ -65,6 +67,8 @@ class MoEConfig:
             raise ValueError(f"capacity_factor is positive, or None for room for all; got {self.capacity_factor!r}")
         if self.choice == "expert" and (self.capacity_factor is None or self.num_groups > 1):
             raise ValueError("choice='expert' needs a capacity_factor, and knows no groups")
+        if not 0 < self.routed_scaling_factor < math.inf:
+            raise ValueError(f"routed_scaling_factor is positive and finite; got {self.routed_scaling_factor!r}")
 
     def capacity(self, num_tokens: int) -> int | None:
         """Pairs that one expert has room for, of a batch of this many tokens; None for as many as come.

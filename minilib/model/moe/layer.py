@@ -8,9 +8,9 @@ one process rows stay where they are, between ranks they travel to their expert 
 
 Sources: Shazeer et al. 2017 (the layer); Fedus, Zoph and Shazeer 2021, "Switch Transformers" (capacity); Lepikhin et
 al. 2020, "GShard" (drop by position: all first choices come before any second one); Riquelme et al. 2021, "V-MoE" (drop
-by probability, for one choice a token; for several, pair by pair, as "probs" of Megatron-LM's moe_token_drop_policy);
-Zhou et al. 2022, "Expert Choice"; Gale et al. 2022, "MegaBlocks" (dropless); DeepSeek-AI 2024, "DeepSeek-V3" (sigmoid
-gating, bias, groups, shared experts).
+by probability, for one choice a token; for several, pair by pair by the gate's scores, as drop_policy "probs" of
+DeepSpeed); Zhou et al. 2022, "Expert Choice"; Gale et al. 2022, "MegaBlocks" (dropless); DeepSeek-AI 2024,
+"DeepSeek-V3" (sigmoid gating, bias, groups, shared experts, routed scaling factor).
 """
 
 from __future__ import annotations
@@ -173,6 +173,9 @@ class Router(nn.Module):
 def route(logits: Tensor, bias: Tensor, config: MoEConfig) -> Routing:
     """Gate, choose, weigh, and drop what finds no room.
 
+    Suffixes name dimensions: T tokens, E experts, K choices of a token (top_k), C room of an expert (its capacity),
+    P = T · K pairs of a token and an expert.
+
     Args:
         logits: (tokens, num_experts) float32 or float64.
         bias: (num_experts,) added to scores when experts are chosen.
@@ -180,33 +183,47 @@ def route(logits: Tensor, bias: Tensor, config: MoEConfig) -> Routing:
 
     Cost: a sort of each token's scores, and one of all pairs by expert.
     """
-    scores = logits.softmax(-1) if config.gate == "softmax" else logits.sigmoid()
-    preference = scores.detach() + bias
+    # 1. Gate: what the router thinks of each pair.
+    scores_TE = logits.softmax(-1) if config.gate == "softmax" else logits.sigmoid()
+    preference_TE = scores_TE.detach() + bias
     capacity = config.capacity(len(logits))
     if config.choice == "expert":
-        chosen = preference.sort(dim=0, descending=True, stable=True).indices[:capacity]  # (capacity, num_experts)
-        tokens, experts = chosen.T.flatten(), torch.arange(config.num_experts, device=logits.device)
-        experts = experts.repeat_interleave(len(chosen))
-        weights = scores[tokens, experts]
-        wanted = torch.full_like(bias, len(chosen), dtype=torch.int64)
-        return Routing(tokens, weights, wanted.cumsum(0).int(), wanted, scores, logits)
-    chosen = choose(preference, config)
-    weights = scores.gather(1, chosen)
+        return _experts_choose(logits, scores_TE, preference_TE, capacity, config.routed_scaling_factor)
+    # 2. Choose: each token's experts, best first.
+    experts_TK = choose(preference_TE, config)
+    # 3. Weigh: by scores, which the bias has not touched.
+    weights_TK = scores_TE.gather(1, experts_TK)
     if config.normalize:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
-    # Pairs in the order in which they find room: all first choices before any second one, each in the order of tokens.
-    tokens = torch.arange(len(chosen), device=logits.device).repeat(config.top_k)
-    experts, weights = chosen.T.flatten(), weights.T.flatten()
+        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(1e-20)
+    weights_TK = weights_TK * config.routed_scaling_factor
+    # 4. Queue the pairs for room: all first choices before any second one, each in the order of tokens.
+    tokens_P = torch.arange(len(logits), device=logits.device).repeat(config.top_k)
+    experts_P, weights_P = experts_TK.T.flatten(), weights_TK.T.flatten()
     if config.drop == "probability":
-        first = scores.gather(1, chosen).T.flatten().sort(descending=True, stable=True).indices
-        tokens, experts, weights = tokens[first], experts[first], weights[first]
-    order = experts.sort(stable=True).indices
-    wanted = torch.bincount(experts, minlength=config.num_experts)
+        queue_P = scores_TE.gather(1, experts_TK).T.flatten().sort(descending=True, stable=True).indices
+        tokens_P, experts_P, weights_P = tokens_P[queue_P], experts_P[queue_P], weights_P[queue_P]
+    # 5. Sort by expert; the sort is stable, so each expert's pairs stay in the order of the queue.
+    order_P = experts_P.sort(stable=True).indices
+    wanted_E = torch.bincount(experts_P, minlength=config.num_experts)
+    kept_E = wanted_E
+    # 6. Drop the pairs whose place in their expert's queue lies beyond its room.
     if capacity is not None:
-        place = torch.arange(len(order), device=order.device) - (wanted.cumsum(0) - wanted)[experts[order]]
-        order = order[place < capacity]
-    kept = wanted if capacity is None else wanted.clamp_max(capacity)
-    return Routing(tokens[order], weights[order], kept.cumsum(0).int(), wanted, scores, logits)
+        first_E = wanted_E.cumsum(0) - wanted_E
+        place_P = torch.arange(len(order_P), device=logits.device) - first_E[experts_P[order_P]]
+        order_P = order_P[place_P < capacity]
+        kept_E = wanted_E.clamp_max(capacity)
+    return Routing(tokens_P[order_P], weights_P[order_P], kept_E.cumsum(0).int(), wanted_E, scores_TE, logits)
+
+
+def _experts_choose(logits: Tensor, scores_TE: Tensor, preference_TE: Tensor, capacity: int, scale: float) -> Routing:
+    """Each expert takes the tokens that it prefers, as many as it has room for; suffixes as in `route`."""
+    tokens_CE = preference_TE.sort(dim=0, descending=True, stable=True).indices[:capacity]
+    room, num_experts = tokens_CE.shape
+    tokens_P = tokens_CE.T.flatten()
+    experts_P = torch.arange(num_experts, device=logits.device).repeat_interleave(room)
+    weights_P = scores_TE[tokens_P, experts_P] * scale
+    wanted_E = torch.full((num_experts,), room, dtype=torch.int64, device=logits.device)
+    return Routing(tokens_P, weights_P, wanted_E.cumsum(0).int(), wanted_E, scores_TE, logits)
 
 
 def choose(preference: Tensor, config: MoEConfig) -> Tensor:
@@ -223,6 +240,6 @@ def choose(preference: Tensor, config: MoEConfig) -> Tensor:
 
 
 def combine(answers: Tensor, routing: Routing, num_tokens: int) -> Tensor:
-    """Each token's weighed sum of its experts' answers, (num_tokens, hidden_size); zero for a token without one."""
-    weighed = answers * routing.weights[:, None].to(answers.dtype)
-    return weighed.new_zeros(num_tokens, answers.shape[1]).index_add(0, routing.tokens, weighed)
+    """Each token's weighted sum of its experts' answers, (num_tokens, hidden_size); zero for a token without one."""
+    weighted = answers * routing.weights[:, None].to(answers.dtype)
+    return weighted.new_zeros(num_tokens, answers.shape[1]).index_add(0, routing.tokens, weighted)

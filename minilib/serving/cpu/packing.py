@@ -30,7 +30,7 @@ _FEW_ROWS = (1, 2, 3, 4)  # with more, packed was faster on every CPU seen
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without bias over packed weights; for inference only.
+    """A linear layer over packed weights; for inference only.
 
     Args:
         linear: the layer to pack, fp32 on the CPU.
@@ -41,14 +41,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.plain = linear.weight.detach()
+        self.plain, self.bias = linear.weight.detach(), linear.bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.plain, _ROWS)
         self.plain_rows = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() <= self.plain_rows * x.shape[-1]:
-            return F.linear(x, self.plain)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+            return F.linear(x, self.plain, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class FewCallsRMSNorm(nn.Module):
