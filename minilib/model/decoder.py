@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minilib.model.config import ModelConfig
 from minilib.model.moe import MoE, Router
-from minilib.model.ops import Ops, choose
+from minilib.model.ops import Ops, choose_ops
 from minilib.model.rope import inverse_frequencies, rotation
 
 
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.ops = choose(config.kernels)
+        self.ops = choose_ops(config.kernels)
         self.layers = nn.ModuleList(Layer(config, index, self.ops) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, self.ops)
         self.unembed = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

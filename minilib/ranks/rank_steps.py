@@ -9,7 +9,7 @@ from minilib.mechanisms.replication import Plan, Transfer
 
 
 @dataclass(frozen=True)
-class Step:
+class RankStep:
     """What one rank sends and receives in one round of a plan.
 
     Args:
@@ -24,7 +24,7 @@ class Step:
 
 
 @lru_cache(maxsize=256)
-def steps_of(plan: Plan, rank: int) -> tuple[Step, ...]:
+def steps_of(plan: Plan, rank: int) -> tuple[RankStep, ...]:
     """The steps of a rank, one for each round in which the rank sends or receives."""
     steps = []
     for transfers in plan.rounds:
@@ -32,5 +32,5 @@ def steps_of(plan: Plan, rank: int) -> tuple[Step, ...]:
         into = next((t for t in transfers if t.dst == rank), None)
         if out or into:
             keep = bool(out and into and not set(out.chunks).isdisjoint(into.chunks))
-            steps.append(Step(out, into, keep))
+            steps.append(RankStep(out, into, keep))
     return tuple(steps)

@@ -17,7 +17,7 @@ from pathlib import Path
 from minilib.classic.log.channel import Channel, exchange
 from minilib.classic.log.file import Batch, LogFile
 from minilib.classic.log.follower import ACK, FILL, GREETING, HALT, LINK, Sent, connect
-from minilib.classic.log.member import Member
+from minilib.classic.log.member import LogMember
 from minilib.mechanisms.replication import Plan, PlanError, simulate
 
 START_TIMEOUT = 60.0  # seconds for a process to start, on a machine that is busy with other things
@@ -52,7 +52,7 @@ class LogGroup:
 
     def __init__(self, file: LogFile, plan: Callable[[str, int], Plan], timeout: float) -> None:
         self._file, self._plan, self.timeout = file, plan, timeout
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, LogMember] = {}
         self.dead: dict[int, str] = {}
         self.on_disk = {0: len(file)}
         self.sent, self.epoch, self.linked = Sent(), 0, False
@@ -74,7 +74,7 @@ class LogGroup:
         """
         self.linked = False
         for rank in ranks:
-            self.members[rank] = Member(rank, file_of(self._file.path.parent, rank), self._file.fsync)
+            self.members[rank] = LogMember(rank, file_of(self._file.path.parent, rank), self._file.fsync)
             self.dead.pop(rank, None)
             self.on_disk[rank] = 0
         self.ask(HALT, {rank: {} for rank in ranks}, START_TIMEOUT)
@@ -183,7 +183,7 @@ class LogGroup:
         for rank, member in self.members.items():
             self.on_disk[rank] = member.answer["records"]
 
-    def _catch_up(self, member: Member) -> None:
+    def _catch_up(self, member: LogMember) -> None:
         """Send a follower the bytes that its file lacks.
 
         Raises:

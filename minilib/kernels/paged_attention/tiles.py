@@ -18,7 +18,7 @@ PARTIAL_BYTES = 64 * 2**20  # that all partial results take
 PROGRAMS_PER_SM = 4  # short tiles at a time: what the shared memory of an H200 holds of their 54 KiB each
 
 
-class Case(NamedTuple):
+class PagedCase(NamedTuple):
     """What one compiled kernel is for: 1 query token a sequence or many, sharing the keys out or not, and sizes."""
 
     q_len: int
@@ -90,19 +90,19 @@ def _short_rows(group: int) -> int:
 
 # All that is compiled ahead of time; in float32 decode and prefill are the same.
 EVERY_CASE = tuple(
-    Case(q_len, split, head_dim, dtype, group)
+    PagedCase(q_len, split, head_dim, dtype, group)
     for q_len, split, head_dim, dtype, group in itertools.product((1, 512), (False, True), HEAD_DIMS, DTYPES, GROUPS)
     if group <= max_group(head_dim, dtype) and not (q_len == 1 and dtype == torch.float32)
 )
 # What every test run compiles of it.
 CASES = (
-    Case(1, False, 128, torch.bfloat16, 4),
-    Case(1, True, 64, torch.float16, 8),
-    Case(512, False, 128, torch.bfloat16, 4),
-    Case(512, True, 256, torch.bfloat16, 4),
-    Case(512, False, 128, torch.float32, 4),
+    PagedCase(1, False, 128, torch.bfloat16, 4),
+    PagedCase(1, True, 64, torch.float16, 8),
+    PagedCase(512, False, 128, torch.bfloat16, 4),
+    PagedCase(512, True, 256, torch.bfloat16, 4),
+    PagedCase(512, False, 128, torch.float32, 4),
     # with other tiles these spilled
-    Case(1, False, 64, torch.bfloat16, 8),
-    Case(512, True, 128, torch.bfloat16, 4),
-    Case(512, False, 128, torch.float32, 1),
+    PagedCase(1, False, 64, torch.bfloat16, 8),
+    PagedCase(512, True, 128, torch.bfloat16, 4),
+    PagedCase(512, False, 128, torch.float32, 1),
 )
