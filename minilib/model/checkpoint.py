@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
@@ -61,12 +61,11 @@ def load(
     """
     folder = Path(folder)
     config = replace(ModelConfig.from_hugging_face(_json(folder / "config.json")), kernels=kernels)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         model = Decoder(config)
-    with ExitStack() as files:
-        stored = _Stored(folder, files)
-        weights = {name: stored.read(parts, shape, dtype) for name, parts, shape in _wanted(model)}
-        stored.refuse_leftovers(config)
+    stored = _Stored(folder)
+    weights = {name: stored.read(parts, shape, dtype) for name, parts, shape in _wanted(model)}
+    stored.refuse_leftovers(config)
     model.load_state_dict(weights, assign=True, strict=False)
     if config.tie_embeddings:
         model.unembed.weight = model.embed.weight
@@ -74,8 +73,28 @@ def load(
     return model.to(device).eval()
 
 
+def eos_token_ids(folder: Path | str) -> tuple[int, ...]:
+    """The tokens that end a text, as generation_config.json has them, else config.json; none if neither says.
+
+    Raises:
+        CheckpointError: if a file is no JSON object.
+    """
+    for path in (Path(folder) / "generation_config.json", Path(folder) / "config.json"):
+        ends = _json(path).get("eos_token_id") if path.is_file() else None
+        if ends is not None:
+            return tuple(ends) if isinstance(ends, list) else (ends,)
+    return ()
+
+
 def save(model: Decoder, folder: Path | str, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write config.json and model.safetensors, as transformers reads them; return the path of the weights."""
+    """Write config.json and model.safetensors, as transformers reads them; return the path of the weights.
+
+    Raises:
+        CheckpointError: if the model does not have all its parameters, as one that was packed for serving.
+    """
+    held, expected = sum(p.numel() for p in model.parameters()), model.config.num_parameters
+    if held != expected:
+        raise CheckpointError(f"the model holds {held:,} of its {expected:,} parameters; save it before it is packed")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_hugging_face(), indent=1) + "\n")
@@ -109,46 +128,62 @@ def _wanted(model: Decoder) -> Iterator[tuple[str, list[tuple[str, int]], torch.
         yield name, parts, parameter.shape
 
 
-class _Stored:
-    """The tensors of one or many safetensors files, read once each."""
+class _NoInit(TorchFunctionMode):
+    """Leave parameters as they are made: random numbers on the meta device load SymPy, which takes 140 MiB."""
 
-    def __init__(self, folder: Path, files: ExitStack) -> None:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+class _Stored:
+    """The tensors of one or many safetensors files, read once each.
+
+    Files are opened for one parameter at a time: what was read of a file that stays open counts as memory of this
+    process, and would double that of the weights.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.place: dict[str, object] = {}
+        self.place: dict[str, Path] = {}
         self.left: set[str] = set()
         for path in _shards(folder):
             try:
-                shard = files.enter_context(safe_open(path, framework="pt"))
+                with safe_open(path, framework="pt") as shard:
+                    self.place |= dict.fromkeys(shard.keys(), path)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path.name} cannot be read, it may be truncated: {error}") from error
-            self.place |= dict.fromkeys(shard.keys(), shard)
         self.left = set(self.place)
 
     def read(self, parts: list[tuple[str, int]], shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """One parameter from the stored tensors that it is made of, each checked for its shape."""
-        pieces = []
+        parameter, first = torch.empty(shape, dtype=dtype), 0
         for name, rows in parts:
             if name not in self.place:
                 raise CheckpointError(f"tensor {name} is missing; {self._hint(name)}")
             expected = (rows, *shape[1:])
-            found = tuple(self.place[name].get_slice(name).get_shape())
-            if found != expected:
-                raise CheckpointError(f"tensor {name} has shape {found}, and config.json asks for {expected}")
-            pieces.append(self.place[name].get_tensor(name).to(dtype))
+            with safe_open(self.place[name], framework="pt") as shard:
+                found = tuple(shard.get_slice(name).get_shape())
+                if found != expected:
+                    raise CheckpointError(f"tensor {name} has shape {found}, and config.json asks for {expected}")
+                parameter[first : first + rows] = shard.get_tensor(name)  # a copy: this one is the mapped file itself
+            first += rows
             self.left.discard(name)
-        return torch.cat(pieces)  # a copy even of one: a stored tensor is the mapped file itself
+        return parameter
 
     def refuse_leftovers(self, config: ModelConfig) -> None:
         """A tensor that nobody asked for means that the model computes something else than this decoder."""
-        tied = set()
-        if config.tie_embeddings and "lm_head.weight" in self.left:
-            head, table = (self.place[n].get_tensor(n) for n in ("lm_head.weight", "model.embed_tokens.weight"))
-            if torch.equal(head, table):
-                tied = {"lm_head.weight"}
-        left = sorted(name for name in self.left - tied if not name.endswith(_IGNORED))
+        head, table = "lm_head.weight", "model.embed_tokens.weight"
+        tied = config.tie_embeddings and head in self.left and torch.equal(self._tensor(head), self._tensor(table))
+        left = sorted(name for name in self.left - ({head} if tied else set()) if not name.endswith(_IGNORED))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise CheckpointError(f"tensor {left[0]}{more} has no place in the model that config.json describes")
+
+    def _tensor(self, name: str) -> Tensor:
+        with safe_open(self.place[name], framework="pt") as shard:
+            return shard.get_tensor(name)
 
     def _hint(self, name: str) -> str:
         if name == "lm_head.weight":

@@ -64,7 +64,8 @@ class Decoder(nn.Module):
 
     def reset_buffers(self) -> None:
         """Compute what follows from the config alone and is in no checkpoint."""
-        self.register_buffer("wavelengths", inverse_wavelengths(self.config), persistent=False)
+        turns = inverse_wavelengths(self.config).to(self.embed.weight.device)
+        self.register_buffer("wavelengths", turns, persistent=False)
 
     def initialize(self, seed: int = 0) -> None:
         """Random weights, the same for the same seed; what writes into the residual stream starts smaller."""
@@ -86,20 +87,22 @@ class Decoder(nn.Module):
         self.wavelengths = inverse_wavelengths(self.config).to(self.wavelengths.device)
         return self
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor | None = None):
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attention: Attention, logits_indices: Tensor | None = None
+    ) -> Tensor:
         """
         Args:
             token_ids: (...) int64.
             positions: (...) int64, each token's place in its own sequence.
             attention: see `Attention`; called once per layer, in order.
-            wanted: indices into the flat tokens whose logits are wanted; all if left out.
+            logits_indices: indices into the flat tokens whose logits are computed; all if left out.
 
         Returns:
-            Logits (..., vocab_size), or (len(wanted), vocab_size), in the weights' dtype.
+            Logits (..., vocab_size), or (len(logits_indices), vocab_size), in the weights' dtype.
         """
         x = self._stream(token_ids, positions, attention)
-        if wanted is not None:
-            x = x.flatten(0, -2)[wanted]
+        if logits_indices is not None:
+            x = x.flatten(0, -2)[logits_indices]
         return self.unembed(self.norm(x))
 
     def loss(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ class Layer(nn.Module):
             self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
+        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], sum(self.heads), self.head_dim)
         qk, v = qkv.split_with_sizes((sum(self.heads[:2]), self.heads[2]), dim=-2)
         if self.q_norm is not None:
             q, k = qk.split_with_sizes(self.heads[:2], dim=-2)
@@ -163,8 +166,9 @@ class RMSNorm(nn.RMSNorm):
 
 
 def inverse_wavelengths(config: ModelConfig) -> Tensor:
-    """Radians that each pair of a head turns per position: (head_dim / 2,) float32."""
-    turns = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    """Radians that each pair of a head turns per position: (head_dim / 2,) float32 on the CPU."""
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")  # powers on meta load SymPy
+    turns = config.rope_theta ** (-pairs / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
         return turns
