@@ -216,9 +216,7 @@ class Engine:
             stream = self._texts[sequence] = TextStream(self.tokenizer, sequence.params.stop, prompt)
         text, stopped, reason, error = "", False, "error", None
         if token is None:
-            error = (
-                f"the logits after {len(sequence.token_ids)} tokens hold NaN or +inf, or −inf alone; none can be chosen"
-            )
+            error = f"no token to choose: logits behind {len(sequence.token_ids)} tokens hold NaN, +inf, or −inf alone"
         else:
             sequence.token_ids.append(token)
             text, stopped = stream.push(token)
