@@ -84,6 +84,13 @@ def test_several_texts_share_one_flat_row():
 
 
 @torch.no_grad()
+def test_an_empty_batch_has_empty_logits():
+    model = Decoder(ModelConfig(97, 48, 80, 2, 6, 2, 8, 64, qk_norm=True))
+    for shape in ((0, 8), (8, 0), (0,)):
+        empty = torch.empty(shape, dtype=torch.int64)
+        assert model(empty, empty, lambda layer, q, k, v: q).shape == (*shape, 97)
+
+
 def test_only_the_logits_of_these_indices_are_computed():
     model, text = decoder(), tokens(20, batch=2)
     seen = []

@@ -226,9 +226,18 @@ def single_precision(moe=None):
     return decoder
 
 
+def overflowing():
+    """Finite weights whose products for a token of equal large numbers are beyond fp16."""
+    decoder = single_precision()
+    with torch.no_grad():
+        decoder.layers[0].gate_up.weight.add_(18)
+        decoder.layers[0].down.weight.mul_(0.01)
+    return decoder
+
+
 MODELS = {
     "fp32": lambda: single_precision(),
-    "fp16": lambda: single_precision().half(),
+    "fp16": lambda: overflowing().half(),
     "bf16": lambda: single_precision().bfloat16(),
     "packed": lambda: single_precision(),
     "experts": lambda: single_precision(MoEConfig(6, 2, 24, num_shared_experts=1, gate="sigmoid")),
