@@ -51,7 +51,10 @@ class PagedAttention:
     def __init__(self, cache: PagedCache, work: list[Work]) -> None:
         self.cache = cache
         self.slots = torch.from_numpy(_rows_of_new(cache, work)).to(cache.k.device)
-        self.unwritten = None if cache.k.is_cuda else torch.from_numpy(_rows_of_unwritten(cache, work))
+        if not cache.k.is_cuda:
+            unwritten = torch.from_numpy(_rows_of_unwritten(cache, work))
+            for pages in (cache.k, cache.v):
+                pages.view(len(pages), -1, cache.config.head_dim).index_fill_(1, unwritten, 0)
         self.layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
         ends = np.cumsum([entry.num_queries for entry in work])
         self.parts = _on_gpu(cache, work, ends) if cache.k.is_cuda else _on_cpu(cache, work, ends)
@@ -59,11 +62,8 @@ class PagedAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         head_dim = q.shape[-1]
         keys, values = self.layers[layer]
-        for pages, new in ((keys, k), (values, v)):
-            rows = pages.view(-1, head_dim)
-            rows.index_copy_(0, self.slots, new.reshape(-1, head_dim))
-            if self.unwritten is not None:
-                rows.index_fill_(0, self.unwritten, 0)
+        keys.view(-1, head_dim).index_copy_(0, self.slots, k.reshape(-1, head_dim))
+        values.view(-1, head_dim).index_copy_(0, self.slots, v.reshape(-1, head_dim))
         if len(self.parts) == 1 and isinstance(self.parts[0][0], slice):
             return self.parts[0][1](q, keys, values)
         out = torch.empty_like(q)
