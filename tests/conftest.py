@@ -1,14 +1,35 @@
 """What all tests share."""
 
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
-from minilib import launch_local
+from minilib.ranks.launch import local
+
+# Threads cost the small models of these tests far more than they save when the cores are shared with other tests.
+ONE_THREAD = {"model", "ranks", "parallel", "serving", "training"}
+ON_RANKS = ("tests.ranks.", "tests.parallel.", "tests.training.")
+
+# A busy machine makes an example slow and its data late; neither says anything about the code.
+settings.register_profile("no clocks", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("no clocks")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ranks_share_what_tests_of_training_import():
+def ranks_share_what_tests_on_ranks_import():
     """The fork server of this process loads them once; otherwise every rank would, for a quarter of a second each."""
-    ours = sorted(name for name in sys.modules if name.startswith("tests.training."))
-    launch_local.server.set_forkserver_preload([*launch_local.PRELOAD, *ours])
+    ours = sorted(name for name in sys.modules if name.startswith(ON_RANKS))
+    local.server.set_forkserver_preload([*local.PRELOAD, *ours])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(request):
+    """One thread for torch in the folders above, and as many as before elsewhere."""
+    before = torch.get_num_threads()
+    if request.path.relative_to(Path(__file__).parent).parts[0] in ONE_THREAD:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

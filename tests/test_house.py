@@ -2,31 +2,27 @@
 
 import ast
 import re
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 
-from minilib import curriculum
-from minilib.records import ROOT
+from minilib.book import curriculum
+from minilib.numbers.records import ROOT
 from tools import pages
 from tools.chapters import clean, notebooks
 
-# Who may import whom, lowest first: a module may import from its own row and from rows before it.
-LAYERS = (
-    ("format", "mechanisms"),
-    ("measure", "records", "quoted", "curriculum", "notebook"),
-    ("launch", "launch_errors", "launch_group", "launch_local", "launch_member", "launch_pickle", "launch_rank"),
-    ("probes",),
-    ("machine",),
-    ("plot", "plot_plans"),
-    ("price",),
-    ("workloads", "kernels"),
+# The seven floors, lowest first: a room may import from its own floor and from floors below it.
+FLOORS = (
+    ("mechanisms",),
+    ("classic", "numbers"),
+    ("ranks", "kernels", "book"),
     ("model",),
-    ("training", "serving"),
+    ("parallel", "serving"),
+    ("training",),
     ("operations",),
 )
-# Imports that point up on purpose, inside a function, so that loading a module never drags in what it may not need.
-DEFERRED = {("machine", "probes"), ("price", "plot")}
 HEADINGS = [
     "1. What you already know",
     "2. The same idea, rephrased",
@@ -41,39 +37,92 @@ CHAPTERS = [path for path in notebooks() if path.parent.name == "chapters"]
 SOURCES = sorted((ROOT / "minilib").rglob("*.py"))
 
 
-def layer(package: str) -> int:
-    return next(number for number, row in enumerate(LAYERS) if package in row)
+def module_of(path: Path) -> str:
+    """The dotted name of a file of minilib, "minilib.numbers.price"."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(tree: ast.AST) -> set[str]:
-    """Packages of minilib that the code imports, such as {"machine"}."""
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of minilib that a file imports anywhere: at its top, in a function, or for a type checker."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "minilib":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minilib."):
-            found.add(node.module.split(".")[1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minilib":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("minilib.")}
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arrows_point_down(path):
-    if path.name == "__init__.py" and path.parent.name == "minilib":
-        return
-    own = path.relative_to(ROOT / "minilib").parts[0].removesuffix(".py")
-    for imported in imports_of(ast.parse(path.read_text())):
-        downwards = layer(imported) <= layer(own)
-        assert downwards or (own, imported) in DEFERRED, f"{own} must not import {imported}"
+IMPORTS = {module: imports_of(path) for module, path in MODULES.items()}
 
 
-def test_mechanisms_need_nothing_but_numpy():
+def floor(module: str) -> int:
+    room = module.split(".")[1]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_room_stands_on_a_floor():
+    rooms = {path.name for path in (ROOT / "minilib").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms <= {room for rooms_of_floor in FLOORS for room in rooms_of_floor}
+    assert len(rooms) <= 14 and len(FLOORS) == 7
+    assert {path.name for path in (ROOT / "minilib").glob("*.py")} == {"__init__.py"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "minilib"])
+def test_arrows_point_down(module):
+    upwards = {imported for imported in IMPORTS[module] if floor(imported) > floor(module)}
+    assert not upwards, f"{module} stands below {', '.join(sorted(upwards))} and must not import it"
+
+
+def test_there_are_no_circles():
+    """Not even for type checking. What a folder re-exports is taken from its files, which never import the folder."""
+    done: set[str] = set()
+
+    def follow(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for imported in IMPORTS[module]:
+                follow(imported, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        follow(module, ())
+
+
+def reached_from(modules: set[str]) -> set[str]:
+    """Mechanisms that these modules import, and what those import in turn."""
+    found: set[str] = set()
+    left = {name for module in modules for name in IMPORTS[module] if name.startswith("minilib.mechanisms.")}
+    while left:
+        found |= left
+        left = {name for module in left for name in IMPORTS[module]} - found
+    return found
+
+
+def test_mechanisms_are_the_ground_of_both_worlds():
+    old = reached_from({module for module in MODULES if module.startswith("minilib.classic.")})
+    new = reached_from({module for module in MODULES if module != "minilib" and floor(module) >= 2})
+    files = {name for name, path in MODULES.items() if path.name != "__init__.py"}
+    shared = {name for name in files if name.startswith("minilib.mechanisms.")}
+    shared -= {name for name in shared if name.startswith("minilib.mechanisms.basics.")}
+    assert shared <= old, f"nothing in classic/ imports {', '.join(sorted(shared - old))}"
+    assert shared <= new, f"nothing from ranks/ up imports {', '.join(sorted(shared - new))}"
+    folders = {name.split(".")[2] for name in shared}
+    assert folders == {chapter.mechanism for chapter in curriculum.chapters() if chapter.written} - {""}
+
+
+def test_mechanisms_need_nothing_but_the_standard_library_and_numpy():
     for path in (ROOT / "minilib" / "mechanisms").rglob("*.py"):
         tree = ast.parse(path.read_text())
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not {name.split(".")[0] for name in names} & {"torch", "triton", "matplotlib"}, path.name
+        allowed = {"minilib"} if "basics" in path.parts else {"minilib", "numpy"}
+        foreign = {name.split(".")[0] for name in names} - allowed - sys.stdlib_module_names
+        assert not foreign, f"{path.name} imports {', '.join(foreign)}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,10 +135,10 @@ def test_files_are_short_and_say_what_they_are_for(path):
 
 def test_importing_the_library_loads_no_torch():
     import subprocess
-    import sys
 
-    modules = "minilib.price, minilib.workloads, minilib.records, minilib.curriculum, minilib.notebook"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    numbers = "minilib.numbers.price, minilib.numbers.workloads, minilib.numbers.records"
+    loaded = "'torch' in sys.modules or 'matplotlib' in sys.modules"
+    code = f"import sys, {numbers}, minilib.book.curriculum, minilib.book.notebook; sys.exit({loaded})"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
@@ -154,6 +203,7 @@ def test_code_cells_are_short_and_few_outputs_are_ignored(path):
         assert max(map(len, lines)) <= 100, f"{cell.id}: a line that needs scrolling"
         assert not cell.source.rstrip().endswith(";"), f"{cell.id}: nbval does not know that ; silences a line"
     ignored = [cell for cell in code if "nbval-ignore-output" in cell.metadata.get("tags", [])]
+    assert all(cell in ignored for cell in code if "too_busy(" in cell.source), "its output differs when it speaks"
     assert len(ignored) <= len(code) / 2
     for cell in ignored:
         asserted = "assert" in cell.source
@@ -167,6 +217,13 @@ def test_links_within_the_repository_lead_somewhere(path):
         assert (path.parent / target).exists(), target
 
 
-def test_the_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", pages.README.read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", [pages.README, ROOT / "minilib" / "README.md"], ids=["README", "minilib/README"])
+def test_the_readme_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_table_of_floors_names_every_room():
+    table = (ROOT / "minilib" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", table, re.M)
+    assert [set(re.findall(r"`(\w+)/`", rooms)) for _, rooms in reversed(rows)] == [set(rooms) for rooms in FLOORS]

@@ -10,8 +10,8 @@ import platform
 import shutil
 import sys
 
-from minilib import records
-from minilib.machine import Machine
+from minilib.numbers import records
+from minilib.numbers.machine import Machine
 
 
 def main() -> int:

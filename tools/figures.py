@@ -14,7 +14,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
-from minilib import plot
+from minilib.book import plot
 
 TARGET = Path(__file__).resolve().parents[1] / "chapters" / "figures" / "mappings.svg"
 

@@ -1,4 +1,4 @@
-"""What tools/bench_kernels.py measures: each op at sizes well over a GPU's cache, with its peers and its price."""
+"""What tools/bench/kernels.py measures: each op at sizes well over a GPU's cache, with its peers and its price."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minilib.kernels import (
-    cross_entropy,
-    flash_attention,
-    grouped_matmul,
-    linear_cross_entropy,
-    matmul,
-    rms_norm,
-    rotary,
-    softmax,
-    swiglu,
-)
-from minilib.price import Cost
+from minilib.kernels.cross_entropy import linear
+from minilib.kernels.cross_entropy import logits as cross_entropy
+from minilib.kernels.flash_attention import attention as flash_attention
+from minilib.kernels.matmul import dense as matmul
+from minilib.kernels.matmul import grouped as grouped_matmul
+from minilib.kernels.rowwise import rms_norm, rotary, softmax, swiglu
+from minilib.numbers.price import Cost
 
 Call = Callable[[], object]
 
@@ -249,13 +244,13 @@ def _linear_cross_entropy(sizes: Sizes) -> Job:
         return F.cross_entropy(h @ weight.T, targets)
 
     def memory(calls: dict[str, Call]) -> dict:
-        chunk = linear_cross_entropy.chunk_tokens(tokens, vocab)
+        chunk = linear.chunk_tokens(tokens, vocab)
         logits = {"ours": 2 * chunk * vocab, "torch": 2 * tokens * vocab}
         return {"logits_bytes": logits, "peak_bytes": {name: _peak(call, sizes.device) for name, call in calls.items()}}
 
-    ours, torchs = both(linear_cross_entropy.linear_cross_entropy), both(unfused)
+    ours, torchs = both(linear.linear_cross_entropy), both(unfused)
     name = f"linear_cross_entropy forward and backward {tokens} × {hidden} × {vocab}"
-    return Job(name, linear_cross_entropy.cost(tokens, hidden, vocab), ours, {"torch": torchs}, memory)
+    return Job(name, linear.cost(tokens, hidden, vocab), ours, {"torch": torchs}, memory)
 
 
 def _peak(call: Call, device: str) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minilib import curriculum
+from minilib.book import curriculum
 from tools import figures
 
 README = Path(__file__).resolve().parents[1] / "README.md"

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from minilib import records
-from minilib.machine import Machine
-from minilib.model import checkpoint, corpus, tokenizer
+from minilib.model import corpus, tokenizer
+from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from minilib.numbers import records
+from minilib.numbers.machine import Machine
 from minilib.training.trainer import TrainConfig, Trainer
 
 MODEL = ModelConfig(

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 import torch
 from tqdm import tqdm
 
-from minilib.format import si
-from minilib.kernels import flash_attention, flash_attention_forward, grouped_matmul, matmul
-from minilib.measure import measure
+from minilib.kernels.flash_attention import attention, forward
+from minilib.kernels.matmul import dense, grouped
+from minilib.mechanisms.basics.format import si
+from minilib.numbers.measure import measure
 from tools.kernel_jobs import Sizes, shares
 
 
@@ -51,27 +52,27 @@ def tune(
 def _matmul(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], float]:
     n = sizes.product
     a, b = sizes.random(n, n), sizes.random(n, n, seed=1)
-    return lambda tile: matmul.matmul(a, b, tile=tile), matmul.CANDIDATES, matmul.cost(n, n, n).flops
+    return lambda tile: dense.matmul(a, b, tile=tile), dense.CANDIDATES, dense.cost(n, n, n).flops
 
 
 def _grouped_matmul(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], float]:
     rows, hidden = shares(sizes.rows, sizes.experts[0], even=False), sizes.hidden
     x, weight = sizes.random(sizes.rows, hidden), sizes.random(len(rows), hidden, hidden, seed=1)
     ends = torch.tensor(rows, device=sizes.device).cumsum(0).int()
-    flops = grouped_matmul.cost(rows, hidden, hidden).flops
-    return lambda tile: grouped_matmul.grouped_matmul(x, weight, ends, tile=tile), grouped_matmul.CANDIDATES, flops
+    flops = grouped.cost(rows, hidden, hidden).flops
+    return lambda tile: grouped.grouped_matmul(x, weight, ends, tile=tile), grouped.CANDIDATES, flops
 
 
 def _attention(sizes: Sizes) -> tuple[Callable[[dict], object], list[dict], float]:
     (batch, tokens), heads, head_dim = sizes.attention[-1], sizes.heads[0][0], sizes.head_dim
     q, k, v = (sizes.random(batch, tokens, heads, head_dim, seed=seed) for seed in range(3))
-    problem = flash_attention.Problem(
+    problem = attention.Problem(
         batch, heads, heads, head_dim, tokens, tokens, tokens, tokens, causal=True, scale=head_dim**-0.5, varlen=False
     )
-    flops = flash_attention.cost(batch, heads, heads, tokens, tokens, head_dim).flops
+    flops = attention.cost(batch, heads, heads, tokens, tokens, head_dim).flops
     return (
-        lambda tile: flash_attention_forward.attend(problem, q, k, v, None, None, tile),
-        flash_attention_forward.CANDIDATES,
+        lambda tile: forward.attend(problem, q, k, v, None, None, tile),
+        forward.CANDIDATES,
         flops,
     )
 

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from minilib.model.moe_config import MoEConfig
+from minilib.model import families, rope
+from minilib.model.families import FAMILIES, Family, UnsupportedModel, flag, number, whole
+from minilib.model.moe.config import MoEConfig
+from minilib.model.rope import RopeScaling
 
-MODEL_TYPES = {"llama": False, "qwen3": True}  # Hugging Face's model_type → whether queries and keys are normalised
 KERNELS = ("torch", "triton", "interpreted")  # who computes; see minilib/model/ops.py
-
-
-class UnsupportedModel(ValueError):
-    """The checkpoint is of a kind that this decoder does not compute; the message says what is in the way."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How Llama 3.1 stretches rotary embeddings to contexts longer than those it was pretrained on.
-
-    Frequencies whose wavelength exceeds original/low_freq_factor positions are divided by `factor`, those below
-    original/high_freq_factor are kept, and the ones between are interpolated.
-
-    Source: Llama 3.1, `apply_scaling` in meta-llama/llama-models.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
 
 
 @dataclass(frozen=True)
@@ -44,10 +27,11 @@ class ModelConfig:
         num_kv_heads: key and value heads; each serves num_heads / num_kv_heads query heads.
         head_dim: width of one head; num_heads · head_dim need not be hidden_size.
         max_position: longest sequence, in tokens.
-        rope_theta: base of the rotary wavelengths.
-        rope_scaling: Llama 3.1's stretching, None for plain rotary embeddings.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: how frequencies are stretched to a longer context, None for plain rotary embeddings.
         norm_eps: added under the root in RMSNorm.
         qk_norm: RMSNorm over each query and key head, as Qwen3 has it.
+        qkv_bias: biases on the projections to queries, keys and values, as Qwen2 has them.
         tie_embeddings: the output projection is the embedding table.
         moe: experts in place of every layer's feed-forward network; None for a dense model.
         kernels: who computes all but the matrix products: "torch"; "triton" for this library's kernels, which
@@ -70,6 +54,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     qk_norm: bool = False
+    qkv_bias: bool = False
     tie_embeddings: bool = True
     moe: MoEConfig | None = None
     kernels: str = field(default="torch", compare=False)
@@ -78,7 +63,7 @@ class ModelConfig:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for name in (*sizes, "head_dim", "max_position"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number ≥ 1, got {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
@@ -87,6 +72,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, rotary embeddings turn pairs of values; got {self.head_dim}")
+        if not 1 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta must be a finite number > 1, so that pairs differ; got {self.rope_theta!r}")
         if self.kernels not in KERNELS:
             raise ValueError(f"kernels is one of {', '.join(KERNELS)}; got {self.kernels!r}")
 
@@ -109,6 +96,7 @@ class ModelConfig:
         """With so many routed experts a layer."""
         heads = self.num_heads + self.num_kv_heads
         attention = 2 * self.hidden_size * heads * self.head_dim + (2 * self.head_dim if self.qk_norm else 0)
+        attention += (heads + self.num_kv_heads) * self.head_dim if self.qkv_bias else 0
         width, router = self.intermediate_size, 0
         if self.moe:
             width, router = self.moe.intermediate_size * (experts + self.moe.num_shared_experts), self.moe.num_experts
@@ -121,61 +109,63 @@ class ModelConfig:
         """Read the content of a config.json.
 
         Raises:
-            UnsupportedModel: if the model computes something that this decoder does not.
+            UnsupportedModel: if the model computes something that this decoder does not, or if a field is missing or
+                no value of its kind; see minilib/model/families.py.
         """
-        kind = config.get("model_type")
-        if kind not in MODEL_TYPES:
-            raise UnsupportedModel(f"model_type {kind!r} is not supported; supported are: {', '.join(MODEL_TYPES)}")
-        for name in ("attention_bias", "mlp_bias"):
-            if config.get(name):
-                raise UnsupportedModel(f"{name} is set, and this decoder's linear layers have no bias")
-        if config.get("hidden_act", "silu") != "silu":
-            raise UnsupportedModel(f"hidden_act is {config['hidden_act']!r}, and this decoder computes 'silu'")
-        if config.get("use_sliding_window"):
-            raise UnsupportedModel("use_sliding_window is set, and this decoder attends to the whole context")
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        lost = [n for n in (*names, "max_position_embeddings", "rms_norm_eps") if config.get(n) is None]
-        if lost:
-            raise UnsupportedModel(f"config.json does not say {', '.join(lost)}")
-        heads = config["num_attention_heads"]
-        theta, scaling = _rope(config)
+        family = families.family_of(config)
+        families.check(config, family)
+        heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
+        kv_heads = config.get("num_key_value_heads", family.fields.get("num_key_value_heads"))
+        theta, scaling = rope.read(config, family.fields.get("rope_theta", 10_000.0))
         return cls(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
+            vocab_size=whole(config, "vocab_size"),
+            hidden_size=width,
+            intermediate_size=whole(config, "intermediate_size"),
+            num_layers=whole(config, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            max_position=config["max_position_embeddings"],
+            num_kv_heads=heads if kv_heads is None else whole({"num_key_value_heads": kv_heads}, "num_key_value_heads"),
+            head_dim=whole(config, "head_dim", family.fields.get("head_dim", width // heads)),
+            max_position=whole(config, "max_position_embeddings"),
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=config["rms_norm_eps"],
-            qk_norm=MODEL_TYPES[kind],
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            norm_eps=number(config, "rms_norm_eps"),
+            qk_norm=family.qk_norm,
+            qkv_bias=family.qkv_bias,
+            tie_embeddings=flag(config, "tie_word_embeddings", False),
+            moe=_moe(config, family) if family.moe else None,
+        )
+
+    @property
+    def family(self) -> Family:
+        """The family of Hugging Face that computes what this config says; Llama's for what was read as Mistral's.
+
+        Raises:
+            UnsupportedModel: if none does.
+        """
+        moe, plain = self.moe, True
+        if moe:
+            usual = MoEConfig(moe.num_experts, moe.top_k, moe.intermediate_size, normalize=moe.normalize)
+            plain = moe == usual and (moe.normalize or self.qk_norm)  # Mixtral always normalises
+        computed = (self.qk_norm, self.qkv_bias, moe is not None)
+        for family in FAMILIES.values():
+            if plain and computed == (family.qk_norm, family.qkv_bias, family.moe):
+                return family
+        raise UnsupportedModel(
+            f"no supported family of Hugging Face computes this model (qk_norm={self.qk_norm}, "
+            f"qkv_bias={self.qkv_bias}, moe={moe}); use Trainer.save"
         )
 
     def to_hugging_face(self) -> dict:
         """The content of a config.json that transformers reads as the same model.
 
         Raises:
-            UnsupportedModel: for a mixture of experts.
+            UnsupportedModel: if no supported family computes it.
         """
-        if self.moe:
-            raise UnsupportedModel("a mixture of experts is not written in Hugging Face's layout; use Trainer.save")
-        rope: dict[str, object] = {"rope_theta": self.rope_theta, "rope_type": "default"}
-        if self.rope_scaling:
-            rope |= {
-                "rope_type": "llama3",
-                "factor": self.rope_scaling.factor,
-                "low_freq_factor": self.rope_scaling.low_freq_factor,
-                "high_freq_factor": self.rope_scaling.high_freq_factor,
-                "original_max_position_embeddings": self.rope_scaling.original_max_position,
-            }
-        kind = "qwen3" if self.qk_norm else "llama"
-        return {
-            "architectures": [{"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[kind]],
-            "model_type": kind,
+        family = self.family
+        scaling = rope.written(self.rope_scaling)
+        content = {
+            "architectures": [family.architecture],
+            "model_type": next(kind for kind, known in FAMILIES.items() if known is family),
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -187,28 +177,35 @@ class ModelConfig:
             "max_position_embeddings": self.max_position,
             "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,  # transformers 4 reads these two,
-            "rope_scaling": None if not self.rope_scaling else {k: v for k, v in rope.items() if k != "rope_theta"},
-            "rope_parameters": rope,  # and transformers 5 this one
+            "rope_scaling": scaling,
+            "rope_parameters": {"rope_theta": self.rope_theta, **(scaling or {"rope_type": "default"})},  # 5 this one
             "tie_word_embeddings": self.tie_embeddings,
+            "bos_token_id": None,  # else transformers takes its class's own
+            "eos_token_id": None,
         }
+        if self.moe:
+            content |= {"num_experts_per_tok": self.moe.top_k}
+            if self.qk_norm:
+                content |= {"num_experts": self.moe.num_experts, "norm_topk_prob": self.moe.normalize}
+                content |= {"moe_intermediate_size": self.moe.intermediate_size}
+            else:
+                content |= {"num_local_experts": self.moe.num_experts, "intermediate_size": self.moe.intermediate_size}
+        return content
 
 
-def _rope(config: Mapping) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from where transformers 5 writes them (rope_parameters) or where transformers 4 did."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
-        raise UnsupportedModel(f"rope scaling {kind!r} is not supported; supported are: default, llama3")
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    lost = [name for name in names if rope.get(name) is None]
-    if lost:
-        raise UnsupportedModel(f"the llama3 rope scaling in config.json does not say {', '.join(lost)}")
-    return float(theta), RopeScaling(
-        factor=rope["factor"],
-        low_freq_factor=rope["low_freq_factor"],
-        high_freq_factor=rope["high_freq_factor"],
-        original_max_position=rope["original_max_position_embeddings"],
+def _moe(config: Mapping, family: Family) -> MoEConfig:
+    """Of Mixtral, whose experts are as wide as intermediate_size says, or of Qwen3's mixtures."""
+    counts = {whole(config, name) for name in families.NUM_EXPERTS if config.get(name) is not None}
+    if len(counts) != 1:
+        raise UnsupportedModel(
+            f"config.json's {' and '.join(families.NUM_EXPERTS)} are {sorted(counts)}, and one number is expected"
+        )
+    fields = family.fields
+    return MoEConfig(
+        num_experts=counts.pop(),
+        top_k=whole(config, "num_experts_per_tok", fields["num_experts_per_tok"]),
+        intermediate_size=whole(
+            config, "moe_intermediate_size" if "moe_intermediate_size" in fields else "intermediate_size"
+        ),
+        normalize=flag(config, "norm_topk_prob", fields["norm_topk_prob"]) if "norm_topk_prob" in fields else True,
     )

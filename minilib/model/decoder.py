@@ -7,7 +7,8 @@ Who calls the model says what attention is: over a whole batch of texts (trainin
 cache (serving). Everything else works on any leading shape: (batch, tokens) in training, a flat (tokens,) in serving.
 
 Sources: Touvron et al. 2023 (Llama); Zhang and Sennrich 2019 (RMSNorm); Su et al. 2021 (rotary embeddings); Ainslie et
-al. 2023 (grouped-query attention); Shazeer 2020 (SwiGLU); Qwen3 technical report 2025 (normalised queries and keys).
+al. 2023 (grouped-query attention); Shazeer 2020 (SwiGLU); Qwen2 technical report 2024 (biases of queries, keys and
+values); Qwen3 technical report 2025 (normalised queries and keys).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from minilib.model.config import ModelConfig
 from minilib.model.moe import MoE, Router
 from minilib.model.ops import Ops, choose
+from minilib.model.rope import inverse_frequencies, rotation
 
 
 class Attention(Protocol):
-    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the likeness of q and k."""
+    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the scores of q and k."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """
@@ -64,11 +66,16 @@ class Decoder(nn.Module):
 
     def reset_buffers(self) -> None:
         """Compute what follows from the config alone and is in no checkpoint."""
-        turns = inverse_wavelengths(self.config).to(self.embed.weight.device)
-        self.register_buffer("wavelengths", turns, persistent=False)
+        self.register_buffer("inv_freq", self._inv_freq().to(self.embed.weight.device), persistent=False)
+
+    def _inv_freq(self) -> Tensor:
+        return inverse_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
 
     def initialize(self, seed: int = 0) -> None:
-        """Random weights, the same for the same seed; what writes into the residual stream starts smaller."""
+        """Random weights, the same for the same seed; what writes into the residual stream starts smaller.
+
+        Biases start at zero, the weights of norms at one.
+        """
         generator = torch.Generator(self.embed.weight.device).manual_seed(seed)
         depth = math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
@@ -76,7 +83,7 @@ class Decoder(nn.Module):
                 std = 0.02 / depth if name.endswith(("project.weight", "down.weight")) else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:
-                nn.init.ones_(parameter)
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
         for module in self.modules():
             if isinstance(module, Router):
                 nn.init.zeros_(module.bias)
@@ -84,7 +91,7 @@ class Decoder(nn.Module):
     def _apply(self, fn, recurse=True):
         """Wherever the weights go and in whatever dtype: positions need float32."""
         super()._apply(fn, recurse)
-        self.wavelengths = inverse_wavelengths(self.config).to(self.wavelengths.device)
+        self.inv_freq = self._inv_freq().to(self.inv_freq.device)
         return self
 
     def forward(
@@ -113,7 +120,8 @@ class Decoder(nn.Module):
     def _stream(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """The residual stream after the last layer, (..., hidden_size)."""
         x = self.embed(token_ids)
-        rope = rotation(positions, self.wavelengths, x.dtype)
+        scaling = self.config.rope_scaling
+        rope = rotation(positions, self.inv_freq, x.dtype, scaling.attention_factor if scaling else 1.0)
         for layer in self.layers:
             x = layer(x, rope, attention)
         return x
@@ -128,7 +136,7 @@ class Layer(nn.Module):
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.head_dim = config.head_dim
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, ops)
-        self.qkv = nn.Linear(config.hidden_size, sum(self.heads) * config.head_dim, bias=False)
+        self.qkv = nn.Linear(config.hidden_size, sum(self.heads) * config.head_dim, bias=config.qkv_bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, ops) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, ops) if config.qk_norm else None
         self.project = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
@@ -163,27 +171,3 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         return self.ops.rms_norm(x, self.weight, residual, self.eps)
-
-
-def inverse_wavelengths(config: ModelConfig) -> Tensor:
-    """Radians that each pair of a head turns per position: (head_dim / 2,) float32 on the CPU."""
-    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")  # powers on meta load SymPy
-    turns = config.rope_theta ** (-pairs / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return turns
-    wavelength = 2 * math.pi / turns
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = ((scaling.original_max_position / wavelength - low) / (high - low)).clamp(0, 1)
-    return keep * turns + (1 - keep) * turns / scaling.factor
-
-
-def rotation(positions: Tensor, wavelengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What `ops.rotate` needs for each position: the cosine, and the sine with the first half's sign turned.
-
-    Returns:
-        Two tensors (..., 1, head_dim).
-    """
-    angles = positions[..., None, None].to(wavelengths.dtype) * wavelengths
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)

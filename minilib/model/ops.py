@@ -30,8 +30,8 @@ class Ops:
         return F.silu(gate) * up
 
     def grouped_matmul(self, rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-        """Rows sorted by group, each times the matrix of its group; see minilib/kernels/grouped_matmul.py."""
-        from minilib.kernels.grouped_matmul import reference
+        """Rows sorted by group, each times the matrix of its group; see minilib/kernels/matmul/grouped.py."""
+        from minilib.kernels.matmul.grouped import reference
 
         return reference(rows, weight, offsets)
 
@@ -56,12 +56,12 @@ class KernelOps(Ops):
 
     def __init__(self, interpret: bool) -> None:
         # Here, so that a model without kernels never loads Triton, which decides then whether it interprets.
+        from minilib.kernels.cross_entropy.linear import linear_cross_entropy
         from minilib.kernels.flash_attention import HEAD_DIMS, flash_attention
-        from minilib.kernels.grouped_matmul import grouped_matmul
-        from minilib.kernels.linear_cross_entropy import linear_cross_entropy
-        from minilib.kernels.rms_norm import rms_norm
-        from minilib.kernels.rotary import rotary
-        from minilib.kernels.swiglu import swiglu
+        from minilib.kernels.matmul.grouped import grouped_matmul
+        from minilib.kernels.rowwise.rms_norm import rms_norm
+        from minilib.kernels.rowwise.rotary import rotary
+        from minilib.kernels.rowwise.swiglu import swiglu
 
         self._head_dims = HEAD_DIMS
         self._rms_norm, self._rotary, self._swiglu, self._grouped_matmul, self._flash_attention, self._loss = (

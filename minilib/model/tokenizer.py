@@ -8,6 +8,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minilib.model.files import CheckpointError, read_json
+
 END = "<|end|>"  # stands between texts; the model writes it when it considers a file finished
 
 
@@ -42,11 +44,22 @@ def load(folder: Path) -> tokenizers.Tokenizer:
 
     Raises:
         FileNotFoundError: if it has none.
+        CheckpointError: if it is a Git LFS pointer, empty, cut, or of a version that `tokenizers` does not read.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"the checkpoint {Path(folder).name} has no tokenizer.json; pass token ids instead")
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    read_json(path)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        # The library raises Exception itself, and for some files Rust's panic, which is a BaseException.
+        raise CheckpointError(
+            f"tokenizers {tokenizers.__version__} cannot read tokenizer.json of {Path(folder).name}: {error}; "
+            "download it anew, or install the version of tokenizers that wrote it"
+        ) from error
     tokenizer.encode_special_tokens = tokenizer.token_to_id(END) is not None
     return tokenizer
 

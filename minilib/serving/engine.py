@@ -12,15 +12,15 @@ from collections.abc import Sequence as Row
 import tokenizers
 import torch
 
-from minilib.mechanisms.interrupts import held
+from minilib.mechanisms.basics.interrupts import held
 from minilib.model.decoder import Decoder
-from minilib.serving.packing import pack as pack_model
-from minilib.serving.paged_attention import PagedAttention, Work
-from minilib.serving.paged_cache import PagedCache, default_num_pages
+from minilib.serving.cache.paged import PagedCache, default_num_pages
+from minilib.serving.cache.paged_attention import PagedAttention, Work
+from minilib.serving.cpu.packing import pack as pack_model
+from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
-from minilib.serving.text import TextStream
 
 
 class Engine:
@@ -36,7 +36,7 @@ class Engine:
         preemption: "recompute" or "swap".
         tokenizer: for text in the outputs and for stop strings; None to deal in token ids alone.
         eos_token_id: token, or tokens, that end a sequence unless a request ignores them.
-        pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.packing.pack`.
+        pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`.
 
     Raises:
         ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops

@@ -12,9 +12,9 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from minilib.mechanisms.interrupts import held
-from minilib.model import checkpoint
+from minilib.mechanisms.basics.interrupts import held
 from minilib.model import tokenizer as tokenizer_files
+from minilib.model import weights
 from minilib.model.decoder import Decoder
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput, whole
@@ -56,7 +56,7 @@ class LLM:
         self._outputs_of: dict[str, deque[TokenOutput]] = {}  # what came for a request while somebody else stepped
 
     @classmethod
-    def load(cls, folder: Path | str = checkpoint.PRETRAINED, dtype: torch.dtype = torch.float32, **options) -> LLM:
+    def load(cls, folder: Path | str = weights.PRETRAINED, dtype: torch.dtype = torch.float32, **options) -> LLM:
         """Load a checkpoint; without a folder, the one that comes with this library.
 
         End tokens are those of generation_config.json, else of config.json. The model belongs to the LLM alone, so it
@@ -65,10 +65,10 @@ class LLM:
         Cost: the weights once in memory, in `dtype`, and the KV cache as it fills.
         """
         tokenizer = tokenizer_files.load(Path(folder))  # before the weights: it is read at once, and may be missing
-        if ends := checkpoint.eos_token_ids(folder):
+        if ends := weights.eos_token_ids(folder):
             options.setdefault("eos_token_id", ends)
         options.setdefault("pack", True)
-        return cls(checkpoint.load(folder, dtype), tokenizer, **options)
+        return cls(weights.load(folder, dtype), tokenizer, **options)
 
     def generate(
         self, prompts: list[str] | list[Row[int]], params: SamplingParams | None = None, progress: bool = False

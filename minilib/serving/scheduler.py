@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from bisect import insort
 
-from minilib.mechanisms.paging import OutOfPages
-from minilib.serving.paged_cache import PagedCache
+from minilib.mechanisms.paging import OutOfFrames
+from minilib.serving.cache.paged import PagedCache
 from minilib.serving.request import Sequence, Status
 
 PREEMPTIONS = ("recompute", "swap")
@@ -78,7 +78,7 @@ class Scheduler:
         if self.preemption == "swap":
             try:
                 self.cache.swap_out(sequence.table)
-            except OutOfPages:
+            except OutOfFrames:
                 self.drop(sequence)  # no room in host memory either
             else:
                 self._to_waiting(sequence, Status.SWAPPED)
@@ -105,15 +105,15 @@ class Scheduler:
             table = sequence.table
             pool = self.cache.swap_pool if sequence.status is Status.SWAPPED else self.cache.pool
             assert table.pool is pool, f"{sequence.request_id} is {sequence.status.value}, its pages are elsewhere"
-            assert table.num_slots == sequence.num_computed_tokens, f"{sequence.request_id}: slots and tokens differ"
-            assert 0 <= len(table.pages) * table.page_size - table.num_slots < table.page_size, "a page is wasted"
+            assert table.length == sequence.num_computed_tokens, f"{sequence.request_id}: slots and tokens differ"
+            assert 0 <= len(table.frames) * table.page_size - table.length < table.page_size, "a page is wasted"
             assert sequence.num_uncomputed_tokens > 0, f"{sequence.request_id} has nothing left to compute"
 
     def _list_of(self, sequence: Sequence) -> list[Sequence]:
         return self.running if sequence.status is Status.RUNNING else self.waiting
 
     def _has_room(self, sequence: Sequence, count: int) -> bool:
-        return sequence.table.pages_needed(count) <= self.cache.pool.num_free
+        return sequence.table.frames_needed(count) <= self.cache.pool.num_free
 
     def _take(self, work: list[tuple[Sequence, int]], sequence: Sequence, count: int) -> int:
         self.cache.copy(sequence.table.append(count))

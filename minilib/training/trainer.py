@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minilib.machine import Machine
 from minilib.model.decoder import Decoder
-from minilib.training import engines, usage
-from minilib.training.collectives import Communicator
-from minilib.training.moe import Balancer
-from minilib.training.train_config import PRECISIONS, TrainConfig
+from minilib.numbers.machine import Machine
+from minilib.ranks.collectives import Communicator
+from minilib.training import strategies, usage
+from minilib.training.config import PRECISIONS, TrainConfig
+from minilib.training.expert_balance import Balancer
 
 
 class CannotResume(ValueError):
@@ -68,10 +68,10 @@ class Trainer:
         self.rank, self.world_size = (comm.rank, comm.world_size) if comm is not None else (0, 1)
         self.train_tokens, self.validation_tokens = train, validation
         self._rows = range(self.rank, config.batch_size, self.world_size)  # of each batch, this rank's
-        # So weighed, the mean over ranks of their mean losses is that over the tokens of the whole batch.
+        # So weighted, the mean over ranks of their mean losses is that over the tokens of the whole batch.
         self._weight = len(self._rows) * self.world_size / config.batch_size
         self.balancer = Balancer(model, config.balance, comm)
-        self.engine = engines.choose(parallel, model, comm, config)
+        self.engine = strategies.choose(parallel, model, comm, config)
         self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
         self.step = 0
         self.losses: list[float] = []
@@ -182,7 +182,7 @@ class Trainer:
         self.step += 1
 
     def _loss(self, tokens: Tensor) -> Tensor:
-        """Mean loss in nats of predicting each token from those before it, weighed by this rank's part of the batch.
+        """Mean loss in nats of predicting each token from those before it, weighted by this rank's part of the batch.
 
         Args:
             tokens: (sequences, context + 1), this rank's.
@@ -198,7 +198,7 @@ class Trainer:
         """Over ranks."""
         if self.comm is None:
             return value
-        everybody = torch.tensor([value], dtype=torch.float64)
+        everybody = torch.tensor([value], dtype=torch.float64, device=self.comm.device)
         self.comm.all_reduce(everybody, "avg")
         return everybody.item()
 

@@ -7,11 +7,11 @@ import sys
 
 import torch
 
-from minilib import launch
-from minilib.machine import Machine
 from minilib.model.config import ModelConfig
-from minilib.training.agreement import gather_numbers
-from minilib.training.collectives import Communicator
+from minilib.numbers.machine import Machine
+from minilib.ranks import launch
+from minilib.ranks.agreement import gather_numbers
+from minilib.ranks.collectives import Communicator
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minilib.kernels import flash_attention_backward, flash_attention_forward
-from minilib.kernels.flash_attention import Problem, cost, flash_attention, reference
-from minilib.measure import measure
+from minilib.kernels.flash_attention import backward, cost, flash_attention, forward, reference
+from minilib.kernels.flash_attention.tiles import Problem
+from minilib.numbers.measure import measure
 from tests.kernels.parity.flash_attention import compare, inputs, oracle, packed, varlen_oracle
 from tests.kernels.place import Place, assert_close
 from tests.kernels.poison import poisoned_outputs
@@ -66,20 +66,20 @@ def test_long_sequences_agree_with_torchs_flash_attention(tokens):
 def test_every_candidate_that_fits_computes_the_same():
     problem = Problem(1, 4, 2, 128, 500, 700, 500, 700, causal=True, scale=128**-0.5, varlen=False)
     q, k, v, grad = inputs(HERE, "bf16", (4, 2), 128, (1, 500), (1, 700))
-    out, lse = flash_attention_forward.attend(problem, q, k, v, None, None)
-    expected, tried = flash_attention_backward.gradients(problem, grad, None, q, k, v, out, lse, None, None), 0
-    for tile in flash_attention_forward.CANDIDATES:
+    out, lse = forward.attend(problem, q, k, v, None, None)
+    expected, tried = backward.gradients(problem, grad, None, q, k, v, out, lse, None, None), 0
+    for tile in forward.CANDIDATES:
         try:
-            found = flash_attention_forward.attend(problem, q, k, v, None, None, tile)
+            found = forward.attend(problem, q, k, v, None, None, tile)
         except Exception as error:
             assert "shared memory" in str(error), error
             continue
         tried += 1
         assert_close(found[0], out, "bf16")
         assert_close(found[1], lse, "fp32")
-    for tile in flash_attention_backward.CANDIDATES:
+    for tile in backward.CANDIDATES:
         try:
-            found = flash_attention_backward.gradients(problem, grad, None, q, k, v, out, lse, None, None, tile, tile)
+            found = backward.gradients(problem, grad, None, q, k, v, out, lse, None, None, tile, tile)
         except Exception as error:
             assert "shared memory" in str(error), error
             continue
@@ -174,6 +174,6 @@ def test_it_is_about_as_fast_as_torchs_flash_attention(batch, tokens, record_pro
             flops = cost(batch, 16, 16, tokens, tokens, 128, backward=way == "backward").flops
             rates[name, way] = flops / seconds / 1e12
             record_property(f"{name}_{way}_tflops", rates[name, way])
-    # The aims on an H200 are 500 TFLOP/s forward and 320 backward; a bound for any GPU is generous.
+    # Plain Triton is known to reach 407 to 526 TFLOP/s forward on an H100; a bound for any GPU is generous.
     assert rates["ours", "forward"] > 0.5 * rates["torch", "forward"], rates
     assert rates["ours", "backward"] > 0.4 * rates["torch", "backward"], rates

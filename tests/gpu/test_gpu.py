@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from minilib import workloads
-from minilib.machine import Machine
-from minilib.measure import measure, median_ratio
-from minilib.probes import compute, cuda
-from minilib.probes.chase_kernel import walk
+from minilib.numbers import workloads
+from minilib.numbers.machine import Machine
+from minilib.numbers.measure import measure, median_ratio
+from minilib.numbers.probes import compute, cuda
+from minilib.numbers.probes.chase_kernel import walk
 
 pytestmark = [
     pytest.mark.gpu,

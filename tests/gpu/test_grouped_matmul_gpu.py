@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels import grouped_matmul as op
-from minilib.kernels.grouped_matmul import cost, grouped_matmul
-from minilib.measure import compare
+from minilib.kernels.matmul import grouped as op
+from minilib.kernels.matmul.grouped import cost, grouped_matmul
+from minilib.numbers.measure import compare
 from tests.kernels.parity.grouped_matmul import ends_of, inputs, loop
 from tests.kernels.place import Place, assert_close
 from tools.kernel_jobs import shares

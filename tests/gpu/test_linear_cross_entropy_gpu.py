@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels import cross_entropy as rowwise
-from minilib.kernels import linear_cross_entropy as op
-from minilib.measure import compare, measure
-from minilib.probes import cuda
+from minilib.kernels.cross_entropy import linear as op
+from minilib.kernels.cross_entropy import logits as rowwise
+from minilib.numbers.measure import compare, measure
+from minilib.numbers.probes import cuda
 from tests.kernels.place import assert_close
 
 TOKENS, HIDDEN, VOCAB = 8192, 4096, 128_256

@@ -2,6 +2,26 @@
 
 from tests.graders.answers import Answers
 
+# Task 4: the right answer in steps that a mistake replaces
+BOX = """
+def smallest_box(machine, model, context, rate, wait):
+    for cards in range(1, 17):
+        for batch in range(1, 5000):
+            nbytes = 2 * model.parameters + batch * context * model.kv_bytes_per_token
+            flops = 2 * model.parameters * batch
+            step = price(Cost(flops=flops / cards, bytes=nbytes / cards, dtype="bf16"), machine).seconds
+            if nbytes <= 0.9 * cards * machine.memory_bytes and step <= wait and batch / step >= rate:
+                return cards, batch
+    return None
+"""
+
+
+def changed(text: str, old: str, new: str) -> str:
+    """A text with one mistake in it; `old` must be there once."""
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the answer"
+    return text.replace(old, new)
+
+
 TASKS = {
     "task_1": Answers(
         correct=(
@@ -32,6 +52,17 @@ def decode_rate(machine, parameters, bytes_per_weight, batch, context, kv_bytes_
 def decode_rate(machine, parameters, bytes_per_weight, batch, context, kv_bytes_per_token):
     nbytes = batch * (bytes_per_weight * parameters + context * kv_bytes_per_token)
     return batch / price(Cost(flops=2 * parameters * batch, bytes=nbytes, dtype="bf16"), machine).seconds
+""",
+            "an H100's arithmetic on any machine": """
+def decode_rate(machine, parameters, bytes_per_weight, batch, context, kv_bytes_per_token):
+    nbytes = parameters * bytes_per_weight + batch * context * kv_bytes_per_token
+    return batch / max(nbytes / machine.memory_bandwidth, 2 * parameters * batch / h100.peak("bf16"))
+""",
+            "as many FLOPs as a weight has bytes": """
+def decode_rate(machine, parameters, bytes_per_weight, batch, context, kv_bytes_per_token):
+    nbytes = parameters * bytes_per_weight + batch * context * kv_bytes_per_token
+    flops = bytes_per_weight * parameters * batch
+    return batch / max(nbytes / machine.memory_bandwidth, flops / machine.peak("bf16"))
 """,
             "one sequence's KV for the whole batch": """
 def decode_rate(machine, parameters, bytes_per_weight, batch, context, kv_bytes_per_token):
@@ -79,6 +110,15 @@ def diagnose(trace, machine):
         p = price(event.cost, machine)
         side = "compute" if p.terms["compute"] > p.terms["memory"] else "memory"
         found[event.name] = side if event.seconds <= 2 * p.seconds else "unexplained"
+    return found
+""",
+            "half the price is unexplained, too": """
+def diagnose(trace, machine):
+    found = {}
+    for event in trace:
+        predicted = price(event.cost, machine)
+        explained = 0.5 <= event.seconds / predicted.seconds <= 2
+        found[event.name] = predicted.bound if explained else "unexplained"
     return found
 """,
             "any deviation is unexplained": """
@@ -138,39 +178,9 @@ def smallest_box(machine, model, context, rate, wait):
 """,
         ),
         wrong={
-            "forgets that it must fit": """
-def smallest_box(machine, model, context, rate, wait):
-    for cards in range(1, 17):
-        for batch in range(1, 2000):
-            nbytes = 2 * model.parameters + batch * context * model.kv_bytes_per_token
-            flops = 2 * model.parameters * batch
-            step = price(Cost(flops=flops / cards, bytes=nbytes / cards, dtype="bf16"), machine).seconds
-            if step <= wait and batch / step >= rate:
-                return cards, batch
-    return None
-""",
-            "uses all of the memory": """
-def smallest_box(machine, model, context, rate, wait):
-    for cards in range(1, 17):
-        for batch in range(1, 2000):
-            nbytes = 2 * model.parameters + batch * context * model.kv_bytes_per_token
-            flops = 2 * model.parameters * batch
-            step = price(Cost(flops=flops / cards, bytes=nbytes / cards, dtype="bf16"), machine).seconds
-            if nbytes <= cards * machine.memory_bytes and step <= wait and batch / step >= rate:
-                return cards, batch
-    return None
-""",
-            "ignores how long users wait": """
-def smallest_box(machine, model, context, rate, wait):
-    for cards in range(1, 17):
-        for batch in range(1, 2000):
-            nbytes = 2 * model.parameters + batch * context * model.kv_bytes_per_token
-            flops = 2 * model.parameters * batch
-            step = price(Cost(flops=flops / cards, bytes=nbytes / cards, dtype="bf16"), machine).seconds
-            if nbytes <= 0.9 * cards * machine.memory_bytes and batch / step >= rate:
-                return cards, batch
-    return None
-""",
+            "forgets that it must fit": changed(BOX, "nbytes <= 0.9 * cards * machine.memory_bytes and step", "step"),
+            "uses all of the memory": changed(BOX, "0.9 * cards", "cards"),
+            "ignores how long users wait": changed(BOX, "step <= wait and batch", "batch"),
             "never compute-bound": """
 def smallest_box(machine, model, context, rate, wait):
     for cards in range(1, 17):
@@ -181,6 +191,10 @@ def smallest_box(machine, model, context, rate, wait):
                 return cards, batch
     return None
 """,
+            "less than 90 % of the memory": changed(BOX, "nbytes <= 0.9", "nbytes < 0.9"),
+            "quicker than users will wait": changed(BOX, "step <= wait", "step < wait"),
+            "more than the rate": changed(BOX, "batch / step >= rate", "batch / step > rate"),
+            "fifteen cards at most": changed(BOX, "range(1, 17)", "range(1, 16)"),
             "returns the largest batch": """
 def smallest_box(machine, model, context, rate, wait):
     for cards in range(1, 17):

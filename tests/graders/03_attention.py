@@ -499,6 +499,13 @@ def backward(q, k, v, out, lse, dout, block):
             "whole blocks only": changed(BACKWARD, "range(0, len(k), block)", "range(0, len(k) - block + 1, block)"),
             "no mask": changed(BACKWARD, ".masked_fill(hidden, 0)", ""),
             "aligns the first query with the first key": changed(BACKWARD, " + len(k) - len(q)", ""),
+            "gradients in float32": changed(
+                BACKWARD,
+                "torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)",
+                "torch.zeros(q.shape), torch.zeros(k.shape), torch.zeros(v.shape)",
+            ),
+            "blocks of 8 whatever block is": changed(BACKWARD, "    scale =", "    block = 8\n    scale ="),
+            "writes into dout": changed(BACKWARD, "    delta =", "    dout[torch.isneginf(lse)] = 0.0\n    delta ="),
             "masks by multiplying, infinity times 0": changed(BACKWARD, ".masked_fill(hidden, 0)", " * ~hidden"),
             "the mask hides the query's own key": changed(BACKWARD, "arange(begin, end) >", "arange(begin, end) >="),
         },

@@ -455,6 +455,16 @@ async def walk(plan, tensor, me):
     return tensor
 """,
             "sends its memory and adds to it": changed(WALK, "part.copy()", "part"),
+            "copies only if it also receives in the round": changed(
+                WALK, "part.copy()", "part.copy() if any(u.dst == me.rank for u in transfers) else part"
+            ),
+            "copies only what a transfer of the round overwrites": changed(
+                WALK,
+                "part.copy()",
+                "part.copy() if any(u.dst == me.rank and set(u.chunks) & set(t.chunks) for u in transfers) else part",
+            ),
+            "copies only what will be added": changed(WALK, "part.copy()", "part.copy() if t.reduce else part"),
+            "whole numbers": changed(WALK, "part.copy()", "part.astype(int)"),
             "copies when it reads, not when it sends": changed(
                 changed(WALK, "part.copy()", "part"), "await me.receive(t.src)", "(await me.receive(t.src)).copy()"
             ),

@@ -412,6 +412,18 @@ def mean_gradient(comm, pieces, size):
                 "    if not sum(tokens for _, tokens in pieces):\n        return both[:size]\n    for gradient",
             ),
             "NaN times 0": changed(MEAN, "        if tokens:\n", "        if True:\n"),
+            "every NaN becomes 0": changed(
+                changed(MEAN, "        if tokens:\n", "        if True:\n"),
+                "gradient * tokens",
+                "gradient.nan_to_num() * tokens",
+            ),
+            "sums in float32": changed(MEAN, "torch.zeros(size + 1, dtype=torch.float64)", "torch.zeros(size + 1)"),
+            "a row": changed(MEAN, "return both[:size] /", "return both[None, :size] /"),
+            "a list": changed(
+                MEAN,
+                "both[:size] / max(1.0, both[size].item())",
+                "[x / max(1.0, both[size].item()) for x in both[:size].tolist()]",
+            ),
             "NaN for everybody if nobody has a token": changed(MEAN, "max(1.0, both[size].item())", "both[size]"),
             "forgets to divide": changed(MEAN, "both[:size] / max(1.0, both[size].item())", "both[:size]"),
             "divides by its own tokens": changed(
@@ -538,6 +550,9 @@ class Trainer(Draft):
                 "            p.grad = torch.zeros_like(p) if p.grad is None else p.grad\n",
             ),
             "adds gradients up and does not average them": changed(TRAINER, 'op="avg"', 'op="sum"'),
+            "a rate of 0.1 whatever the rate is": changed(
+                TRAINER, "self.rate * parameter.grad", "0.1 * parameter.grad"
+            ),
             "divides by the pieces twice": changed(
                 TRAINER,
                 "        self.average()\n",

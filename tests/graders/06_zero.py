@@ -174,7 +174,7 @@ TASKS = {
         correct=(
             ledger() + fewest(),
             """
-from minilib.training.zero_ledger import expected_bytes
+from minilib.parallel.zero.ledger import expected_bytes
 
 def ledger(recipe, num_parameters, world_size, stage):
     share = expected_bytes(num_parameters, world_size, 3, "fp32")["parameters"] // 4
@@ -211,7 +211,7 @@ def ledger(recipe, num_parameters, world_size, stage):
         correct=(
             variant(SLICE, LENGTH=LENGTH) + LOAD,
             """
-from minilib.mechanisms.slicing import reslice, slices
+from minilib.mechanisms.sharding.slicing import reslice, slices
 
 def own_slice(num_elements, rank, world_size):
     return slices(num_elements, world_size)[rank]
@@ -318,6 +318,11 @@ def stage_1(comm, weights, gradient, steps, micro_batches, make_optimizer):
             "a new optimizer in every step": stage_1(
                 reduce=REDUCE + "\n        optimizer = make_optimizer([owned])",
             ),
+            "master weights in float32": stage_1(
+                owned="flat[start:stop].float()", reduce=REDUCE.replace(".clone()", ".float()")
+            ),
+            "a row in float32": variant(stage_1(), **{"dtype=weights.dtype": "dtype=torch.float32"}),
+            "returns float32": variant(stage_1(), **{"return flat[:size]": "return flat[:size].float()"}),
             "padding is returned as weights": stage_1(returned="length * n"),
             "another slice of gradients than of weights": stage_1(
                 reduce=REDUCE.replace("row[start:stop]", "row[:length]")
@@ -346,6 +351,13 @@ class Fixed(Draft):
         self.own.grad.mul_(min(1.0, max_norm / norm))
         return norm
 """,
+            # the norm in float32, and torch's own epsilon
+            variant(
+                fixed(norm=NORM.replace("self.own.grad**2", "self.own.grad.float() ** 2")),
+                **{"max_norm / norm": "max_norm / (norm + 1e-6)"},
+            ),
+            # the norm as a tensor
+            fixed(norm=NORM.replace("total.item() ** 0.5", "total.sqrt().squeeze()")),
         ),
         wrong={
             "each rank begins with its own weights": fixed(begin="pass"),
@@ -372,6 +384,13 @@ class Fixed(Draft):
             "the gradient is gathered for its norm": fixed(
                 norm="row = self.padded(self.own.grad[:0])\n        row[self.mine] = self.own.grad\n"
                 "        self.comm.all_gather(row)\n        norm = row.norm().item()"
+            ),
+            "clips value by value": variant(
+                fixed(), **{"self.own.grad *= max_norm / norm": "self.own.grad.clamp_(-max_norm, max_norm)"}
+            ),
+            "an epsilon that shows": variant(fixed(), **{"max_norm / norm": "max_norm / (norm + 1e-3)"}),
+            "returns the norm after clipping": variant(
+                fixed(), **{"        return norm\n\n    def step": "        return min(norm, max_norm)\n\n    def step"}
             ),
             "weights are gathered once": fixed(end="pass"),
             "weights are gathered again at once, and held": fixed(end="self.full = None\n        self.weights()"),

@@ -144,6 +144,7 @@ def two_choices(loads, draw):
         if first != second and loads[target] < math.inf:
             return target
 """,
+            "a load of more than a million is down": CHOICES.replace("== math.inf", "> 1e6"),
             "waits for a second one where only one is up": changed(
                 CHOICES, "sum(load < math.inf for load in loads) == 1", "len(loads) == 1"
             ),
@@ -253,6 +254,13 @@ def dispatch(chosen, num_experts):
 """
             + COMBINE
             + MIXTURE,
+            "x is cut from the graph": DISPATCH
+            + COMBINE
+            + changed(MIXTURE, "x[token[order]]", "x.detach()[token[order]]"),
+            "weights are cut from the graph": DISPATCH
+            + COMBINE
+            + changed(MIXTURE, "order, weights)", "order, weights.detach())"),
+            "results in float32": DISPATCH + changed(COMBINE, "accumulate=True)", "accumulate=True).float()") + MIXTURE,
             "a call for each expert": DISPATCH
             + COMBINE
             + """
@@ -340,6 +348,20 @@ def exchange(comm, rows, counts):
                 "    own_first.insert(comm.rank, own_first.pop(0))\n"
                 "    comm.all_to_all",
             ),
+            "width 3 both ways": changed(EXCHANGE, "rows.shape[1]", "3") + changed(BACK, "answers.shape[1]", "3"),
+            "float32 both ways": changed(EXCHANGE, "rows.new_empty", "torch.empty")
+            + changed(BACK, "answers.new_empty", "torch.empty"),
+            "travels in float32": changed(
+                changed(EXCHANGE, "rows.new_empty", "torch.empty"), "rows.split(counts)", "rows.float().split(counts)"
+            )
+            + BACK,
+            "answers come back in float32": EXCHANGE
+            + changed(
+                changed(BACK, "answers.new_empty", "torch.empty"),
+                "answers.split(received)",
+                "answers.float().split(received)",
+            ),
+            "counts in an int16": EXCHANGE.replace("torch.int32", "torch.int16") + BACK,
             "tells counts again on the way back": EXCHANGE
             + """
 def back(comm, answers, counts, received):

@@ -6,25 +6,25 @@ from tests.graders.answers import Answers
 APPEND = """
     def append(self, token):
         index, offset = divmod(self.length, self.memory.page_size)
-        if index == len(self.pages):
-            self.pages.append(self.memory.pool.allocate())
+        if index == len(self.frames):
+            self.frames.append(self.memory.pool.allocate())
         self.own(index)
-        self.memory.data[self.pages[index]][offset] = token
+        self.memory.data[self.frames[index]][offset] = token
         self.length += 1
 """
 WRITE = """
     def write(self, position, token):
         index, offset = divmod(position, self.memory.page_size)
         self.own(index)
-        self.memory.data[self.pages[index]][offset] = token
+        self.memory.data[self.frames[index]][offset] = token
 """
 OWN = """
     def own(self, index):
-        page = self.pages[index]
-        if self.memory.pool.ref_counts[page] > 1:
-            self.pages[index] = self.memory.pool.allocate()
-            self.memory.copy(page, self.pages[index])
-            self.memory.pool.release(page)
+        frame = self.frames[index]
+        if self.memory.pool.ref_counts[frame] > 1:
+            self.frames[index] = self.memory.pool.allocate()
+            self.memory.copy(frame, self.frames[index])
+            self.memory.pool.release(frame)
 """
 
 TASKS = {
@@ -130,21 +130,21 @@ def waste(lengths, max_length, page_size):
     "task_2": Answers(
         correct=(
             """
-def slot_mapping(pages, page_size, start, count):
+def slot_mapping(frames, page_size, start, count):
     first, last = start // page_size, -(-(start + count) // page_size)
-    if count and (first < 0 or last > len(pages) or None in pages[first:last]):
+    if count and (first < 0 or last > len(frames) or None in frames[first:last]):
         raise IndexError("outside the table")
-    slots = [page * page_size + offset for page in pages[first:last] for offset in range(page_size)] if count else []
+    slots = [frame * page_size + offset for frame in frames[first:last] for offset in range(page_size)] if count else []
     return slots[start - first * page_size :][:count]
 """,
             """
 import numpy as np
 
-def slot_mapping(pages, page_size, start, count):
+def slot_mapping(frames, page_size, start, count):
     flat = {}
-    for index, page in enumerate(pages):
-        if page is not None:
-            flat.update(zip(range(index * page_size, (index + 1) * page_size), range(page * page_size, 2**60)))
+    for index, frame in enumerate(frames):
+        if frame is not None:
+            flat.update(zip(range(index * page_size, (index + 1) * page_size), range(frame * page_size, 2**60)))
     if not set(range(start, start + count)) <= set(flat):
         raise IndexError("not mapped")
     return np.array([flat[start + i] for i in range(count)], dtype=np.int64)
@@ -152,57 +152,93 @@ def slot_mapping(pages, page_size, start, count):
         ),
         wrong={
             "the chunk goes on contiguously": """
-def slot_mapping(pages, page_size, start, count):
-    if start < 0 or start + count > len(pages) * page_size or None in pages[start // page_size :]:
+def slot_mapping(frames, page_size, start, count):
+    if start < 0 or start + count > len(frames) * page_size or None in frames[start // page_size :]:
         raise IndexError("outside")
-    first = pages[start // page_size] * page_size + start % page_size if count else 0
+    first = frames[start // page_size] * page_size + start % page_size if count else 0
     return list(range(first, first + count))
 """,
             "looks up negative positions from the end": """
-def slot_mapping(pages, page_size, start, count):
+def slot_mapping(frames, page_size, start, count):
     slots = []
     for position in range(start, start + count):
-        page = pages[position // page_size]
-        if page is None:
+        frame = frames[position // page_size]
+        if frame is None:
             raise IndexError("never touched")
-        slots.append(page * page_size + position % page_size)
+        slots.append(frame * page_size + position % page_size)
     return slots
 """,
             "positions count from the chunk": """
-def slot_mapping(pages, page_size, start, count):
-    if not 0 <= start <= start + count <= len(pages) * page_size:
+def slot_mapping(frames, page_size, start, count):
+    if not 0 <= start <= start + count <= len(frames) * page_size:
         raise IndexError("outside")
-    return [pages[start // page_size + i // page_size] * page_size + i % page_size for i in range(count)]
+    return [frames[start // page_size + i // page_size] * page_size + i % page_size for i in range(count)]
 """,
             "leaves out what lies outside": """
-def slot_mapping(pages, page_size, start, count):
-    if not 0 <= start // page_size < len(pages) and count:
+def slot_mapping(frames, page_size, start, count):
+    if not 0 <= start // page_size < len(frames) and count:
         raise IndexError("outside")
-    slots = [page * page_size + offset for page in pages for offset in range(page_size)]
+    slots = [frame * page_size + offset for frame in frames for offset in range(page_size)]
     return slots[start : start + count]
 """,
             "skips pages that were never touched": """
-def slot_mapping(pages, page_size, start, count):
-    if not 0 <= start <= start + count <= len(pages) * page_size:
+def slot_mapping(frames, page_size, start, count):
+    if not 0 <= start <= start + count <= len(frames) * page_size:
         raise IndexError("outside")
     where = [divmod(position, page_size) for position in range(start, start + count)]
-    return [pages[index] * page_size + offset for index, offset in where if pages[index] is not None]
+    return [frames[index] * page_size + offset for index, offset in where if frames[index] is not None]
 """,
-            "page 0 taken for no page": """
-def slot_mapping(pages, page_size, start, count):
+            "looks at the first and the last position only": """
+def slot_mapping(frames, page_size, start, count):
+    for position in {start, start + count - 1} if count else ():
+        if not 0 <= position < len(frames) * page_size or frames[position // page_size] is None:
+            raise IndexError("outside")
+    where = [divmod(position, page_size) for position in range(start, start + count)]
+    return [frames[index] * page_size + offset for index, offset in where if frames[index] is not None]
+""",
+            "None taken for frame 0": """
+def slot_mapping(frames, page_size, start, count):
+    if not 0 <= start <= start + count <= len(frames) * page_size:
+        raise IndexError("outside")
+    if count and None in (frames[start // page_size], frames[(start + count - 1) // page_size]):
+        raise IndexError("never touched")
+    return [(frames[i // page_size] or 0) * page_size + i % page_size for i in range(start, start + count)]
+""",
+            "wants the page after the chunk, too": """
+def slot_mapping(frames, page_size, start, count):
     slots = []
     for position in range(start, start + count):
         index, offset = divmod(position, page_size)
-        if not 0 <= index < len(pages) or not pages[index]:
-            raise IndexError("no page")
-        slots.append(pages[index] * page_size + offset)
+        if not 0 <= index < len(frames) or None in frames[index : index + 2]:
+            raise IndexError("outside")
+        slots.append(frames[index] * page_size + offset)
+    return slots
+""",
+            "a ValueError": """
+def slot_mapping(frames, page_size, start, count):
+    slots = []
+    for position in range(start, start + count):
+        index, offset = divmod(position, page_size)
+        if not 0 <= index < len(frames) or frames[index] is None:
+            raise ValueError("outside")
+        slots.append(frames[index] * page_size + offset)
+    return slots
+""",
+            "frame 0 taken for no frame": """
+def slot_mapping(frames, page_size, start, count):
+    slots = []
+    for position in range(start, start + count):
+        index, offset = divmod(position, page_size)
+        if not 0 <= index < len(frames) or not frames[index]:
+            raise IndexError("no frame")
+        slots.append(frames[index] * page_size + offset)
     return slots
 """,
             "a page that was never touched spoils the table": """
-def slot_mapping(pages, page_size, start, count):
-    if None in pages or not 0 <= start <= start + count <= len(pages) * page_size:
+def slot_mapping(frames, page_size, start, count):
+    if None in frames or not 0 <= start <= start + count <= len(frames) * page_size:
         raise IndexError("outside")
-    return [pages[i // page_size] * page_size + i % page_size for i in range(start, start + count)]
+    return [frames[i // page_size] * page_size + i % page_size for i in range(start, start + count)]
 """,
         },
     ),
@@ -211,59 +247,59 @@ def slot_mapping(pages, page_size, start, count):
             "class Table(Draft):\n" + APPEND + WRITE + OWN,
             """
 class Table:
-    def __init__(self, memory, pages=(), length=0):
-        self.memory, self.pages, self.length = memory, list(pages), length
+    def __init__(self, memory, frames=(), length=0):
+        self.memory, self.frames, self.length = memory, list(frames), length
 
     def tokens(self):
-        return [token for page in self.pages for token in self.memory.data[page]][: self.length]
+        return [token for frame in self.frames for token in self.memory.data[frame]][: self.length]
 
     def fork(self):
-        for page in self.pages:
-            self.memory.pool.share(page)
-        return Table(self.memory, self.pages, self.length)
+        for frame in self.frames:
+            self.memory.pool.share(frame)
+        return Table(self.memory, self.frames, self.length)
 
     def release(self):
-        while self.pages:
-            self.memory.pool.release(self.pages.pop())
+        while self.frames:
+            self.memory.pool.release(self.frames.pop())
         self.length = 0
 
     def append(self, token):
         if self.length % self.memory.page_size == 0:
-            self.pages.append(self.memory.pool.allocate())
+            self.frames.append(self.memory.pool.allocate())
         self.length += 1
         self.write(self.length - 1, token)
 
     def write(self, position, token):
         pool, index = self.memory.pool, position // self.memory.page_size
-        old = self.pages[index]
+        old = self.frames[index]
         if pool.ref_counts[old] != 1:
             pool.release(old)
-            self.pages[index] = pool.allocate()
-            self.memory.copy(old, self.pages[index])
-        self.memory.data[self.pages[index]][position % self.memory.page_size] = token
+            self.frames[index] = pool.allocate()
+            self.memory.copy(old, self.frames[index])
+        self.memory.data[self.frames[index]][position % self.memory.page_size] = token
 """,
         ),
         wrong={
             "append still writes to shared pages": "class Table(Draft):\n" + WRITE + OWN,
             "the old page still counts this table": (
-                "class Table(Draft):\n" + APPEND + WRITE + OWN.replace("self.memory.pool.release(page)", "pass")
+                "class Table(Draft):\n" + APPEND + WRITE + OWN.replace("self.memory.pool.release(frame)", "pass")
             ),
             "still owns all pages before it writes to one": """
 class Table(Draft):
     def append(self, token):
         index, offset = divmod(self.length, self.memory.page_size)
-        if index == len(self.pages):
-            self.pages.append(self.memory.pool.allocate())
+        if index == len(self.frames):
+            self.frames.append(self.memory.pool.allocate())
         self.own()
-        self.memory.data[self.pages[index]][offset] = token
+        self.memory.data[self.frames[index]][offset] = token
         self.length += 1
 
     def own(self):
-        for index, page in enumerate(self.pages):
-            if self.memory.pool.ref_counts[page] > 1:
-                self.pages[index] = self.memory.pool.allocate()
-                self.memory.copy(page, self.pages[index])
-                self.memory.pool.release(page)
+        for index, frame in enumerate(self.frames):
+            if self.memory.pool.ref_counts[frame] > 1:
+                self.frames[index] = self.memory.pool.allocate()
+                self.memory.copy(frame, self.frames[index])
+                self.memory.pool.release(frame)
 """,
             "copies everything at the fork": """
 class Table(Draft):
@@ -281,8 +317,8 @@ class Table(Draft):
                 + """
     def fork(self):
         child = super().fork()
-        if child.pages:
-            child.own(len(child.pages) - 1)
+        if child.frames:
+            child.own(len(child.frames) - 1)
         return child
 """
             ),
@@ -295,15 +331,15 @@ class Table(Draft):
 
     def fork(self):
         child = super().fork()
-        child.borrowed = frozenset(range(len(child.pages)))
+        child.borrowed = frozenset(range(len(child.frames)))
         return child
 
     def own(self, index):
         if index in self.borrowed:
-            page = self.pages[index]
-            self.pages[index] = self.memory.pool.allocate()
-            self.memory.copy(page, self.pages[index])
-            self.memory.pool.release(page)
+            frame = self.frames[index]
+            self.frames[index] = self.memory.pool.allocate()
+            self.memory.copy(frame, self.frames[index])
+            self.memory.pool.release(frame)
             self.borrowed -= {index}
 """
             ),
@@ -313,19 +349,19 @@ class Table(Draft):
                 + OWN
                 + """
     def append(self, token):
-        if self.pages:
-            self.own(len(self.pages) - 1)
+        if self.frames:
+            self.own(len(self.frames) - 1)
         super().append(token)
 """
             ),
             "copies pages that nobody else holds": (
-                "class Table(Draft):\n" + APPEND + WRITE + OWN.replace("ref_counts[page] > 1", "ref_counts[page] > 0")
+                "class Table(Draft):\n" + APPEND + WRITE + OWN.replace("ref_counts[frame] > 1", "ref_counts[frame] > 0")
             ),
             "takes a fresh page without the old content": (
                 "class Table(Draft):\n"
                 + APPEND
                 + WRITE
-                + OWN.replace("self.memory.copy(page, self.pages[index])", "self.memory.copies += 1")
+                + OWN.replace("self.memory.copy(frame, self.frames[index])", "self.memory.copies += 1")
             ),
         },
     ),
@@ -516,6 +552,7 @@ def choose_page_size(pool_bytes, bytes_per_token, lengths, table_bytes, largest_
             "sum(1 - n * bytes_per_token / (k * page) for n, k in zip(lengths, needs) if k) / max(1, len(lengths))",
         ),
         "never asks whether the longest fits": mistaken("fits = all(need <= free for need in needs)", "fits = True"),
+        "stops when the pool is exactly full": mistaken("if need > free:", "if need > free or free == 0:"),
         "wants all requests to fit at once": mistaken("all(need <= free for need in needs)", "sum(needs) <= free"),
         "a page for requests without tokens": mistaken("(length + size - 1) // size", "max(1, -(-length // size))"),
         "the largest waste is not allowed": mistaken("share <= largest_waste", "share < largest_waste"),

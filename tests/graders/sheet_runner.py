@@ -77,9 +77,9 @@ def serve(seconds_a_cell: int) -> None:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    from minilib import launch_local
+    from minilib.ranks.launch import local
 
-    launch_local.server.ensure_running()  # one for the ranks of all sheets
+    local.server.ensure_running()  # one for the ranks of all sheets
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
@@ -90,7 +90,7 @@ def serve(seconds_a_cell: int) -> None:
         sheet = os.fork()
         if sheet == 0:
             os.setsid()
-            launch_local.server.ensure_running = lambda: None  # only the parent of it may ask
+            local.server.ensure_running = lambda: None  # only the parent of it may ask
             with tempfile.TemporaryDirectory(prefix="sheet-") as folder:
                 os.chdir(folder)
                 os.write(writer, json.dumps(_run_cells(shell, json.loads(line), seconds_a_cell)).encode() + b"\n")

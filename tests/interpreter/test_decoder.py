@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels import rms_norm, rotary, swiglu
-from minilib.kernels.dispatch import interpreted, launch
+from minilib.kernels.rowwise import rms_norm, rotary, swiglu
+from minilib.kernels.workbench.dispatch import interpreted, launch
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import causal_attention
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")

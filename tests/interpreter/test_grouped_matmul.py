@@ -5,15 +5,15 @@ from itertools import accumulate
 import pytest
 import torch
 
-from minilib.kernels import grouped_matmul as op
-from minilib.kernels import matmul
-from minilib.kernels.dispatch import interpreted
-from minilib.kernels.traffic import count_traffic
+from minilib.kernels.matmul import dense
+from minilib.kernels.matmul import grouped as op
+from minilib.kernels.workbench.dispatch import interpreted
+from minilib.kernels.workbench.traffic import count_traffic
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")
 TILE = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 4, "num_stages": 2}
 ROWS, TAIL, K, N = (17, 0, 33, 5), 20, 40, 35
-PROGRAMS = matmul.INTERPRETED_PROGRAMS
+PROGRAMS = dense.INTERPRETED_PROGRAMS
 
 
 def offsets_of(rows) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_the_weight_gradient_loads_each_group_for_every_tile_across():
         op._reduce(x, grad, offsets, TILE)
     blocks, tiles = (TILE["BLOCK_M"], TILE["BLOCK_N"]), 3 * 2  # of a group
     looked_up = 4 * (2 * 4 * tiles - tiles)  # for each tile where its group ends and, but for the first, begins
-    assert traffic.loaded == sum(matmul.tile_traffic(K, N, rows, *blocks, "fp32") for rows in ROWS) + looked_up
+    assert traffic.loaded == sum(dense.tile_traffic(K, N, rows, *blocks, "fp32") for rows in ROWS) + looked_up
     assert traffic.outside == 4 * K * N
     assert traffic.touched == {"x": 4 * sum(ROWS) * K, "grad": 4 * sum(ROWS) * N, "offsets": 4 * 4}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minilib.kernels import matmul as op
-from minilib.kernels.dispatch import interpreted
-from minilib.kernels.traffic import count_traffic
+from minilib.kernels.matmul import dense as op
+from minilib.kernels.workbench.dispatch import interpreted
+from minilib.kernels.workbench.traffic import count_traffic
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")
 TILE = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 4, "num_stages": 2}

@@ -5,7 +5,7 @@ The interpreter must be chosen before Triton is imported: `make test` runs this 
 
 import pytest
 
-from minilib.kernels.dispatch import interpreted
+from minilib.kernels.workbench.dispatch import interpreted
 from tests.kernels import parity
 from tests.kernels.place import Place
 

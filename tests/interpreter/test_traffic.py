@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minilib.kernels.dispatch import interpreted
-from minilib.kernels.traffic import count_traffic
+from minilib.kernels.workbench.dispatch import interpreted
+from minilib.kernels.workbench.traffic import count_traffic
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")
 if interpreted():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels.cross_entropy import (
+from minilib.kernels.cross_entropy.logits import (
     DEPTH,
     LANES,
     REDUCTIONS,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minilib.kernels import grouped_matmul as op
-from minilib.kernels import matmul
-from minilib.kernels.grouped_matmul import choose_tile, cost, grouped_matmul, lanes, reference, tile_traffic
+from minilib.kernels.matmul import dense
+from minilib.kernels.matmul import grouped as op
+from minilib.kernels.matmul.grouped import choose_tile, cost, grouped_matmul, lanes, reference, tile_traffic
 from tests.kernels.parity.grouped_matmul import loop
 from tests.kernels.poison import poisoned_outputs
 
@@ -90,7 +90,7 @@ def test_its_cost_is_every_product_and_what_has_rows_moved_once():
     back = cost((3, 0, 4), 5, 6, backward=True)
     assert back.flops == 2 * cost((3, 0, 4), 5, 6).flops
     assert back.bytes == 2 * ((7 * (5 + 6) + 2 * 5 * 6) + (7 * (5 + 6) + 3 * 5 * 6))
-    assert cost((7,), 5, 6).flops == matmul.cost(7, 5, 6).flops and cost((7,), 5, 6).bytes == matmul.cost(7, 5, 6).bytes
+    assert cost((7,), 5, 6).flops == dense.cost(7, 5, 6).flops and cost((7,), 5, 6).bytes == dense.cost(7, 5, 6).bytes
 
 
 def test_tiles_load_for_each_group_what_its_product_would():
@@ -101,7 +101,7 @@ def test_tiles_fit_a_group_and_its_share_of_the_gpu():
     bf16 = torch.bfloat16
     assert choose_tile(2048, 4096, 8, bf16)["BLOCK_N"] == 256  # 16 × 16 tiles each are enough
     assert choose_tile(512, 512, 64, bf16)["BLOCK_N"] == 256  # 8 tiles each would starve a GPU, 512 do not
-    assert matmul.choose_tile(512, 512, bf16)["BLOCK_N"] == 64
+    assert dense.choose_tile(512, 512, bf16)["BLOCK_N"] == 64
     assert choose_tile(4, 4096, 64, bf16)["BLOCK_M"] == 16
     assert choose_tile(2048, 4096, 8, bf16)["maxnreg"] == 255
 

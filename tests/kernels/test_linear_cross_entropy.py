@@ -8,7 +8,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from minilib.kernels.linear_cross_entropy import REDUCTIONS, SHARE, chunk_tokens, cost, linear_cross_entropy, reference
+from minilib.kernels.cross_entropy.linear import (
+    REDUCTIONS,
+    SHARE,
+    chunk_tokens,
+    cost,
+    linear_cross_entropy,
+    reference,
+)
 
 VOCAB, HIDDEN = 131, 16
 

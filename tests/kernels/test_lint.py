@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from minilib.records import ROOT
+from minilib.numbers.records import ROOT
 from tools.kernel_lint import Finding, is_kernel, lint
 
-FILES = [*sorted((ROOT / "minilib/kernels").glob("*.py")), ROOT / "minilib/probes/chase_kernel.py"]
+FILES = [*sorted((ROOT / "minilib/kernels").rglob("*.py")), ROOT / "minilib/numbers/probes/chase_kernel.py"]
 
 
 def cells() -> dict[str, str]:
@@ -23,7 +23,7 @@ def cells() -> dict[str, str]:
 
 
 def test_every_kernel_keeps_the_rules():
-    sources = {path.name: path.read_text(encoding="utf-8") for path in FILES}
+    sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
     assert [str(finding) for finding in lint(sources | cells())] == []
 
 

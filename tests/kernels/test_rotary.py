@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from minilib.kernels.dispatch import as_heads
-from minilib.kernels.rotary import cost, reference, rotary
+from minilib.kernels.rowwise.rotary import cost, reference, rotary
+from minilib.kernels.workbench.dispatch import as_heads
 
 X, ANGLES = torch.ones(3, 2, 4), torch.ones(3, 1, 4)
 

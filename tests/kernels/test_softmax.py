@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilib.kernels.softmax import cost, reference, softmax
+from minilib.kernels.rowwise.softmax import cost, reference, softmax
 
 
 def test_on_a_cpu_it_is_the_reference_and_differentiable():

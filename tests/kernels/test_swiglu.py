@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels.swiglu import cost, reference, swiglu
+from minilib.kernels.rowwise.swiglu import cost, reference, swiglu
 
 
 def test_on_a_cpu_it_is_the_reference_and_differentiable():

@@ -16,7 +16,7 @@ from minilib.mechanisms.sharding import (
     loads,
     stable_hash,
 )
-from minilib.mechanisms.slicing import slices
+from minilib.mechanisms.sharding.slicing import slices
 
 KEYS = st.one_of(st.integers(), st.text(), st.binary())
 RING_LENGTH = 2**64

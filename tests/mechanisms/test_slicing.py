@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilib.mechanisms.resharding import expected_moved
-from minilib.mechanisms.slicing import IncompleteSlices, Piece, reslice, slices
+from minilib.classic.resharding import expected_moved
+from minilib.mechanisms.sharding.slicing import IncompleteSlices, Piece, reslice, slices
 
 
 @given(st.integers(0, 200), st.integers(1, 9), st.integers(1, 8))

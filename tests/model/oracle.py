@@ -1,7 +1,8 @@
 """Small models of transformers with weights that make every part matter: the oracle of the tests beside this file."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from minilib.model.ops import causal_attention
 
@@ -26,6 +27,24 @@ LLAMA_31 = {
 }
 
 
+# model_type → what its config needs beside the sizes; a window as long as max_position_embeddings is no window
+FAMILIES = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen3_moe": {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
+}
+SMALL = {**SIZES, "hidden_size": 64, "num_attention_heads": 4}
+
+
+def of_family(kind, **changes):
+    """A random model of a family, 64 wide, with 2 layers."""
+    config = CONFIG_MAPPING[kind](**{**SMALL, **FAMILIES[kind], **changes})
+    return _random(AutoModelForCausalLM.from_config(config))
+
+
 def llama(**changes):
     return _random(LlamaForCausalLM(LlamaConfig(**{**SIZES, **changes})))
 
@@ -42,7 +61,7 @@ def _random(model):
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             else:
-                scale = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+                scale = 1.0 if "embed" in name else parameter.shape[-1] ** -0.5
                 parameter.normal_(0, scale, generator=generator)
     return model.eval()
 
@@ -65,3 +84,17 @@ def logits(model, token_ids):
 def expected(model, token_ids):
     """What transformers' model says of it."""
     return model(token_ids).logits
+
+
+@torch.no_grad()
+def greedy(model, token_ids, count):
+    """The `count` tokens that transformers' model finds likeliest behind each row."""
+    whole = model.generate(
+        token_ids,
+        attention_mask=torch.ones_like(token_ids),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    return whole[:, token_ids.shape[1] :]

@@ -7,13 +7,14 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from minilib.model.config import ModelConfig, RopeScaling
-from minilib.model.decoder import Decoder, inverse_wavelengths, rotation
+from minilib.model.config import ModelConfig
+from minilib.model.decoder import Decoder
 from minilib.model.ops import causal_attention, rotate
+from minilib.model.rope import Llama3Scaling, inverse_frequencies, rotation
 from tests.model.oracle import LLAMA_31, logits, places, tokens
 
 CONFIG = ModelConfig(97, 48, 80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=16, max_position=512)
-SCALING = RopeScaling(8.0, 1.0, 4.0, 32)
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 32)
 
 
 def decoder(**changes) -> Decoder:
@@ -142,19 +143,18 @@ def test_qk_norm_is_an_rms_norm_over_each_head_before_the_turn():
     for rows, norm, found in ((slice(96), layer.q_norm, seen[0][0]), (slice(96, 128), layer.k_norm, seen[0][1])):
         heads = (x @ layer.qkv.weight[rows].T).unflatten(-1, (-1, 16))
         heads = heads * (heads.square().mean(-1, keepdim=True) + CONFIG.norm_eps).rsqrt() * norm.weight
-        expected = rotate(heads, rotation(places(text), model.wavelengths, torch.float32))
+        expected = rotate(heads, rotation(places(text), model.inv_freq, torch.float32))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING], ids=["plain", "llama 3.1"])
 def test_rotary_embedding_is_that_of_transformers(scaling):
-    config = ModelConfig(**{**CONFIG.__dict__, "rope_theta": 500.0, "rope_scaling": scaling})
     rope = LLAMA_31 if scaling else {"rope_type": "default", "rope_theta": 500.0}
     theirs = LlamaRotaryEmbedding(LlamaConfig(head_dim=16, max_position_embeddings=512, rope_parameters=rope))
-    mine = inverse_wavelengths(config)
+    mine = inverse_frequencies(16, 500.0, scaling)
     torch.testing.assert_close(mine, theirs.inv_freq, rtol=1e-6, atol=0)
     if scaling:
-        plain = inverse_wavelengths(ModelConfig(**{**config.__dict__, "rope_scaling": None}))
+        plain = inverse_frequencies(16, 500.0)
         kept, divided = torch.isclose(mine, plain), torch.isclose(mine, plain / 8)
         assert kept.any() and divided.any() and not (kept | divided).all()  # all three cases are met
 
@@ -167,7 +167,7 @@ def test_rotary_embedding_is_that_of_transformers(scaling):
 
 def test_only_the_distance_of_two_positions_matters():
     q, k = torch.randn(2, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turns = inverse_wavelengths(CONFIG).double()
+    turns = inverse_frequencies(16, 10_000.0).double()
 
     def likeness(at_q, at_k):
         turned = [rotate(x, rotation(torch.tensor(at), turns, x.dtype)) for x, at in ((q, at_q), (k, at_k))]
@@ -179,8 +179,8 @@ def test_only_the_distance_of_two_positions_matters():
 
 def test_a_change_of_dtype_leaves_the_positions_alone():
     model = decoder().to(torch.bfloat16)
-    found, _ = rotation(torch.tensor([509]), model.wavelengths, torch.bfloat16)
-    expected, _ = rotation(torch.tensor([509]), inverse_wavelengths(CONFIG), torch.float32)
+    found, _ = rotation(torch.tensor([509]), model.inv_freq, torch.bfloat16)
+    expected, _ = rotation(torch.tensor([509]), inverse_frequencies(16, 10_000.0), torch.float32)
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.01)
 
 
@@ -230,7 +230,7 @@ def test_tied_embeddings_are_one_tensor():
     tied, untied = decoder(tie_embeddings=True), decoder(tie_embeddings=False)
     assert tied.unembed.weight is tied.embed.weight
     assert untied.unembed.weight is not untied.embed.weight
-    assert not any("wavelengths" in name for name in untied.state_dict())  # computed, so in no checkpoint
+    assert not any("inv_freq" in name for name in untied.state_dict())  # computed, so in no checkpoint
 
 
 def test_double_precision_runs_and_single_is_close_to_it():

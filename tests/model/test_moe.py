@@ -10,11 +10,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from minilib.model import checkpoint
-from minilib.model.config import ModelConfig, UnsupportedModel
+from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe import MoE
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import Ops
 from tests.model.oracle import logits, places, tokens
 from tests.model.test_decoder import flat_attention
@@ -49,13 +48,14 @@ def qwen3(top_k, normalize):
     return Qwen3MoeSparseMoeBlock(config), {"top_k": top_k, "normalize": normalize}
 
 
-def deepseek(top_k, groups, top_groups, shared):
+def deepseek(top_k, groups, top_groups, shared, scale=1.0):
     sizes = {"n_routed_experts": EXPERTS, "num_experts_per_tok": top_k, "moe_intermediate_size": WIDTH}
     groups = {"n_group": groups, "topk_group": top_groups}
     config = DeepseekV3Config(
-        hidden_size=HIDDEN, n_shared_experts=shared, norm_topk_prob=True, routed_scaling_factor=1.0, **sizes, **groups
+        hidden_size=HIDDEN, n_shared_experts=shared, norm_topk_prob=True, routed_scaling_factor=scale, **sizes, **groups
     )
     ours = {"num_groups": groups["n_group"], "top_groups": top_groups, "num_shared_experts": shared}
+    ours["routed_scaling_factor"] = scale
     return DeepseekV3MoE(config), {"top_k": top_k, "gate": "sigmoid", **ours}
 
 
@@ -78,7 +78,8 @@ def copied(theirs: nn.Module, **config) -> MoE:
 @pytest.mark.parametrize(
     ("make", "args"),
     [(mixtral, (2,)), (mixtral, (1,)), (qwen3, (3, True)), (qwen3, (3, False)), (qwen3, (EXPERTS, False))]
-    + [(deepseek, (2, 1, 1, 1)), (deepseek, (3, 4, 2, 2)), (deepseek, (2, 2, 1, 1))],
+    + [(deepseek, (2, 1, 1, 1)), (deepseek, (3, 4, 2, 2)), (deepseek, (2, 2, 1, 1))]
+    + [(deepseek, (3, 4, 2, 1, 2.5)), (deepseek, (1, 1, 1, 1, 0.5))],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_outputs_and_gradients_are_those_of_transformers(make, args, dtype):
@@ -321,13 +322,3 @@ def test_it_is_built_on_the_meta_device_and_filled_later():
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     model.to_empty(device="cpu").initialize()
     model.load_state_dict(decoder().state_dict())
-
-
-def test_it_is_not_written_in_hugging_faces_layout(tmp_path):
-    with pytest.raises(UnsupportedModel, match="mixture of experts is not written in Hugging Face's layout"):
-        CONFIG.to_hugging_face()
-    with pytest.raises(UnsupportedModel, match="use Trainer.save"):
-        checkpoint.save(decoder(), tmp_path / "model")
-    kind = {"model_type": "mixtral", "num_local_experts": 8}
-    with pytest.raises(UnsupportedModel, match="model_type 'mixtral' is not supported"):
-        ModelConfig.from_hugging_face(kind)

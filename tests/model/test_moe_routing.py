@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilib.model.moe import Router, Routing, combine, route
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 
 
 def routing_of(logits, bias=None, **config) -> Routing:
@@ -63,11 +63,11 @@ def tokens_choose(scores, bias, config) -> tuple[dict, list[int]]:
             queues[experts[rank]].append(token)
     kept = {}
     for expert, queue in enumerate(queues):
-        if config.drop == "probability":  # Megatron-LM's "probs"
+        if config.drop == "probability":  # DeepSpeed's "probs"
             queue = sorted(queue, key=lambda token: -scores[token][expert])
         for token in queue[: capacity_of(len(scores), config)]:
             total = sum(scores[token][e] for e in chosen[token]) if config.normalize else 1.0
-            kept[token, expert] = scores[token][expert] / total
+            kept[token, expert] = scores[token][expert] / total * config.routed_scaling_factor
     return kept, [len(queue) for queue in queues]
 
 
@@ -76,7 +76,7 @@ def experts_choose(scores, bias, config) -> tuple[dict, list[int]]:
     room, kept = capacity_of(len(scores), config), {}
     for expert in range(config.num_experts):
         likes = sorted(range(len(scores)), key=lambda token: (-(scores[token][expert] + bias[expert]), token))
-        kept |= {(token, expert): scores[token][expert] for token in likes[:room]}
+        kept |= {(token, expert): scores[token][expert] * config.routed_scaling_factor for token in likes[:room]}
     return kept, [room] * config.num_experts
 
 
@@ -92,6 +92,7 @@ def draw_case(draw) -> tuple[list, list, dict]:
         "top_groups": top_groups,
         "gate": draw(st.sampled_from(["softmax", "sigmoid"])),
         "normalize": draw(st.booleans()),
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
         "drop": draw(st.sampled_from(["position", "probability"])),
         "capacity_factor": draw(st.sampled_from([0.1, 0.5, 1.0, 1.1, 1.25, 3.0] + [None] * (choice == "token"))),
     }
@@ -102,7 +103,7 @@ def draw_case(draw) -> tuple[list, list, dict]:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_routing_is_that_of_loops_written_from_the_papers(data):
     logits, bias, options = draw_case(data.draw)
     found = routing_of(torch.tensor(logits, dtype=torch.float64).view(-1, len(bias)), bias, **options)
@@ -289,6 +290,8 @@ REFUSED = [
     ({"num_groups": 2, "top_groups": 3}, "top_groups is at most num_groups; got 8 experts, 2 groups, 3 of them"),
     ({"top_k": 9}, "top_k is at most the 8 experts that a token may choose from, got 9"),
     ({"num_groups": 4, "top_k": 3}, "top_k is at most the 2 experts that a token may choose from, got 3"),
+    ({"routed_scaling_factor": 0}, "routed_scaling_factor is positive and finite; got 0"),
+    ({"routed_scaling_factor": math.nan}, "routed_scaling_factor is positive and finite; got nan"),
     ({"capacity_factor": 0}, "capacity_factor is positive, or None for room for all; got 0"),
     ({"capacity_factor": -1.0}, "capacity_factor is positive, or None for room for all; got -1.0"),
     ({"capacity_factor": math.nan}, "capacity_factor is positive, or None for room for all; got nan"),

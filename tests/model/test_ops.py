@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.model import checkpoint
+from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.ops import KernelOps, Ops, causal_attention, choose, rotate

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from minilib.mechanisms.paging import PagePool
+from minilib.mechanisms.paging import FramePool
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from tests.serving.test_text import BYTES
+from tests.serving.test_detokenizer import BYTES
 
 CONFIG = ModelConfig(37, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)
 NAN, INF, HUGE, NOTHING, ONE_INF, ONE_NAN, NO_TEXT, PANIC = range(8)  # token ids; the rest does no harm
@@ -64,7 +64,7 @@ class Tokenizer:
         return BYTES.id_to_token(70 + token)
 
 
-class PoisonedPool(PagePool):
+class PoisonedPool(FramePool):
     """What an owner has not written itself is NaN: pages when they are taken, and free ones before each forward pass.
 
     Not when they are freed: `PageTable.move` gives pages back before their content is copied.

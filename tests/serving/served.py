@@ -5,7 +5,7 @@ import tempfile
 
 import torch
 
-from minilib.model import checkpoint
+from minilib.model import weights as checkpoint
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.model import oracle
@@ -99,8 +99,8 @@ def finish(served, results=None, limit=5000):
 def assert_idle(served):
     """Nothing held, queued or remembered."""
     served.check_invariants()
-    assert served.cache.pool.num_free == served.cache.pool.num_pages
-    assert served.cache.swap_pool.num_free == served.cache.swap_pool.num_pages
+    assert served.cache.pool.num_used == 0
+    assert served.cache.swap_pool.num_used == 0
     assert not served.scheduler.running and not served.scheduler.waiting
     assert not served.requests and not served._texts
 

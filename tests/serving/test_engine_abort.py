@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minilib.mechanisms.paging import OutOfPages
-from minilib.serving import paged_cache
+from minilib.mechanisms.paging import OutOfFrames
+from minilib.serving.cache import paged
 from minilib.serving.request import SamplingParams, Status
 from tests.serving.served import (
     Results,
@@ -217,7 +217,7 @@ def test_swapping_that_fails_loses_nothing(monkeypatch, error, direction):
 
     def swap(table):
         with monkeypatch.context() as patch:
-            patch.setattr(paged_cache, "_copy", lambda source, target, copies: fail(copies))
+            patch.setattr(paged, "_copy", lambda source, target, copies: fail(copies))
             return real(table)
 
     fail = failing_once(error, lambda copies: None)
@@ -235,7 +235,7 @@ def test_a_sequence_stays_where_it_is_if_there_is_no_room_to_swap_it():
     served.add_request("a", OTHER, likeliest(COUNT))
     results = Results()
     step(served, results)
-    with pytest.raises(OutOfPages):
+    with pytest.raises(OutOfFrames):
         served.cache.swap_out(sequence_of(served, "a").table)
     served.check_invariants()
     assert finish(served, results).tokens["a", 0] == greedy(OTHER, COUNT)

@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 import torch
+from minilib.model.moe.config import MoEConfig
 
 from minilib.model.decoder import Decoder
-from minilib.model.moe_config import MoEConfig
-from minilib.serving import paged_attention
+from minilib.serving.cache import paged_attention
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.serving import faults

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minilib.model.decoder import Decoder
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.serving.engine import Engine
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
@@ -202,7 +202,7 @@ def test_extreme_temperatures_are_served(temperature, dtype):
         ({"page_size": -1}, "page_size"),
         ({"num_pages": 0}, "num_pages"),
         ({"num_pages": -1}, "num_pages"),
-        ({"num_swap_pages": -1}, "0 pages or more"),
+        ({"num_swap_pages": -1}, "0 frames or more"),
         ({"max_batch_tokens": 0}, "max_batch_tokens"),
         ({"max_sequences": 0}, "max_sequences"),
         ({"preemption": "drop"}, "recompute, swap"),

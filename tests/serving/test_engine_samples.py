@@ -82,15 +82,15 @@ def test_samples_share_the_pages_of_their_prompt(page_size, length):
     served.cache.copy = lambda copies: (copied.extend(copies), real(copies))
     served.add_request("a", prompt(length), drawn(7, n=n))
     step(served, results)
-    assert served.cache.pool.num_pages - served.cache.pool.num_free == -(-length // page_size)
+    assert served.cache.pool.num_used == -(-length // page_size)
     shared = length // page_size
     for more in range(1, COUNT):
         tables = [sequence.table for sequence in served.scheduler.running]
-        assert len(tables) == n and len({tuple(table.pages[:shared]) for table in tables}) == 1
+        assert len(tables) == n and len({tuple(table.frames[:shared]) for table in tables}) == 1
         step(served, results)
         if more < COUNT - 1:
             own = -(-(length + more) // page_size) - shared
-            assert served.cache.pool.num_pages - served.cache.pool.num_free == shared + n * own
+            assert served.cache.pool.num_used == shared + n * own
     assert len(copied) == (n - 1 if length % page_size else 0), "the last one to write needs no copy"
     assert_idle(served)
     assert [results.tokens["a", sample] for sample in range(n)] == alone(prompt(length), drawn(7, n=n))

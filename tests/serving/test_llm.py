@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from minilib.model import checkpoint, tokenizer
+from minilib.model import tokenizer
+from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
 from tests.serving.served import assert_idle, finish
-from tests.serving.test_text import CUT, TRAINED
+from tests.serving.test_detokenizer import CUT, TRAINED
 
 CONFIG = ModelConfig(TRAINED.get_vocab_size(), 16, 24, 1, 2, 1, 8, max_position=64)
 PROMPTS = ["def forward(", "for x in range(10):", "x"]

@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
-from minilib.serving.paged_attention import PagedAttention, Work
-from minilib.serving.paged_cache import PagedCache
+from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.paged_attention import PagedAttention, Work
 
 PAGE_SIZES = [1, 2, 16, 64]
 LAYERS = 2
@@ -61,7 +61,7 @@ class Texts:
             for kept, tensor in ((self.k, self.cache.k), (self.v, self.cache.v)):
                 if table.pool is self.cache.swap_pool:
                     tensor = self.cache.swap_k if kept is self.k else self.cache.swap_v
-                for slot in range(table.num_slots):
+                for slot in range(table.length):
                     page, place = table.translate(slot)
                     assert torch.equal(tensor[:, page, :, place], kept[table][:, slot])
 

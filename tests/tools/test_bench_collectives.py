@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tools import bench_collectives
-from tools.bench_collectives import KINDS, all_reduce_plans, collectives
+from tools.bench import collectives as bench_collectives
+from tools.bench.collectives import KINDS, all_reduce_plans, collectives
 
 
 def test_every_plan_over_every_transport_beside_gloo(monkeypatch):

@@ -3,14 +3,16 @@
 import json
 import math
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minilib.kernels.dispatch import interpreted
-from minilib.machine import Machine
-from minilib.price import Cost
-from tools import bench_kernels
+from minilib.kernels.workbench.dispatch import interpreted
+from minilib.numbers.machine import Machine
+from minilib.numbers.price import Cost
+from minilib.numbers.records import Record
+from tools.bench import kernels
 from tools.kernel_jobs import Job, Sizes, jobs, shares
 
 TINY = Sizes(
@@ -21,7 +23,7 @@ TINY = Sizes(
 
 @pytest.fixture(scope="module")
 def rows():
-    found = list(bench_kernels.kernels(Machine.datasheet("h200"), TINY, compiler=lambda op: op))
+    found = list(kernels.kernels(Machine.datasheet("h200"), TINY, compiler=lambda op: op))
     return {row["name"]: row for row in found}
 
 
@@ -41,7 +43,7 @@ def test_every_op_is_measured_beside_its_peers(rows):
 
 def test_a_row_is_a_line_of_words(rows):
     for name, row in rows.items():
-        line = bench_kernels.line(row)
+        line = kernels.line(row)
         assert line.startswith(name) and all(peer in line for peer in row["peers"])
 
 
@@ -82,10 +84,10 @@ def test_an_op_that_fails_leaves_its_error_and_the_others_go_on(monkeypatch):
 
     cost = Cost(flops=1, bytes=1)
     made = [Job("broken", cost, fails), Job("whole", cost, lambda: lambda: None, {"peer": fails})]
-    monkeypatch.setattr(bench_kernels, "jobs", lambda sizes, compiler: made)
-    broken, whole = bench_kernels.kernels(Machine.datasheet("h200"), TINY)
+    monkeypatch.setattr(kernels, "jobs", lambda sizes, compiler: made)
+    broken, whole = kernels.kernels(Machine.datasheet("h200"), TINY)
     assert broken["errors"] == {"ours": "RuntimeError: no such kernel"} and "measured" not in broken
-    assert bench_kernels.line(broken) == "broken: RuntimeError: no such kernel"
+    assert kernels.line(broken) == "broken: RuntimeError: no such kernel"
     assert whole["errors"] == {"peer": "RuntimeError: no such kernel"} and whole["measured"] > 0
 
 
@@ -99,14 +101,37 @@ def test_the_sizes_of_a_gpu_exceed_its_cache():
 
 @pytest.mark.skipif(platform.system() != "Linux" or interpreted(), reason="compiles on Linux, uninterpreted")
 def test_a_build_that_does_not_compile_leaves_its_error(monkeypatch):
-    from minilib.kernels import softmax
+    from minilib.kernels.rowwise import softmax
 
     good, bad = softmax.builds("sm_90")[:2]
     bad.types["stride_grad"] = "no type"
-    monkeypatch.setattr(bench_kernels.compiled, "all_builds", lambda target, every: {"softmax": [good, bad]})
-    whole, broken = bench_kernels.every_build(("sm_90",))
+    monkeypatch.setattr(kernels.compiled, "all_builds", lambda target, every: {"softmax": [good, bad]})
+    whole, broken = kernels.every_build(("sm_90",))
     assert whole["module"] == "softmax" and whole["name"] == good.name and whole["spilled"] == 0
     assert broken["name"] == bad.name and broken["target"] == "sm_90" and broken["error"]
+
+
+def test_some_rows_of_a_record_are_renewed_and_it_says_by_whom(monkeypatch):
+    builds = {"softmax": [SimpleNamespace(name="a"), SimpleNamespace(name="b")], "rotary": [SimpleNamespace(name="a")]}
+    monkeypatch.setattr(kernels.compiled, "TARGETS", {"sm_80": (), "sm_90": ()})
+    monkeypatch.setattr(kernels.compiled, "all_builds", lambda target, every: builds)
+    where = dict.fromkeys(("machine", "date", "commit", "command"), "first") | {"versions": {"torch": "1"}}
+    keys = [(t, m, n) for t in ("sm_80", "sm_90") for m, n in (("softmax", "a"), ("softmax", "gone"), ("rotary", "a"))]
+    old = [{"target": t, "module": m, "name": n, "registers": 1} for t, m, n in keys]
+    new = [{"target": t, "module": "softmax", "name": "b", "registers": 2} for t in ("sm_80", "sm_90")]
+    new.append({"target": "sm_90", "module": "softmax", "name": "a", "registers": 2})
+    record, later = Record("compiled", {"builds": old}, where), {**where, "machine": "second", "commit": "later"}
+    found = kernels.renewed(record, new, later)
+    assert [(row["target"], row["module"], row["name"], row["registers"]) for row in found.data["builds"]] == [
+        ("sm_80", "softmax", "a", 1), ("sm_80", "softmax", "b", 2), ("sm_80", "rotary", "a", 1),
+        ("sm_90", "softmax", "a", 2), ("sm_90", "softmax", "b", 2), ("sm_90", "rotary", "a", 1),
+    ]  # fmt: skip
+    assert found.provenance["machine"] == "first" and "extended" not in record.provenance
+    (extended,) = found.provenance["extended"]
+    assert extended["machine"] == "second" and extended["commit"] == "later"
+    assert extended["modules"] == ["softmax"] and extended["targets"] == ["sm_80", "sm_90"]
+    with pytest.raises(ValueError, match="2 builds have no row, such as .*softmax.*b"):
+        kernels.renewed(record, [], later)
 
 
 def _tensors(out) -> tuple:

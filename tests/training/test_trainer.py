@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.moe_config import MoEConfig
+from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import causal_attention
-from minilib.training.moe import BalanceConfig
+from minilib.training.expert_balance import BalanceConfig
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
 
 SHAPE = ModelConfig(31, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)

@@ -9,16 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from minilib.launch import run
-from minilib.machine import Machine
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from minilib.numbers.machine import Machine
+from minilib.ranks.collectives import Communicator
+from minilib.ranks.launch import run
+from minilib.ranks.transport.group import GroupTransport
+from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.training import usage
-from minilib.training.collectives import Communicator
-from minilib.training.engines import PARALLEL
+from minilib.training.strategies import PARALLEL
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
-from minilib.training.transport_group import GroupTransport
-from minilib.training.transport_shared import SharedMemoryTransport
 
 SHAPE = ModelConfig(31, 16, 24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64, qk_norm=True)
 SHORT = TrainConfig(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels import cross_entropy as op
+from minilib.kernels.cross_entropy import logits as op
 from tests.kernels.place import DTYPES, Place, assert_close
 
 BLOCK = op.LANES * op.DEPTH

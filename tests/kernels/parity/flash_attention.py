@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from minilib.kernels import flash_attention as op
-from minilib.kernels.flash_attention_backward import choose_tiles
-from minilib.kernels.flash_attention_forward import choose_tile
+from minilib.kernels.flash_attention.backward import choose_tiles
+from minilib.kernels.flash_attention.forward import choose_tile
 from tests.kernels.place import DTYPES, Place, assert_close
 
 EMPTY = [(3, 5), (0, 4), (4, 0), (0, 0), (70, 66), (9, 3)]  # (queries, keys) of each sequence

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from minilib.kernels import linear_cross_entropy as op
+from minilib.kernels.cross_entropy import linear as op
 from tests.kernels.parity.cross_entropy import IGNORED, oracle, targets_for
 from tests.kernels.place import DTYPES, Place, assert_close
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from minilib.kernels import rms_norm as op
+from minilib.kernels.rowwise import rms_norm as op
 from tests.kernels.place import DTYPES, Place, assert_close
 
 WIDTHS = (1, 2, 15, 16, 17, 129)

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from minilib.kernels import rotary as op
+from minilib.kernels.rowwise import rotary as op
 from tests.kernels.place import DTYPES, Place, assert_close
 
 HEADS = ((1, 2), (3, 6), (5, 16), (2, 34), (7, 96), (4, 128), (1, 256))

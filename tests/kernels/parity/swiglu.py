@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from minilib.kernels import swiglu as op
+from minilib.kernels.rowwise import swiglu as op
 from tests.kernels.place import DTYPES, Place, assert_close
 
 WIDTHS = (1, 2, 15, 16, 17, 127, 129, 1000)

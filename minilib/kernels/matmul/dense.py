@@ -1,0 +1,314 @@
+"""Matrix product, four ways that compute the same: row by row, in tiles, in an order that reuses L2, persistently.
+
+Source: Tillet, Kung and Cox 2019, "Triton"; its tutorials 03 and 09 for the grouped order and the persistent grid.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from minilib.kernels.workbench.compiled import Build
+from minilib.kernels.workbench.dispatch import (
+    DTYPES,
+    check_floats,
+    jit,
+    launch,
+    runs_kernel,
+    target_of,
+    triton,
+    upcasts,
+)
+from minilib.numbers.price import Cost
+
+if triton:
+    import triton.language as tl
+
+VERSIONS = ("naive", "tiled", "grouped", "persistent")
+LAYOUTS = {  # which strides are 1; T: the operand is a transposed view
+    "NN": ("stride_ak", "stride_bn"), "NT": ("stride_ak", "stride_bk"), "TN": ("stride_am", "stride_bn"),
+}  # fmt: skip
+GROUP = 8  # rows of tiles that are walked together: their A and one column of B stay in L2
+NAIVE_N, NAIVE_K = 64, 32
+INTERPRETED_PROGRAMS = 3  # of a persistent grid where no multiprocessors are to be counted
+CANDIDATES = [  # for python -m tools.tune_kernels; none spills on an H100, on an A100 four do
+    {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": GROUP, "num_warps": warps, "num_stages": stages}
+    for m, n, k, warps, stages in (
+        (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 256, 32, 8, 4), (128, 128, 64, 8, 3), (128, 128, 64, 4, 4),
+        (128, 128, 32, 4, 4), (64, 256, 64, 4, 3), (64, 128, 64, 4, 4),
+    )
+]  # fmt: skip
+
+
+def reference(a: Tensor, b: Tensor) -> Tensor:
+    """`matmul` in plain torch, computed in fp32 (fp64 stays fp64): the oracle, and what runs where there is no GPU."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) @ b.to(wide)).to(a.dtype)
+
+
+def matmul(
+    a: Tensor, b: Tensor, version: str = "persistent", interpret: bool = False, tile: dict[str, int] | None = None
+) -> Tensor:
+    """A B, accumulated in fp32; fp32 products are fp32 ones, never TF32.
+
+    A Triton kernel on a GPU, elsewhere `reference`. Differentiable: dA = dC Bᵀ and dB = Aᵀ dC are two more products,
+    whose transposes are strides and move nothing.
+
+    Args:
+        a: (M, K) fp32, fp16 or bf16, of any strides.
+        b: (K, N), a's dtype, of any strides.
+        version: "naive": a program computes a piece of one row, without tensor cores. "tiled": a tile, tiles in row
+            order. "grouped": tiles in an order that reuses what is in L2. "persistent": as many programs as the GPU
+            has multiprocessors, each for many tiles.
+        interpret: run the kernel in Triton's interpreter, on the CPU.
+        tile: what to use instead of `choose_tile`'s, such as one of CANDIDATES; not for "naive".
+
+    Returns:
+        (M, N), a's dtype, contiguous.
+
+    Raises:
+        TypeError: for another dtype, or two dtypes.
+        ValueError: for shapes that do not fit, two devices, an unknown version, or if the interpreter is not on.
+
+    Cost: see `cost`, and `tile_traffic` for what the tiles load. Source: see above.
+    """
+    check_floats("matmul", a=a, b=b)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"matmul wants (M, K) @ (K, N), got {tuple(a.shape)} @ {tuple(b.shape)}: flatten or transpose")
+    if version not in VERSIONS:
+        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
+    return _Matmul.apply(a, b, version, tile) if runs_kernel(a, interpret) else reference(a, b)
+
+
+def cost(m: int, n: int, k: int, dtype: str = "bf16") -> Cost:
+    """2 m n k FLOPs; A and B are read once, C is written once."""
+    moved = (4 if dtype == "fp32" else 2) * (m * k + k * n + m * n)
+    return Cost(flops=2 * m * n * k, bytes=moved, calls=1, dtype=dtype)
+
+
+def tile_traffic(m: int, n: int, k: int, BLOCK_M: int, BLOCK_N: int, dtype: str = "bf16") -> int:
+    """Bytes that all tiles load: A once for each column of tiles, B once for each row of them.
+
+    L2 serves what neighbours load; only the rest comes from memory. For "naive", BLOCK_M is 1.
+    """
+    return (4 if dtype == "fp32" else 2) * (m * k * -(-n // BLOCK_N) + k * n * -(-m // BLOCK_M))
+
+
+class _Matmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.version, ctx.tile = version, tile
+        return _multiply(a, b, version, tile)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        a, b = ctx.saved_tensors
+        da = _multiply(grad, b.T, ctx.version, ctx.tile) if ctx.needs_input_grad[0] else None
+        db = _multiply(a.T, grad, ctx.version, ctx.tile) if ctx.needs_input_grad[1] else None
+        return da, db, None, None
+
+
+@jit
+def naive(
+    a_ptr, b_ptr, out_ptr, m, n, k, stride_am, stride_ak, stride_bk, stride_bn,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N values of one row of C: B is read anew for every row of A, and no tensor core has work."""
+    per_row = tl.cdiv(n, BLOCK_N)
+    row = (tl.program_id(0) // per_row).to(tl.int64)
+    column = (tl.program_id(0) % per_row * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for begin in range(0, k, BLOCK_K):
+        at = (begin + tl.arange(0, BLOCK_K)).to(tl.int64)
+        a = tl.load(a_ptr + row * stride_am + at * stride_ak, mask=at < k, other=0.0).to(tl.float32)
+        there = (at < k)[:, None] & (column < n)[None, :]
+        b = tl.load(b_ptr + at[:, None] * stride_bk + column[None, :] * stride_bn, mask=there, other=0.0)
+        total += tl.sum(a[:, None] * b.to(tl.float32), 0)
+    tl.store(out_ptr + row * n + column, total, mask=column < n)
+
+
+@jit
+def tile_at(number, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Row and column of tiles of the `number`-th: GROUP_M rows of tiles are walked together, column by column."""
+    rows, columns = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
+    first = number // (GROUP_M * columns) * GROUP_M
+    height = tl.minimum(rows - first, GROUP_M)
+    within = number % (GROUP_M * columns)
+    return first + within % height, within // height
+
+
+@jit
+def multiply_tile(
+    a_ptr, b_ptr, out_ptr, m, n, k, stride_am, stride_ak, stride_bk, stride_bn, tile_row, tile_column,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One tile of C, from its rows of A and its columns of B."""
+    # Addresses are 64-bit: a matrix may hold more than 2³¹ values, along either side. What all values of a tile share
+    # is added to the pointer first: as a part of each address it would cost registers, of which there are none left.
+    row, column, step = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K).to(tl.int64)
+    a_ptr += (tile_row * BLOCK_M).to(tl.int64) * stride_am
+    b_ptr += (tile_column * BLOCK_N).to(tl.int64) * stride_bn
+    a_at = a_ptr + row.to(tl.int64)[:, None] * stride_am + step[None, :] * stride_ak
+    b_at = b_ptr + step[:, None] * stride_bk + column.to(tl.int64)[None, :] * stride_bn
+    row, column = tile_row * BLOCK_M + row, tile_column * BLOCK_N + column
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for begin in range(0, k, BLOCK_K):
+        there, begin64 = begin + tl.arange(0, BLOCK_K) < k, tl.cast(begin, tl.int64)
+        a_mask, b_mask = (row < m)[:, None] & there[None, :], there[:, None] & (column < n)[None, :]
+        a = tl.load(a_at + begin64 * stride_ak, mask=a_mask, other=0.0)
+        b = tl.load(b_at + begin64 * stride_bk, mask=b_mask, other=0.0)
+        if UPCAST:  # the interpreter multiplies bfloat16 as if it were integers
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    out_at = out_ptr + row.to(tl.int64)[:, None] * n + column[None, :]
+    tl.store(out_at, total, mask=(row < m)[:, None] & (column < n)[None, :])
+
+
+@jit
+def tiled(
+    a_ptr, b_ptr, out_ptr, m, n, k, stride_am, stride_ak, stride_bk, stride_bn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile a program; with GROUP_M = 1 in row order."""
+    tile_row, tile_column = tile_at(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP_M)
+    multiply_tile(
+        a_ptr, b_ptr, out_ptr, m, n, k, stride_am, stride_ak, stride_bk, stride_bn, tile_row, tile_column,
+        BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+    )  # fmt: skip
+
+
+@jit
+def persistent(
+    a_ptr, b_ptr, out_ptr, m, n, k, stride_am, stride_ak, stride_bk, stride_bn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Every num_programs-th tile: programs start once, and none waits for a wave of others to end."""
+    tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
+    # What the compiler would move out of this loop would hold registers that the tile's own loop needs.
+    for number in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
+        tile_row, tile_column = tile_at(number, m, n, BLOCK_M, BLOCK_N, GROUP_M)
+        multiply_tile(
+            a_ptr, b_ptr, out_ptr, m, n, k, stride_am, stride_ak, stride_bk, stride_bn, tile_row, tile_column,
+            BLOCK_M, BLOCK_N, BLOCK_K, UPCAST,
+        )  # fmt: skip
+
+
+def choose_tile(
+    m: int, n: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132, target: str = "sm_80"
+) -> dict[str, int]:
+    """BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, num_warps, num_stages and maxnreg for a product of this size.
+
+    The larger the tile, the fewer bytes per FLOP; what bounds it is the accumulator, 128 registers a thread for
+    128 × 256 and 8 warps, and the operands in flight, 24 KiB a stage of 32 columns. Hopper multiplies from shared
+    memory, which leaves registers for stages of 64, and half as many rounds that wait for copies. gfx942 has 64 KiB of
+    shared memory, fp32 no tensor cores on NVIDIA, and operands that are not `aligned` come value by value, each with an
+    address of its own: smaller tiles. A product with fewer tiles than the GPU has multiprocessors is cut finer, down to
+    64 × 64.
+    """
+    small = dtype == torch.float32 or not aligned
+    block_m, block_n = (64, 64) if small else (128, 128 if target == "gfx942" else 256)
+    block_m, block_n = (
+        max(16, min(block, 1 << max(0, size - 1).bit_length())) for block, size in ((block_m, m), (block_n, n))
+    )
+    while max(block_m, block_n) > 64 and -(-m // block_m) * -(-n // block_n) < multiprocessors:
+        block_m, block_n = (block_m, block_n // 2) if block_n >= block_m else (block_m // 2, block_n)
+    deep = {"gfx942": (64, 2), "sm_80": (32, 4)}  # with a BLOCK_K of 64 an A100 spills
+    block_k, stages = (16, 3) if small else deep.get(target, (64, 3))
+    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": GROUP}
+    wide = block_m * block_n >= (64 * 64 if small else 128 * 64)
+    tile |= {"num_warps": 8 if wide else 4, "num_stages": stages}
+    # Left alone, NVIDIA's assembler aims at more programs at a time than there are registers for, and spills a few.
+    # Two programs of 8 warps may have 128 each. That is too few without tensor cores, with an address a value, or for 4
+    # warps that copy blocks of 64: as many registers leave room for two of those.
+    ample = small or block_m * block_n > 128 * 128 or (not wide and block_k == 64 and target != "gfx942")
+    return tile | {"maxnreg": 255 if ample else 128}
+
+
+def fit_to_version(tile: dict[str, int], version: str) -> dict[str, int]:
+    """The tile as one of VERSIONS launches it."""
+    if version == "tiled":
+        return tile | {"GROUP_M": 1}
+    # A persistent program has a multiprocessor to itself: there is nobody to leave registers to.
+    return tile | {"maxnreg": 255} if version == "persistent" else tile
+
+
+def builds(target: str, every: bool = False) -> list[Build]:
+    """What is compiled ahead of time: the default of each dtype, the steps before it, and some of its hard cases.
+
+    Every: all tiles of products of 64 rows and columns up to a vocabulary's, and of batches of 16 and 32 tokens.
+    """
+    half, whole = torch.bfloat16, torch.float32
+    large = {dtype: choose_tile(8192, 8192, dtype, target=target) for dtype in DTYPES}
+    odd = {dtype: choose_tile(8192, 8192, dtype, aligned=False, target=target) for dtype in DTYPES}
+    if not every:
+        return [
+            *(_build("persistent", dtype, large[dtype]) for dtype in DTYPES),
+            _build("persistent", half, large[half], "TN"),
+            _build("persistent", half, odd[half], aligned=False),
+            _build("tiled", half, large[half]),
+            _build("naive", half),
+            # with other tiles these spilled
+            _build("tiled", half, choose_tile(1024, 1024, half, target=target)),
+            _build("persistent", whole, large[whole], "NT"),
+            _build("persistent", whole, odd[whole], "NT", aligned=False),
+        ]
+    found, sizes = [_build("naive", dtype) for dtype in DTYPES], [*(64 << i for i in range(8)), 28_672, 128_256]
+    for dtype, aligned in itertools.product(DTYPES, (True, False)):
+        shapes = itertools.product([16, 32, *sizes], sizes)
+        tiles = {tuple(choose_tile(m, n, dtype, aligned, target=target).items()) for m, n in shapes}
+        for tile, layout in itertools.product(sorted(tiles), LAYOUTS):
+            found += [_build(version, dtype, dict(tile), layout, aligned) for version in ("tiled", "persistent")]
+    return found
+
+
+def _build(
+    version: str, dtype: torch.dtype, tile: dict | None = None, layout: str = "NN", aligned: bool = True
+) -> Build:
+    tile = fit_to_version(tile, version) | {"UPCAST": False} if tile else {"BLOCK_N": NAIVE_N, "BLOCK_K": NAIVE_K}
+    words = [version, DTYPES[dtype], layout, *["odd sizes"] * (not aligned)]
+    words += [" × ".join(str(tile[key]) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if key in tile)]
+    strides = ("stride_am", "stride_ak", "stride_bk", "stride_bn")
+    types = dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), f"*{DTYPES[dtype]}") | dict.fromkeys(("m", "n", "k"), "i32")
+    return Build.of(
+        {"naive": naive, "tiled": tiled, "persistent": persistent}[version],
+        ", ".join(words),
+        types | dict.fromkeys(strides, "i32"),
+        tile | dict.fromkeys(LAYOUTS[layout], 1),
+        dots=0 if dtype == torch.float32 or version == "naive" else 1,
+        unaligned=() if aligned else strides,
+        aligned=("m", "n", "k") if aligned else (),
+    )
+
+
+def vectorises(x: Tensor) -> bool:
+    """True if a program reads 16 bytes of this matrix at a time: rows or columns without gaps, all multiples of 16."""
+    inner = 0 if x.stride(0) == 1 else 1
+    multiples = (x.shape[inner], x.stride(1 - inner), x.data_ptr())
+    return x.stride(inner) == 1 and not any(number % 16 for number in multiples)
+
+
+def multiprocessors(x: Tensor) -> int:
+    """How many the GPU has on which x lies: programs of a persistent grid."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else INTERPRETED_PROGRAMS
+
+
+def _multiply(a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -> Tensor:
+    (m, k), n = a.shape, b.shape[1]
+    out = torch.empty((m, n), dtype=a.dtype, device=a.device)
+    if not out.numel():
+        return out
+    arguments = (a, b, out, m, n, k, *a.stride(), *b.stride())
+    if version == "naive":
+        launch(naive, m * -(-n // NAIVE_N), *arguments, BLOCK_N=NAIVE_N, BLOCK_K=NAIVE_K)
+        return out
+    programs = multiprocessors(a)
+    aligned = vectorises(a) and vectorises(b)
+    tile = tile or choose_tile(m, n, a.dtype, aligned, programs, target_of(a))
+    tiles = -(-m // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
+    kernel = persistent if version == "persistent" else tiled
+    programs = min(programs, tiles) if version == "persistent" else tiles
+    launch(kernel, programs, *arguments, UPCAST=upcasts(a.dtype), **fit_to_version(tile, version))
+    return out

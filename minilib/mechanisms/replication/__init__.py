@@ -1,0 +1,27 @@
+"""Replication and reduction by plan: plan.py says what a plan is, plans.py which plans there are."""
+
+from minilib.mechanisms.replication.plan import (
+    ContributionLost,
+    CountedTwice,
+    Link,
+    NothingToSend,
+    Plan,
+    PlanError,
+    Transfer,
+    pack,
+    seconds,
+    simulate,
+)
+
+__all__ = [
+    "ContributionLost",
+    "CountedTwice",
+    "Link",
+    "NothingToSend",
+    "Plan",
+    "PlanError",
+    "Transfer",
+    "pack",
+    "seconds",
+    "simulate",
+]

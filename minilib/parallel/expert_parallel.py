@@ -1,0 +1,175 @@
+"""Expert parallelism: each rank keeps a part of every layer's experts, and rows of tokens travel to their experts.
+
+    rank 0: tokens ─ router ─ rows by expert ┐            ┌ experts 0, 1 ┐            ┌─ combine
+    rank 1: tokens ─ router ─ rows by expert ┴ all-to-all ┴ experts 2, 3 ┴ all-to-all ┴─ combine
+
+All else is replicated, as in data parallelism: the ranks that share a batch share the experts, too. How many rows
+travel to whom is decided by the router anew in every layer of every step, so ranks first tell each other.
+
+Ranks take the steps of one process if nothing is dropped. With a capacity, each rank's tokens compete among themselves
+for its share of an expert, as in GShard's groups; and with choice="expert" experts choose among one rank's tokens.
+
+In production: DeepSpeed-MoE, Megatron-LM; DeepEP for the exchange.
+Sources: Lepikhin et al. 2020, "GShard"; Rajbhandari et al. 2022, "DeepSpeed-MoE".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minilib.mechanisms.replication import Link, plans, seconds
+from minilib.model.moe import Experts, MoE, counts_of
+from minilib.ranks.collectives import Communicator
+
+
+class ExpertsDoNotDivide(ValueError):
+    """A layer's experts cannot be dealt evenly to ranks."""
+
+
+class ExpertParallel:
+    """Cuts a model's experts, in place, and moves rows between ranks in forward and backward. A collective.
+
+    Args:
+        model: with any number of `MoE`; experts become those of rank 0 before they are cut.
+        comm: between the ranks that share each batch.
+
+    Attributes:
+        parameters: of this rank's experts, (num_experts / world_size, …) each.
+
+    Raises:
+        ExpertsDoNotDivide: if some layer's num_experts is no multiple of world_size.
+
+    Cost: see `Exchange`; memory for experts falls to 1/world_size, after one whole layer's for a moment.
+    """
+
+    def __init__(self, model: nn.Module, comm: Communicator) -> None:
+        self.comm = comm
+        self.parameters: list[nn.Parameter] = []
+        layers = [module for module in model.modules() if isinstance(module, MoE)]
+        for layer in layers:
+            if layer.router.config.num_experts % comm.world_size:
+                raise ExpertsDoNotDivide(
+                    f"{layer.router.config.num_experts} experts cannot be dealt evenly to {comm.world_size} ranks; "
+                    "make num_experts a multiple of world_size"
+                )
+        for layer in layers:
+            for linear in (layer.gate_up, layer.down):
+                comm.broadcast(linear.weight)
+                own = self.own(linear.weight.detach()).clone()
+                linear.weight = nn.Parameter(own, requires_grad=linear.weight.requires_grad)
+                self.parameters.append(linear.weight)
+            layer.exchange = Exchange(comm)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's experts out of all: (num_experts, …) → (num_experts / world_size, …), a view."""
+        return whole.tensor_split(self.comm.world_size)[self.comm.rank]
+
+    def whole(self, own: Tensor) -> Tensor:
+        """The inverse, on every rank. A collective."""
+        everything = own.new_empty(len(own) * self.comm.world_size, *own.shape[1:])
+        self.own(everything).copy_(own)
+        self.comm.all_gather(everything)
+        return everything
+
+    def finish(self) -> None:
+        """Call after backward, as `DataParallel.finish`: gradients become those of the mean over ranks of their losses.
+
+        Rows of all ranks have met their experts here, so gradients are sums over ranks already.
+        """
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(self.comm.world_size)
+
+    def named_parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of a model's parameters that are this rank's alone, with their names."""
+        mine = set(self.parameters)
+        return ((name, parameter) for name, parameter in model.named_parameters() if parameter in mine)
+
+
+class Exchange:
+    """Rows to their experts and answers back, by two all-to-alls of uneven parts; two more in backward.
+
+    Args:
+        comm: between the ranks that have the experts, rank r the r-th part of them.
+
+    Attributes:
+        received: rows that this rank's experts had in the latest call, from each rank.
+
+    Cost: each all-to-all sends a row's bytes for every pair of a token and an expert elsewhere; those of num_experts
+    counts go ahead.
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+        self.received: list[int] = []
+
+    def __call__(self, rows: Tensor, offsets: Tensor, experts: Experts) -> Tensor:
+        """See `minilib.model.moe.Exchange`. A collective."""
+        n = self.comm.world_size
+        counts = counts_of(offsets).view(n, -1)  # (rank that has them, its experts)
+        arriving = torch.empty_like(counts)  # (rank that they come from, experts here)
+        self.comm.all_to_all(list(arriving), list(counts))
+        sent, self.received = counts.sum(1).tolist(), arriving.sum(1).tolist()
+        arrived = _AllToAll.apply(rows, sent, self.received, self.comm)
+        # They come rank by rank, and expert by expert only within a rank's.
+        expert = torch.arange(arriving.shape[1], device=arriving.device).repeat(n).repeat_interleave(arriving.flatten())
+        order = expert.sort(stable=True).indices
+        answers = experts(arrived[order], arriving.sum(0).cumsum(0).int())
+        return _AllToAll.apply(answers[order.argsort()], self.received, sent, self.comm)
+
+
+class _AllToAll(torch.autograd.Function):
+    """rows (Σ sent, width) → (Σ received, width); gradients go the way back."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, sent: list[int], received: list[int], comm: Communicator) -> Tensor:
+        ctx.sent, ctx.received, ctx.comm = sent, received, comm
+        return _exchange(rows, sent, received, comm)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grad, ctx.received, ctx.sent, ctx.comm), None, None, None
+
+
+def step_seconds(
+    pairs: Sequence[Sequence[int]],
+    row_bytes: int,
+    seconds_per_row: float | Callable[[int], float],
+    link: Link,
+    bus: Link | None = None,
+) -> float:
+    """Predicted time of one layer's experts, forward and backward: the slowest rank's rows, and four all-to-alls.
+
+    Args:
+        pairs: pairs[src][dst] rows go from rank src to the experts of rank dst.
+        row_bytes: of one row.
+        seconds_per_row: for forward and backward of a row in its expert; or a function of how many ranks are busy,
+            where those share a machine's cores, caches and memory.
+        link: between any two ranks, with `latency` and `bandwidth`.
+        bus: what messages get one after another; see `minilib.mechanisms.replication.seconds`.
+
+    Returns:
+        Seconds. Nobody can combine before the busiest rank is done: where ranks share nothing, that is max/mean load
+        times what even loads would take.
+    """
+    n = len(pairs)
+    price = seconds_per_row if callable(seconds_per_row) else lambda busy: seconds_per_row
+    rows = sorted((sum(column) for column in zip(*pairs, strict=True)), reverse=True)
+    # While the k-th busiest rank goes on and the one after it is done, k are busy.
+    experts = sum(
+        (count - after) * price(k) for k, (count, after) in enumerate(itertools.pairwise([*rows, 0]), start=1)
+    )
+    there = [row_bytes * count for row in pairs for count in row]
+    back = [row_bytes * pairs[dst][src] for src in range(n) for dst in range(n)]
+    exchange = plans.all_to_all(n)
+    return experts + 2 * sum(seconds(exchange, sizes, link, bus=bus) for sizes in (there, back))
+
+
+def _exchange(rows: Tensor, sent: list[int], received: list[int], comm: Communicator) -> Tensor:
+    out = rows.new_empty(sum(received), rows.shape[1])
+    comm.all_to_all(list(out.split(received)), list(rows.contiguous().split(sent)))
+    return out

@@ -1,0 +1,6 @@
+"""Start ranks, run a function on each of them, and collect what they return."""
+
+from minilib.ranks.launch.errors import NestedRun, RankFailed, RanksTimedOut, ReturnNotPicklable, TemporaryFolderTooLong
+from minilib.ranks.launch.run import hosts, run
+
+__all__ = ["NestedRun", "RankFailed", "RanksTimedOut", "ReturnNotPicklable", "TemporaryFolderTooLong", "hosts", "run"]

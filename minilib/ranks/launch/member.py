@@ -1,0 +1,79 @@
+"""A rank's process, as the process that had it started knows it."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import os
+import re
+import signal
+from dataclasses import dataclass
+from multiprocessing import forkserver
+
+from minilib.ranks.launch.group import is_ours
+from minilib.ranks.launch.rank import Rank
+
+
+@dataclass
+class Member:
+    """A rank as the process that started it knows it.
+
+    Args:
+        rank: what was sent to the fork server.
+        status: file descriptor from which the fork server lets us read the rank's pid, then its exit code.
+        pipe: file descriptor that the rank listens to.
+        pid: its process, and the group of its children, once it has one.
+        ended: whether the process is no more.
+        code: its exit code, negative for a signal; None while it runs, or if the fork server died before it.
+        report: "value" or "failure", once the rank has written that file.
+    """
+
+    rank: Rank
+    status: int
+    pipe: int
+    pid: int | None = None
+    ended: bool = False
+    code: int | None = None
+    report: str = ""
+
+    def read_status(self) -> None:
+        """Take in the next number from the fork server."""
+        try:
+            number = forkserver.read_signed(self.status)
+        except EOFError:
+            self.ended = True
+            return
+        if self.pid is None:
+            self.pid = number
+        else:
+            self.ended, self.code = True, number
+
+    def kill(self) -> None:
+        """End the process, if it runs, and its children, in any case."""
+        if self.pid is not None:
+            for kill in (os.kill, os.killpg) if self.code is None else (os.killpg,):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS denies what does not exist
+                    kill(self.pid, signal.SIGKILL)
+
+    def epitaph(self) -> str:
+        """How the process ended, in words."""
+        if self.code is None:
+            return "vanished: the fork server that started it is gone"
+        if self.code >= 0:
+            return f"exited with code {self.code} before its function returned"
+        names = {number.value: number.name for number in signal.Signals}
+        hint = ", as the system does when memory runs out" if self.code == -signal.SIGKILL else ""
+        return f"was killed by {names.get(-self.code, f'signal {-self.code}')}{hint}"
+
+    def stack(self) -> str:
+        """The stack that the process has written, if it has: innermost call first, with source lines where known."""
+        path = self.rank.file("stack")
+        shown: list[str] = []
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+            frame = re.match(r'\s*File "(.*)", line (\d+) in ', line)
+            if frame and is_ours(frame[1]):
+                break
+            shown.append(line)
+            if frame:
+                shown.append("    " + linecache.getline(frame[1], int(frame[2])).strip())
+        return "".join("\n" + line for line in shown if line.strip())

@@ -1,0 +1,105 @@
+"""Messages over the process group's send and receive: the plainest transport there is.
+
+Production transports cut messages into segments and ask for the next one early. Here that was worth 11 to 32 % below
+256 KiB and 6 % above, for a hundred more lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minilib.ranks.transport.base import LABEL_BYTES, CollectiveFailed, CollectiveMismatch, take
+
+GRACE = 0.2  # seconds in which the other rank may read this one's label, too, before the connection ends
+
+
+class GroupTransport:
+    """Over `torch.distributed`'s send and receive; for CPU tensors on gloo.
+
+    A label travels as a message of its own ahead of the content, because gloo aborts the process when a message is
+    larger than its place. Gloo does not wake a rank that waits for the rest of a message when the sender dies: that
+    takes until the timeout.
+
+    Args:
+        group: process group, for as long as the transport lives for its messages alone; a new one of all ranks, whose
+            connections `close` takes down, if left out.
+        timeout: seconds to wait for a message.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 60.0) -> None:
+        self._timeout, self._owned = timedelta(seconds=timeout), group is None
+        self._group = group or dist.new_group(backend="gloo", timeout=self._timeout)
+        self.rank, self.world_size = dist.get_rank(self._group), dist.get_world_size(self._group)
+
+    def empty(self, numel, dtype=torch.float32):
+        return torch.empty(numel, dtype=dtype)
+
+    def exchange(self, send, receive, combine):
+        leaving = []
+        if send is not None:
+            if send.label is not None:
+                head = bytearray(send.head().ljust(LABEL_BYTES, b"\0"))
+                leaving.append(self._send(torch.frombuffer(head, dtype=torch.uint8), send.peer))
+            leaving.append(self._send(send.content.view(torch.uint8), send.peer))
+        if receive is not None:
+            if receive.label is not None:
+                label = self._receive(torch.empty(LABEL_BYTES, dtype=torch.uint8), receive.peer)
+                try:
+                    receive.check(self.rank, label.numpy().tobytes())
+                except CollectiveMismatch:
+                    time.sleep(GRACE)
+                    raise
+            arrived = torch.empty_like(receive.content) if combine else receive.content
+            self._receive(arrived.view(torch.uint8), receive.peer)
+            if combine:
+                take(receive.content, arrived.view(torch.uint8), combine)
+        for work in leaving:
+            self._wait(work, send.peer)
+
+    def close(self) -> None:
+        if self._owned:
+            self._owned = False
+            self._hang_up()
+            dist.destroy_process_group(self._group)
+
+    def _send(self, content: Tensor, peer: int) -> dist.Work:
+        try:
+            return self._group.send([content], peer, 0)
+        except RuntimeError as error:
+            raise self._lost(peer, error) from error
+
+    def _receive(self, place: Tensor, peer: int, tag: int = 0, timeout: timedelta | None = None) -> Tensor:
+        try:
+            work = self._group.recv([place], peer, tag)
+        except RuntimeError as error:
+            raise self._lost(peer, error) from error
+        self._wait(work, peer, timeout)
+        return place
+
+    def _wait(self, work: dist.Work, peer: int, timeout: timedelta | None = None) -> None:
+        try:
+            work.wait(timeout or self._timeout)
+        except RuntimeError as error:
+            raise self._lost(peer, error) from error
+
+    def _lost(self, peer: int, error: RuntimeError) -> CollectiveFailed:
+        """Say of gloo's error which rank it is about."""
+        why = re.sub(r"^\[\S+\] ", "", str(error).strip().split(". ")[0])  # without its place in gloo's source
+        return CollectiveFailed(f"rank {self.rank} has no answer from rank {peer}: {why}")
+
+    def _hang_up(self) -> None:
+        """Close the group's connections, so that a rank that waits for this one hears of it.
+
+        Gloo closes a connection when a wait times out, for which the peer must still be there; else only when nobody
+        holds any of its works any more.
+        """
+        for peer in set(range(self.world_size)) - {self.rank}:
+            with contextlib.suppress(CollectiveFailed):
+                self._receive(torch.empty(1, dtype=torch.uint8), peer, tag=1, timeout=timedelta(milliseconds=1))

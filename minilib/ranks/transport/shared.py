@@ -1,0 +1,164 @@
+"""Messages between ranks of one host through memory that both map, as NCCL's shared-memory transport does.
+
+Each pair of ranks has a socket and, each way, a few slots of memory. The sender copies a piece into a free slot and
+says so over the socket; the receiver adds it from there to what it has, and gives the slot back. A tensor from `empty`
+is itself mapped by all ranks: its sender only says where to look, and the receiver adds from there.
+
+A socket, not a flag in memory: who waits on it sleeps, and it breaks when the other rank dies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minilib.ranks.transport.base import CollectiveFailed, Combine, Message, take
+from minilib.ranks.transport.shared_memory import SLOT_BYTES, SLOTS, Peer, map_memory, meet, new_memory, wait_for
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A tensor that every rank maps: one's own, and everybody else's."""
+
+    mine: Tensor
+    theirs: dict[int, Tensor]
+
+    def offset(self, part: Tensor) -> int | None:
+        """Where in it a part begins, in bytes; None if it is elsewhere."""
+        start = part.data_ptr() - self.mine.data_ptr()
+        return start if 0 <= start < len(self.mine) else None
+
+
+class SharedMemoryTransport:
+    """For CPU tensors and ranks of one host.
+
+    Args:
+        group: process group, over which ranks find each other; the default group if left out.
+        timeout: seconds to wait for a sign of another rank.
+
+    Raises:
+        NotOneHost: if the group spans several hosts.
+        CollectiveFailed: if ranks do not find each other.
+
+    Cost: SLOTS · SLOT_BYTES for each pair of ranks that ever talk, each way; 2 copies a byte, or 1 from `empty`.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 60.0) -> None:
+        self.rank, self.world_size, self._timeout = dist.get_rank(group), dist.get_world_size(group), timeout
+        self._peers = meet(self.rank, self.world_size, group, timeout)
+        self._regions: list[_Region] = []
+
+    def empty(self, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor that all ranks map, for as long as the transport lives.
+
+        All ranks ask for the same, in one order, and while no collective is on its way in the background.
+
+        Raises:
+            CollectiveMismatch: if another rank asks for more or fewer bytes.
+            CollectiveFailed: if one does not ask in time, or is gone.
+        """
+        with new_memory(max(1, numel * dtype.itemsize)) as descriptor:
+            theirs = {other: peer.trade(descriptor, self._timeout) for other, peer in self._peers.items()}
+            region = _Region(map_memory(descriptor), theirs)
+        self._regions.append(region)
+        return region.mine[: numel * dtype.itemsize].view(dtype)
+
+    def exchange(self, send, receive, combine):
+        ends: list[_Outgoing | _Incoming] = []
+        if send is not None:
+            ends.append(_Outgoing(self._peers[send.peer], send, *self._locate(send.content)))
+        if receive is not None:
+            ends.append(_Incoming(self._peers[receive.peer], self.rank, receive, combine, self._regions))
+        while ends:
+            moved = [end.step() for end in ends]
+            ends = [end for end in ends if not end.done]
+            if ends and not any(moved):
+                self._sleep({end.peer for end in ends})
+
+    def close(self) -> None:
+        for peer in self._peers.values():
+            peer.close()
+        self._peers, self._regions = {}, []
+
+    def _locate(self, content: Tensor) -> tuple[int, int]:
+        """Region and offset of a tensor from `empty`; -1 if it is none."""
+        for number, region in enumerate(self._regions):
+            offset = region.offset(content)
+            if offset is not None:
+                return number, offset
+        return -1, 0
+
+    def _sleep(self, peers: set[Peer]) -> None:
+        """Until one of them has something to say."""
+        ready = wait_for([peer.socket for peer in peers], self._timeout)
+        if not ready:
+            who = " and ".join(sorted(str(peer.rank) for peer in peers))
+            raise CollectiveFailed(f"rank {self.rank} has heard nothing from rank {who} for {self._timeout:g} s")
+        for peer in peers:
+            if peer.socket.fileno() in ready:
+                peer.hear()
+
+
+class _Outgoing:
+    """A message on its way out. The first slot has the label, and says where to look instead, if it can."""
+
+    def __init__(self, peer: Peer, message: Message, region: int, offset: int) -> None:
+        self.peer, self._message = peer, message
+        self._region, self._offset = region, offset
+        content = message.content.view(torch.uint8)
+        self._pieces = (content[:0],) if region >= 0 else content.split(SLOT_BYTES)
+        self._at = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether everything is out, and nobody still reads from the tensor itself."""
+        return self._at == len(self._pieces) and (self._region < 0 or self.peer.free == SLOTS)
+
+    def step(self) -> bool:
+        """Fill a slot, if one is free; True if it did."""
+        if self._at == len(self._pieces) or not self.peer.free:
+            return False
+        slot, piece = self.peer.next_free(), self._pieces[self._at]
+        if self._at == 0:
+            slot.write_head(self._message.head(), self._region, self._offset)
+        slot.content[: len(piece)].copy_(piece)
+        self._at += 1
+        self.peer.say_filled()
+        return True
+
+
+class _Incoming:
+    """A message on its way in."""
+
+    def __init__(
+        self, peer: Peer, rank: int, message: Message, combine: Combine | None, regions: list[_Region]
+    ) -> None:
+        self.peer, self._rank, self._message = peer, rank, message
+        self._combine, self._regions = combine, regions
+        self._pieces = message.content.split(SLOT_BYTES // message.content.element_size())
+        self._at = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether everything is here."""
+        return self._at == len(self._pieces)
+
+    def step(self) -> bool:
+        """Empty a slot, if one is filled; True if it did."""
+        if self.done or not self.peer.filled:
+            return False
+        slot, region, offset = self.peer.next_filled(), -1, 0
+        if self._at == 0:
+            label, region, offset = slot.read_head()
+            self._message.check(self._rank, label)
+        if region < 0:
+            take(self._pieces[self._at], slot.content, self._combine)
+            self._at += 1
+        else:
+            take(self._message.content, self._regions[region].theirs[self.peer.rank][offset:], self._combine)
+            self._at = len(self._pieces)
+        self.peer.say_free()
+        return True

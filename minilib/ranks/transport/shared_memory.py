@@ -1,0 +1,231 @@
+"""Memory that two ranks of one host both map, and the socket over which they speak of it.
+
+Nothing of it has a name in the file system once the ranks have met, so nothing is left behind, however they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minilib.ranks.transport.base import LABEL_BYTES, CollectiveFailed, CollectiveMismatch
+
+SLOTS, SLOT_BYTES = 4, 2**20  # smaller slots stay in a core's own cache, but wake the other rank more often
+_HEAD = struct.Struct(f"{LABEL_BYTES}sqq")
+_HEAD_BYTES = -(-_HEAD.size // 64) * 64  # content begins with a cache line
+_SLOT = _HEAD_BYTES + SLOT_BYTES
+_FILLED, _FREE, _MEMORY = b"f", b"e", b"m"
+
+
+class NotOneHost(CollectiveFailed):
+    """Ranks on different hosts share no memory."""
+
+
+class Slot:
+    """Room for a piece of content, below a head that says what it belongs to and whether it lies elsewhere.
+
+    Args:
+        memory: _SLOT bytes of uint8.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self._head, self.content = memoryview(memory[:_HEAD_BYTES].numpy()), memory[_HEAD_BYTES:]
+
+    def write_head(self, label: bytes, region: int, offset: int) -> None:
+        """Write a label, the number of a region (-1 if content is in slots), and where in it the content begins."""
+        _HEAD.pack_into(self._head, 0, label, region, offset)
+
+    def read_head(self) -> tuple[bytes, int, int]:
+        """Label, region and offset."""
+        return _HEAD.unpack_from(self._head)
+
+
+class Peer:
+    """Another rank: its socket, the slots that this rank fills and those that it empties.
+
+    Args:
+        rank: its number.
+        connection: a connected Unix socket, both sides at the beginning of this handshake.
+        timeout: seconds to wait for the handshake.
+    """
+
+    def __init__(self, rank: int, connection: socket.socket, timeout: float) -> None:
+        self.rank, self.socket = rank, connection
+        self.socket.setblocking(False)
+        self.free, self.filled = SLOTS, 0
+        self._next_to, self._next_of = 0, 0
+        self._descriptors: list[int] = []  # that came and wait to be mapped
+        with new_memory(SLOTS * _SLOT) as descriptor:
+            mine, theirs = map_memory(descriptor), self.trade(descriptor, timeout)
+        self._to = [Slot(memory) for memory in mine.view(SLOTS, _SLOT)]
+        self._of = [Slot(memory) for memory in theirs.view(SLOTS, _SLOT)]
+
+    def trade(self, descriptor: int, timeout: float) -> Tensor:
+        """Let it map memory of one's own, and map as much of its.
+
+        Raises:
+            CollectiveMismatch: if it offers more or less.
+            CollectiveFailed: if it offers nothing in time, or is gone.
+        """
+        try:
+            socket.send_fds(self.socket, [_MEMORY], [descriptor])
+        except OSError as error:
+            raise CollectiveFailed(f"rank {self.rank} is gone: {error}") from error
+        while not self._descriptors:
+            if not wait_for([self.socket], timeout):
+                raise CollectiveFailed(f"rank {self.rank} has shared no memory for {timeout:g} s")
+            self.hear()
+        other = self._descriptors.pop(0)
+        try:
+            size, wanted = os.fstat(other).st_size, os.fstat(descriptor).st_size
+            if size != wanted:
+                raise CollectiveMismatch(
+                    f"rank {self.rank} shares {size} bytes, this rank {wanted}: all ranks must ask for the same"
+                )
+            return map_memory(other)
+        finally:
+            os.close(other)
+
+    def next_free(self) -> Slot:
+        """The slot to fill; then `say_filled`."""
+        return self._to[self._next_to]
+
+    def next_filled(self) -> Slot:
+        """The slot to empty; then `say_free`."""
+        return self._of[self._next_of]
+
+    def say_filled(self) -> None:
+        """Tell the other rank.
+
+        Raises:
+            CollectiveFailed: if it is gone.
+        """
+        self._next_to, self.free = (self._next_to + 1) % SLOTS, self.free - 1
+        try:
+            self.socket.send(_FILLED)  # always fits: at most SLOTS of each kind are on their way
+        except OSError as error:
+            raise CollectiveFailed(f"rank {self.rank} is gone: {error}") from error
+
+    def say_free(self) -> None:
+        """Tell the other rank, if it still cares: having sent all it had to, it may have left."""
+        self._next_of, self.filled = (self._next_of + 1) % SLOTS, self.filled - 1
+        with contextlib.suppress(OSError):
+            self.socket.send(_FREE)
+
+    def hear(self) -> None:
+        """Take in what it said.
+
+        Raises:
+            CollectiveFailed: if it is gone.
+        """
+        try:
+            heard, descriptors, _, _ = socket.recv_fds(self.socket, 4096, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            heard, descriptors = b"", []
+        if not heard:
+            raise CollectiveFailed(f"rank {self.rank} is gone")
+        self._descriptors += descriptors
+        self.filled += heard.count(_FILLED)
+        self.free += heard.count(_FREE)
+
+    def close(self) -> None:
+        """Hang up, which the other rank hears; memory goes with its last tensor."""
+        self.socket.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def meet(rank: int, world_size: int, group: dist.ProcessGroup | None, timeout: float) -> dict[int, Peer]:
+    """Connect every pair of ranks; the sockets' names are removed again.
+
+    Raises:
+        NotOneHost: if the ranks are on several hosts.
+        CollectiveFailed: if a rank does not come, or is lost.
+    """
+    hosts: list = [None] * world_size
+    dist.all_gather_object(hosts, (socket.gethostname(), _boot()), group=group)
+    if len(set(hosts)) > 1:
+        raise NotOneHost(f"shared memory needs ranks of one host; these are on {len(set(hosts))}")
+    folder = [tempfile.mkdtemp(prefix="ranks-") if rank == 0 else None]
+    dist.broadcast_object_list(folder, dist.get_global_rank(group or dist.group.WORLD, 0), group=group)
+    try:
+        connections = _connect(Path(folder[0]), rank, world_size, group, timeout)
+        peers = {other: Peer(other, connection, timeout) for other, connection in sorted(connections.items())}
+        dist.barrier(group)  # nobody needs the folder any more
+        return peers
+    except OSError as error:
+        raise CollectiveFailed(f"rank {rank} could not meet the others: {error}") from error
+    finally:
+        if rank == 0:
+            shutil.rmtree(folder[0], ignore_errors=True)
+
+
+def _connect(
+    place: Path, rank: int, world_size: int, group: dist.ProcessGroup | None, timeout: float
+) -> dict[int, socket.socket]:
+    """A socket to each other rank: this one calls on those before it, and those after it call here."""
+    connections: dict[int, socket.socket] = {}
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(timeout)
+        door.bind(str(place / str(rank)))
+        door.listen(world_size)
+        dist.barrier(group)
+        for other in range(rank):
+            connections[other] = socket.socket(socket.AF_UNIX)
+            connections[other].settimeout(timeout)
+            connections[other].connect(str(place / str(other)))
+            connections[other].sendall(rank.to_bytes(4, "little"))
+        for _ in range(rank + 1, world_size):
+            connection, _ = door.accept()
+            connection.settimeout(timeout)
+            connections[int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "little")] = connection
+    return connections
+
+
+def wait_for(sockets: list[socket.socket], timeout: float) -> set[int]:
+    """Sleep until sockets have something to read, or have been hung up; their descriptors, none after `timeout`."""
+    poll = select.poll()  # not select, which knows no descriptor beyond 1023
+    for each in sockets:
+        poll.register(each, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+
+
+@contextlib.contextmanager
+def new_memory(size: int) -> Iterator[int]:
+    """A descriptor, for a while, of `size` bytes of zeroed memory without a name."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("shared")
+    else:
+        descriptor, name = tempfile.mkstemp()
+        Path(name).unlink()
+    try:
+        os.ftruncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def map_memory(descriptor: int) -> Tensor:
+    """Such memory as bytes, (size,) uint8."""
+    return torch.frombuffer(mmap.mmap(descriptor, 0), dtype=torch.uint8)
+
+
+def _boot() -> str:
+    """Tells hosts of one name apart."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text() if file.exists() else ""

@@ -1,0 +1,191 @@
+"""Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
+
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|moe|compiled|kernels]
+
+--cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+
+from tqdm import tqdm
+
+from minilib.kernels.workbench import compiled
+from minilib.kernels.workbench.dispatch import interpreted, triton
+from minilib.numbers import records, workloads
+from minilib.numbers.machine import Machine
+from minilib.numbers.measure import check_table, median_ratio
+from tools.bench import (
+    collectives as bench_collectives,
+)
+from tools.bench import (
+    kernels as bench_kernels,
+)
+from tools.bench import (
+    moe as bench_moe,
+)
+from tools.bench import (
+    paging as bench_paging,
+)
+from tools.bench import (
+    training as bench_training,
+)
+from tools.kernel_jobs import Sizes
+
+CHOICES = ("machine", "workloads", "paging", "collectives", "training", "moe", "compiled", "kernels")
+
+FRESH = (None, "machine", "workloads", "paging")  # held against this machine's rates, which change with its neighbours
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    parser.add_argument("--only", choices=CHOICES, help="record one of them")
+    parser.add_argument("--modules", nargs="+", metavar="MODULE", help="of compiled: only these, such as matmul.dense")
+    parser.add_argument("--targets", nargs="+", choices=compiled.TARGETS, help="of compiled: only these")
+    options = parser.parse_args()
+    if options.only == "compiled" and (triton is None or interpreted()):
+        parser.error("compiled needs Triton (on Linux) without TRITON_INTERPRET")
+    machine = Machine.measure("cpu" if options.cpu else "auto", refresh=options.only in FRESH)
+    if options.only in (None, "machine"):
+        print(machine)
+        _save(machine, "machine", machine.to_dict())
+    if options.only in (None, "workloads"):
+        _workloads(machine)
+    if options.only in (None, "paging") and machine.kind == "cpu":
+        _paging(machine)
+    if options.only in (None, "collectives") and machine.kind == "cpu":
+        _collectives(machine)
+    if options.only in (None, "training") and machine.kind == "cpu":
+        _training(machine)
+    if options.only in (None, "moe") and machine.kind == "cpu":
+        _moe(machine)
+    if options.only in (None, "compiled") and triton is not None and not interpreted():
+        _compiled(machine, options.modules, options.targets)
+    if options.only == "kernels" and machine.kind == "cpu":
+        parser.error("kernels are measured on a GPU, and torch sees none (or --cpu leaves it alone)")
+    if options.only in (None, "kernels") and machine.kind == "gpu":
+        _kernels(machine)
+    return 0
+
+
+def _workloads(machine: Machine) -> None:
+    """Price and measure every operation of chapter 01."""
+    device = "cuda" if machine.kind == "gpu" else "cpu"
+    bar = tqdm(workloads.suite(machine.kind), desc="workloads", leave=False)
+    checks = [workload.check(machine, device) for workload in bar]
+    print(check_table(checks))
+    print(f"median predicted / measured: {median_ratio(checks):.2f}")
+    rows = [
+        {
+            "name": check.name,
+            "bound": check.prediction.bound,
+            "flops": check.prediction.cost.flops,
+            "bytes": check.prediction.cost.bytes,
+            "predicted": check.prediction.seconds,
+            "measured": check.measurement.seconds,
+            "quartiles": check.measurement.quartiles,
+        }
+        for check in checks
+    ]
+    _save(machine, "workloads", {"operations": rows})
+
+
+def _paging(machine: Machine) -> None:
+    """Chapter 12: the paged engine against transformers, its bare model, and this machine's memory."""
+    found = bench_paging.paging(machine)
+    for row in (*found["equal_lengths"], found["mixed_lengths"]):
+        what = f"{row['batch']} requests of one length" if "batch" in row else "mixed lengths, with arrivals"
+        print(f"{what}: {row['ours']:.0f} tokens/s, transformers {row['transformers']:.0f}, {row['ratio']:.2f}×")
+    for row in (*found["steps"], found["big_step"]):
+        share = f"{row['share_of_read_bandwidth']:.0%} of the read bandwidth"
+        size = f"{row['parameters'] / 1e6:.0f} M parameters, batch {row['batch']}"
+        print(f"{size}: a step is {row['over_bare_forward']:.2f}× its forward pass, at {share}")
+    _save(machine, "paging", found)
+
+
+def _collectives(machine: Machine) -> None:
+    """Chapter 04: every plan over every transport, beside gloo and, where it is installed, Open MPI."""
+    found = bench_collectives.collectives()
+    for row in found["all_reduce"]:
+        if row["plan"] == "ring":
+            where = f"{row['kind']}, {row['world_size']} ranks, {row['bytes']} bytes"
+            print(f"ring, {where}: {row['seconds'] * 1e3:.2f} ms, gloo / this {row['gloo_over_this']:.2f}")
+    for row in found["open_mpi"]:
+        print(f"{row['version']}, {row['world_size']} ranks, {row['bytes']} bytes: {row['seconds'] * 1e3:.2f} ms")
+    middle = statistics.median(row["predicted"] / row["seconds"] for row in found["all_reduce"])
+    print(f"median predicted / measured: {middle:.2f}")
+    _save(machine, "collectives", found)
+
+
+def _training(machine: Machine) -> None:
+    """Chapters 05 and 06: data parallelism and ZeRO on ranks, beside torch's own."""
+    found = bench_training.training()
+    groups = [(f"data parallel, {group['transport']}", group["methods"]) for group in found["data_parallel"]]
+    for what, rows in (*groups, ("ZeRO", found["zero_steps"])):
+        print(f"{what}: " + ", ".join(f"{row['method']} {row['seconds'] * 1e3:.0f} ms" for row in rows))
+    for row in found["zero_bytes"]:
+        print(f"stage {row['stage']}, {row['world_size']} ranks: {row['bytes'] / row['expected']:.4f} of the formula")
+    _save(machine, "ranks", found)
+
+
+def _moe(machine: Machine) -> None:
+    """Chapter 09: balancing real requests, experts against a loop, expert parallelism, and training."""
+    found = bench_moe.moe()
+    for name, row in found["http"].items():
+        p99 = statistics.median(row["p99"])
+        print(f"{name}: p99 {p99 * 1e3:.1f} ms, max/mean {row['max_over_mean']:.2f}, theory "
+              f"{row['expected_max_over_mean']:.2f}")  # fmt: skip
+    print(f"loop over experts / grouped: {found['grouped_matmul']['loop_over_grouped']:.2f}")
+    for row in found["expert_parallel"]:
+        ratio = row["predicted"] / row["seconds"]
+        print(f"{row['world_size']} ranks, max/mean {row['max_over_mean']:.2f}: {row['seconds'] * 1e3:.1f} ms, "
+              f"predicted / measured {ratio:.2f}")  # fmt: skip
+    for row in found["training"]:
+        loads = ", ".join(f"{load:.2f}" for load in row["held_out_max_over_mean"])
+        print(f"{row['method']}, seed {row['seed']}: {row['validation_loss']:.4f} nats, max/mean held out {loads}")
+    _save(machine, "moe", found)
+
+
+def _compiled(machine: Machine, modules: list[str] | None, targets: list[str] | None) -> None:
+    """What the compiler makes of every kernel's default configurations for three GPUs; needs none.
+
+    Of some modules or targets alone: their rows are renewed in the record that there is.
+    """
+    rows = bench_kernels.every_build(targets or tuple(compiled.TARGETS), modules)
+    troubled = [row for row in rows if row.get("error") or row["spilled"]]
+    print(f"compiled {len(rows)} builds; {len(troubled)} fail or spill registers")
+    for row in troubled:
+        print(f"  {row['target']} {row['module']}: {row['name']}: {row.get('error', 'spills')}")
+    idle = sum(row.get("copies_in_flight") == 0 for row in rows)
+    print(f"{idle} multiply with no copy of a later block on its way")
+    if not modules and not targets:
+        return _save(machine, "compiled", {"builds": rows})
+    (where,) = records.machines("compiled")
+    provenance = records.stamp("compiled", {}, machine.title).provenance
+    path = bench_kernels.renewed(records.load(where, "compiled"), rows, provenance).save(where)
+    print(f"renewed {path.relative_to(records.ROOT)}")
+    return None
+
+
+def _kernels(machine: Machine) -> None:
+    """Every kernel beside its peers. The record grows by an op at a time: what was measured outlives what crashes."""
+    rows = []
+    for row in bench_kernels.kernels(machine, Sizes()):
+        rows.append(row)
+        _save(machine, "kernels", {"ops": rows}, quiet=True)
+        print(bench_kernels.line(row))
+    print(f"{len(rows)} ops, {sum('measured' not in row for row in rows)} of them failed")
+
+
+def _save(machine: Machine, name: str, data: dict, quiet: bool = False) -> None:
+    path = records.stamp(name, data, machine.title).save(machine.name)
+    if not quiet:
+        print(f"recorded {path.relative_to(records.ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
