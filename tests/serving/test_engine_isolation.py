@@ -12,9 +12,9 @@ from collections import Counter
 
 import pytest
 import torch
-from minilib.model.moe.config import MoEConfig
 
 from minilib.model.decoder import Decoder
+from minilib.model.moe.config import MoEConfig
 from minilib.serving.cache import paged_attention
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
