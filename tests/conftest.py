@@ -22,7 +22,7 @@ settings.load_profile("no clocks")
 def ranks_share_what_tests_on_ranks_import():
     """The fork server of this process loads them once; otherwise every rank would, for a quarter of a second each."""
     ours = sorted(name for name in sys.modules if name.startswith(ON_RANKS))
-    local.server.set_forkserver_preload([*local.PRELOAD, *ours])
+    local.server.preload([*local.PRELOAD, *ours])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from minilib.kernels.paged_attention import attention as kernel
+from minilib.kernels.paged_attention import tiles
 from minilib.kernels.workbench import compiled
 from tests.kernels.paged_attention_cases import BATCHES, TOLERANCE, make_case
 from tests.kernels.place import DTYPES, distance
@@ -203,5 +204,5 @@ def test_attend_compiles_as_it_was_meant(target, name):
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x\w+|\d+)", code)
         assert copies and {int(size, 0) for size in copies} == {16}  # 16 bytes each: fully vectorised
     if target == "sm_90" and name == "decode, bf16, head_dim 128, group 4":
-        assert 65536 // (report.registers * 128) >= kernel.PROGRAMS_PER_SM
-        assert 228 * 1024 // (report.shared + 1024) == kernel.PROGRAMS_PER_SM
+        assert 65536 // (report.registers * 128) >= tiles.PROGRAMS_PER_SM
+        assert 228 * 1024 // (report.shared + 1024) == tiles.PROGRAMS_PER_SM
