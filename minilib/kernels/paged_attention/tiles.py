@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from minilib.kernels.workbench.dispatch import DTYPES
+from minilib.mechanisms.basics.arithmetic import next_power_of_two
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 GROUPS = (1, 4, 7, 8, 16, 32, 64, 128)  # query heads to a kv head: what models have, and all heads to one
@@ -85,7 +86,7 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
 
 
 def _short_rows(group: int) -> int:
-    return max(16, 1 << (group - 1).bit_length())  # tl.dot wants 16 rows
+    return max(16, next_power_of_two(group))  # tl.dot wants 16 rows
 
 
 # All that is compiled ahead of time; in float32 decode and prefill are the same.
