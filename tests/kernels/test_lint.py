@@ -31,7 +31,7 @@ def test_kernels_are_found_here():
     import ast
 
     names = {node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if is_kernel(node)}
-    assert {"attend", "merge", "forward", "persistent", "walk"} <= names
+    assert {"attend_pages", "merge_splits", "forward", "persistent", "walk"} <= names
 
 
 def rules(body: str, more: str = "", decorator: str = "@triton.jit") -> list[str]:

@@ -139,7 +139,7 @@ def cost(
 
 
 @_jit
-def attend(
+def attend_pages(
     out_ptr, lse_ptr, q_ptr, k_ptr, v_ptr, table_ptr, context_ptr, cu_ptr, scale_log2, num_tokens, num_seqs, split_keys,
     stride_qt, stride_qh, stride_kp, stride_kh, stride_ks, stride_vp, stride_vh, stride_vs, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -223,7 +223,7 @@ def attend(
 
 
 @_jit
-def merge(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+def merge_splits(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
     """One row of the result: the mean of its partial results, each weighted by its share of the exponentials' sum."""
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
@@ -239,22 +239,22 @@ def merge(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLO
 
 
 def builds(target: str, every: bool = False) -> list[Build]:
-    """What is compiled ahead of time: `attend` for decode and for prefill, with and without splits, and `merge`."""
+    """What is compiled ahead of time: `attend_pages` for decode and prefill, split or not, and `merge_splits`."""
     cases, merged = (EVERY_CASE, itertools.product(DTYPES, HEAD_DIMS)) if every else (CASES, [(torch.bfloat16, 128)])
     found = []
     for q_len, split, head_dim, dtype, group in cases:
         values, what = DTYPES[dtype], f"{'decode' if q_len == 1 else 'prefill'}{', split' * split}"
-        types = {name: f"*{values}" if name.endswith("_ptr") else "i32" for name in attend.arg_names}
+        types = {name: f"*{values}" if name.endswith("_ptr") else "i32" for name in attend_pages.arg_names}
         types |= dict.fromkeys(("table_ptr", "context_ptr", "cu_ptr"), "*i32")
         types |= {"lse_ptr": "*fp32", "scale_log2": "fp32"} | ({"out_ptr": "*fp32"} if split else {})
         options = {"GROUP": group, "HEAD_DIM": head_dim, "PAGE_SIZE": 16, "SPLIT": split, "UPCAST": False}
         options |= choose_tile(head_dim, dtype, group, q_len, target)
         name = f"{what}, {values}, head_dim {head_dim}, group {group}"
-        found.append(Build.of(attend, name, types, options, dots=0 if values == "fp32" else 2))
+        found.append(Build.of(attend_pages, name, types, options, dots=0 if values == "fp32" else 2))
     for dtype, head_dim in merged:
         types = {"out_ptr": f"*{DTYPES[dtype]}", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "num_splits": "i32"}
         sizes = {"HEAD_DIM": head_dim, "BLOCK_S": MAX_SPLITS}
-        found.append(Build(merge, f"merge, {DTYPES[dtype]}, head_dim {head_dim}", types, sizes))
+        found.append(Build(merge_splits, f"merge, {DTYPES[dtype]}, head_dim {head_dim}", types, sizes))
     return found
 
 
@@ -276,12 +276,11 @@ def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, 
     partial = q.new_empty((num_splits, *q.shape), dtype=torch.float32) if split else out
     lse = q.new_empty((num_splits, num_tokens, num_heads) if split else 0, dtype=torch.float32)
     launch(
-        attend, (num_tokens // block_q + num_seqs, num_kv_heads, num_splits), partial, lse, q, k_pages, v_pages,
+        attend_pages, (num_tokens // block_q + num_seqs, num_kv_heads, num_splits), partial, lse, q, k_pages, v_pages,
         block_tables, context_lens, cu_seqlens_q, scale * math.log2(math.e), num_tokens, num_seqs, split_keys,
         *q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3], block_tables.stride(0),
         GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=page_size, SPLIT=split, UPCAST=upcasts(q.dtype), **tile,
     )  # fmt: skip
     if split:
-        launch(
-            merge, num_tokens * num_heads, out, partial, lse, num_splits, head_dim, triton.next_power_of_2(num_splits)
-        )
+        sizes = head_dim, triton.next_power_of_2(num_splits)
+        launch(merge_splits, num_tokens * num_heads, out, partial, lse, num_splits, *sizes)

@@ -13,7 +13,7 @@ from minilib.mechanisms.basics.arithmetic import next_power_of_two
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 GROUPS = (1, 4, 7, 8, 16, 32, 64, 128)  # query heads to a kv head: what models have, and all heads to one
-MAX_SPLITS = 64  # that share the keys of one tile: `merge` holds (splits, head_dim) in registers
+MAX_SPLITS = 64  # that share the keys of one tile: `merge_splits` holds (splits, head_dim) in registers
 SPLIT_KEYS = (256, 1024)  # fewer cost more in partial results than another program brings; more leave programs unequal
 PARTIAL_BYTES = 64 * 2**20  # that all partial results take
 PROGRAMS_PER_SM = 4  # short tiles at a time: what the shared memory of an H200 holds of their 54 KiB each
@@ -58,7 +58,7 @@ def choose_split(capacity: int, tiles: int, processors: int, short: bool, partia
 
 
 def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, target: str = "sm_80") -> dict[str, int]:
-    """BLOCK_M, BLOCK_N, num_warps, num_stages and, if any, maxnreg of `attend` for sequences of about `q_len` queries.
+    """What `attend_pages` is compiled with (blocks, warps, stages, perhaps maxnreg) for `q_len` queries a sequence.
 
     Short, for decode: what counts is bytes on their way. 8 KiB of K and of V a round with 4 stages are 48 KiB, and four
     such programs fit a multiprocessor: up to 192 KiB, where 4.8 TB/s × 1 µs is 36 KB on each of an H200's 132.
