@@ -70,8 +70,8 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
     stretch = 8192 if decode else 16384
     if full and short == 128:  # so many rows leave few registers for scores
         stretch = 4096
-    elif target == "sm_80" and head_dim >= 128:  # and wgmma, which takes K and V from shared memory, is Hopper's
-        stretch = 8192
+    elif (target == "sm_80" and head_dim >= 128) or (target == "gfx942" and head_dim == 128):
+        stretch = 8192  # wgmma, which takes K and V from shared memory, is Hopper's
     block_n = min(64, max(16, stretch // (head_dim * dtype.itemsize)))
     # With 3 stages, not with 2, the next block is on its way while one is multiplied. gfx942 has 64 KiB of shared
     # memory where an A100 has 164: a deeper pipeline leaves room for one program.
