@@ -61,6 +61,5 @@ class Backend(HttpServer):
                 self._free_at, self.served = start + service, self.served + 1
         finally:
             self.queue_length -= 1
-        place = {"backend": self.number, "served": self.served}
-        body = json.dumps({**place, "came": came, "queued": start - came, "service": service})
-        return Response(200, body.encode(), "application/json")
+        said = {"backend": self.number, "served": self.served, "came": came, "queued": start - came, "service": service}
+        return Response(200, json.dumps(said).encode(), "application/json")

@@ -20,18 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from minilib.classic.http.backend import MAX_WORK, Backend
 from minilib.classic.http.proxy import Proxy
-from minilib.classic.http.wire import Client, HttpError
+from minilib.classic.http.wire import Client, HttpError, Result
 from minilib.mechanisms.balancing import Policy
 from minilib.numbers.load_metrics import Delay
 
 LIMIT = 60.0  # seconds that an experiment may take
 MAX_OUTSTANDING = 128  # requests of an open loop; further ones wait in the client while their latency counts
-Result = TypeVar("Result")
 Work = float | Sequence[float]  # seconds: one number for all requests, or one each
 BackendEvent = tuple[int, int, Callable[[Backend], Coroutine[Any, Any, object]]]
 
@@ -124,13 +123,12 @@ def run_experiment(
         ValueError: if an argument is out of range, or both loops are asked for.
         TimeoutError: if the experiment takes more than LIMIT seconds.
     """
-    works = work_of_each(work, keys, speeds)
-    if concurrency is not None and (utilization is not None or concurrency < 1):
+    works, is_open = work_of_each(work, keys, speeds), utilization is not None
+    if concurrency is not None and (is_open or concurrency < 1):
         raise ValueError(f"takes one client or more, or a utilization, got {concurrency=} and {utilization=}")
     for after, backend, _ in events:
         if backend not in range(len(speeds)) or after not in range(len(keys)):
             raise ValueError(f"no backend {backend} of {len(speeds)}, or no request {after} of {len(keys)}")
-    is_open = utilization is not None
     arrivals = poisson_arrivals(utilization, works, speeds, seed) if is_open else [0.0] * len(keys)
 
     async def experiment() -> LoadReport:
@@ -139,6 +137,7 @@ def run_experiment(
             start, slots = clock(), asyncio.Semaphore(MAX_OUTSTANDING if is_open else concurrency or 16)
 
             async def send(number: int) -> Answer | None:
+                await asyncio.sleep(start + arrivals[number] - clock())
                 async with slots:  # a Semaphore admits in order of arrival
                     since = start + arrivals[number] if is_open else clock()
                     for _, backend, method in (event for event in events if event[0] == number):
@@ -148,12 +147,7 @@ def run_experiment(
                         said = json.loads(response.body) if response.status == 200 else None
                         return said and Answer(said["backend"], clock() - since, said["queued"])
 
-            async with asyncio.TaskGroup() as group:
-                tasks = []
-                for number, arrival in enumerate(arrivals):
-                    await asyncio.sleep(start + arrival - clock())
-                    tasks.append(group.create_task(send(number)))
-            return LoadReport([task.result() for task in tasks], len(backends))
+            return LoadReport(await asyncio.gather(*map(send, range(len(keys)))), len(backends))
 
     return run_in_thread(experiment)
 

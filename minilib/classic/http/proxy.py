@@ -39,10 +39,9 @@ class Proxy(HttpServer):
         if not ports or window < 1 or answer_within <= 0:
             raise ValueError(f"needs a port or more, window ≥ 1 and a time, got {ports}, {window} and {answer_within}")
         super().__init__(self._forward)
-        self.policy = policy
         self._clients = [Client(port, answer_within) for port in ports]
         self._in_flight, self._retry_at = [0] * len(ports), [0.0] * len(ports)  # when to try again, 0.0 if it is up
-        self._window, self._sent = window, [0] * len(ports)
+        self.policy, self._window, self._sent = policy, window, [0] * len(ports)
 
     def loads(self) -> list[float]:
         """Requests in flight at each backend, math.inf for one that is down."""
@@ -93,6 +92,6 @@ class Proxy(HttpServer):
         """Add a choice to the window, and let the policy observe a full one."""
         self._sent[backend] += 1
         if sum(self._sent) == self._window:
-            up = [load < math.inf for load in self.loads()]
-            self.policy.observe([n if is_up else math.inf for n, is_up in zip(self._sent, up, strict=True)])
-            self._sent = [0] * len(self._sent)
+            seen = [sent if load < math.inf else load for sent, load in zip(self._sent, self.loads(), strict=True)]
+            self._sent = [0] * len(seen)
+            self.policy.observe(seen)

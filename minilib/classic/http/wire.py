@@ -14,7 +14,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 HOST = "127.0.0.1"  # clear-text HTTP without authentication stays on loopback
@@ -122,9 +122,8 @@ class SharedTimeout:
     """One timeout, and one timer, for the waits of many tasks; asyncio.timeout sets and cancels a timer for each."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        self.seconds, self._timer = seconds, None
         self._deadlines: dict[asyncio.Task, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
 
     async def wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Await `work`; TimeoutError if it is not done in time."""
@@ -288,7 +287,11 @@ class HttpServer:
 
 def _is_quiet(reader: asyncio.StreamReader) -> bool:
     """Whether a stream has neither ended nor received a byte that has not been read."""
-    with closing(reader.read(1)) as peek, suppress(StopIteration, ConnectionError):
+    peek = reader.read(1)
+    try:
         peek.send(None)  # runs read until it returns, or until it would wait
-        return True
-    return False
+    except (StopIteration, ConnectionError):
+        return False
+    finally:
+        peek.close()
+    return True

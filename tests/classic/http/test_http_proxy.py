@@ -8,6 +8,7 @@ import urllib.request
 from collections import Counter
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 
@@ -293,15 +294,22 @@ def test_bad_requests_are_refused_before_any_backend_sees_them():
 
 
 def test_a_policy_that_fails_costs_one_answer(caplog):
-    class Broken(RoundRobin):
+    class Broken(Heard):
         def choose(self, key, loads):
             return super().choose(key, loads) if key != "bad" else 1 / 0
 
-    async def check(backends, proxy, client):
-        assert [(await client.get(target)).status for target in ("/bad", "/good")] == [500, 200]
-        assert "ZeroDivisionError" in caplog.text
+        def observe(self, loads):
+            super().observe(loads)
+            return len(self.windows) > 1 or 1 / 0
 
-    on_stage(check, Broken())
+    policy = Broken()
+
+    async def check(backends, proxy, client):
+        targets = ("/bad", "/good", "/first window", "/good", "/second window")
+        assert [(await client.get(quote(target))).status for target in targets] == [500, 200, 500, 200, 200]
+        assert caplog.text.count("ZeroDivisionError") == 2 and policy.windows == [[1, 1, 0], [1, 0, 1]]
+
+    on_stage(check, policy, window=2)
 
 
 def test_a_request_in_every_state_when_the_proxy_is_killed():
