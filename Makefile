@@ -6,6 +6,10 @@
 PYTHON ?= python3
 RUN ?= .venv/bin/python
 
+ifeq ($(RUN),.venv/bin/python)
+unexport PYTHONHOME PYTHONPATH  # set for another Python, whose packages would stand before those of .venv
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup lab test grade bench train chapters exercises doctor clean
 

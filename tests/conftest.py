@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from minilib.ranks.launch import local
 
@@ -12,12 +13,16 @@ from minilib.ranks.launch import local
 ONE_THREAD = {"model", "ranks", "parallel", "serving", "training"}
 ON_RANKS = ("tests.ranks.", "tests.parallel.", "tests.training.")
 
+# A busy machine makes an example slow and its data late; neither says anything about the code.
+settings.register_profile("no clocks", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("no clocks")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def ranks_share_what_tests_on_ranks_import():
     """The fork server of this process loads them once; otherwise every rank would, for a quarter of a second each."""
     ours = sorted(name for name in sys.modules if name.startswith(ON_RANKS))
-    local.server.set_forkserver_preload([*local.PRELOAD, *ours])
+    local.server.preload([*local.PRELOAD, *ours])
 
 
 @pytest.fixture(scope="module", autouse=True)

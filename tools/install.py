@@ -25,6 +25,8 @@ STAMP = os.path.join(VENV, "ready.json")  # written last: without it, a .venv is
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index; PyPI has no CPU builds for Linux
 GIGABYTES = {"cpu": 4, "cuda": 12}  # room that downloading and unpacking need
 PIP = ["install", "--no-input", "--disable-pip-version-check", "--retries", "2"]
+MOVERS = ("PYTHONHOME", "PYTHONPATH", "PIP_PYTHON", "PIP_DRY_RUN", "PIP_NO_DEPS")  # no option of pip overrules these
+IMPORTS = ("torch", "jupyterlab", "nbgrader", "nbval", "pytest", "minilib")
 
 
 class SetupError(Exception):
@@ -71,6 +73,7 @@ def install():
     print("[3/4] installing everything else")
     _pip("-c", "constraints.txt", "-e", ".[test]")
     print("[4/4] finishing")
+    check_imports(IMPORTS)
     _configure_lab()
     with open(STAMP, "w") as file:
         json.dump(wanted, file)
@@ -83,6 +86,11 @@ def install_torch(build):
     if build == "cuda" or sys.platform != "linux":
         return _pip("-c", "constraints.txt", "torch")
     cpu = ["-c", "constraints.txt", "torch=={}+cpu".format(pin)]
+    python = "Python {}.{}".format(*sys.version_info[:2])
+    way_out = (
+        "try another one with `make lab PYTHON=python3.12`, or take the CUDA build with `TORCH=cuda make lab`: "
+        "it runs without a GPU as well, for {} GB of disk instead of {}".format(GIGABYTES["cuda"], GIGABYTES["cpu"])
+    )
     try:
         return _pip(*cpu)
     except NotToBeHad:
@@ -90,12 +98,31 @@ def install_torch(build):
     try:
         return _pip(*(cpu + ["--extra-index-url", CPU_INDEX]))
     except NotToBeHad:
+        raise SetupError("there is no CPU build of torch {} for {}; {}".format(pin, python, way_out)) from None
+    except Unreachable as error:
         raise SetupError(
-            "no CPU build of torch {} for Python {}.{} could be had; try another Python with "
-            "`make lab PYTHON=python3.12`, or accept several GB of CUDA with `TORCH=cuda make lab`".format(
-                pin, *sys.version_info[:2]
-            )
+            "{}; PyTorch's own index {} is the one that may have a CPU build of torch {} for {}; if it stays out of "
+            "reach, {}".format(error, CPU_INDEX, pin, python, way_out)
         ) from None
+
+
+def check_imports(modules):
+    """Import what was installed with the Python of .venv, and with nothing else in its sight.
+
+    Raises:
+        SetupError: if a module cannot be imported: pip had put it elsewhere, or left it out, and was content.
+    """
+    for module in modules:
+        tried = subprocess.run(
+            [_python(), "-I", "-c", "import " + module],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+        )  # fmt: skip
+        if tried.returncode != 0:
+            said = (tried.stdout.strip().splitlines() or ["no output at all"])[-1]
+            raise SetupError(
+                "pip was content, but .venv cannot import {} ({}); look for a setting of yours that keeps packages out "
+                "of it: `{} -m pip config list`".format(module, said, _python())
+            )
 
 
 def choose_torch(asked):
@@ -142,6 +169,10 @@ class NotToBeHad(SetupError):
     """pip could reach its indexes, and they have no such build."""
 
 
+class Unreachable(SetupError):
+    """pip could not reach an index."""
+
+
 def explain(output):
     """The one sentence behind a failed pip or venv, as the exception to raise."""
     if re.search(r"No space left on device|Errno 28", output):
@@ -152,23 +183,32 @@ def explain(output):
         return SetupError("this folder cannot be written to; copy the project to one that can")
     unreachable = "NewConnectionError|NameResolutionError|Failed to resolve|name resolution|ConnectTimeout|Max retries"
     if re.search(unreachable + "|ReadTimeout|ProxyError|SSLError|Network is unreachable", output):
-        return SetupError("the package index could not be reached; check the network (or proxy) and run this again")
+        return Unreachable("the package index could not be reached; check the network (or proxy) and run this again")
     missing = re.search(r"No matching distribution found for (\S+)", output)
     if missing:
         return NotToBeHad("the package index has no {} for this Python and platform".format(missing.group(1)))
+    conflict = re.search(r"Cannot install (.+) because", output)
+    if conflict and "ResolutionImpossible" in output:  # pip's words also for one version that no index has
+        return NotToBeHad("the package index has no versions that fit together for {}".format(conflict.group(1)))
     last = [line for line in output.strip().splitlines() if line.strip()][-1:] or ["no output at all"]
     return SetupError("pip stopped with: {}".format(last[0].strip()))
 
 
 def _pip(*args):
-    python = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin", "python")
-    _run([python, "-m", "pip"] + PIP + list(args))
+    """Run pip, whatever the user's settings say about where packages go; index, proxy and certificates are theirs."""
+    stay = ["--no-user", "--target=", "--root=" + os.sep, "--prefix=" + VENV]
+    _run([_python(), "-m", "pip"] + PIP + stay + list(args))
+
+
+def _python():
+    return os.path.join(VENV, "Scripts" if os.name == "nt" else "bin", "python")
 
 
 def _run(command):
     """Run a command with one live line of progress; raise what `explain` makes of its output if it fails."""
+    env = {name: value for name, value in os.environ.items() if name not in MOVERS}
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
     )
     lines = []
     try:

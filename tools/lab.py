@@ -5,19 +5,21 @@ Usage: python -m tools.lab [options of `jupyter lab`, such as --no-browser --por
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "build" / "lab.log"
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 2.0
 
 
 def main() -> int:
@@ -73,8 +75,8 @@ def wait_for(server: subprocess.Popen) -> str | None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and server.poll() is None:
         for info in list_running_servers():
-            token = f"?token={info['token']}" if info["token"] else ""
-            if info["pid"] == server.pid and _answers(f"{info['url']}api/status{token}"):
+            if info["pid"] == server.pid and _answers(info):
+                token = f"?token={info['token']}" if info["token"] else ""
                 return f"{info['url']}lab/tree/chapters/00_map.ipynb{token}"
         time.sleep(0.2)
     return None
@@ -92,12 +94,31 @@ def stop(server: subprocess.Popen) -> None:
         server.wait()
 
 
-def _answers(url: str) -> bool:
+def _answers(info: dict) -> bool:
+    """True once the server itself, asked without a proxy, says anything: a login page or a refusal will do."""
+    if info.get("sock"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(info["sock"]) == 0
+    connection = _connection(info)
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", f"{info['base_url']}api/status")
+        return connection.getresponse().status > 0
+    except (http.client.HTTPException, ssl.SSLError, ConnectionResetError):  # it listens, to another protocol
+        return True
+    except OSError:
         return False
+    finally:
+        connection.close()
+
+
+def _connection(info: dict) -> http.client.HTTPConnection:
+    everywhere = ("*", "0.0.0.0", "::")
+    host = "localhost" if info["hostname"] in everywhere else info["hostname"]
+    if not info["secure"]:
+        return http.client.HTTPConnection(host, info["port"], timeout=ANSWER_TIMEOUT)
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE  # people sign their own certificates
+    return http.client.HTTPSConnection(host, info["port"], timeout=ANSWER_TIMEOUT, context=unverified)
 
 
 def _interrupt(*_: object) -> None:

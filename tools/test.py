@@ -1,6 +1,8 @@
 """Run everything that must hold: ruff, unit and grader tests, nbval on every chapter and solution.
 
-Usage: python tools/test.py [--only ruff|unit|interpreter|solutions|chapters]
+Usage: python tools/test.py [--only ruff|unit|interpreter|solutions|chapters] [--beside-load SEED]
+
+--beside-load keeps the cores busy in bursts meanwhile, as a neighbour would: all must hold then, too, or be skipped.
 
 Ends with what was skipped and why, and one line of totals.
 """
@@ -8,6 +10,7 @@ Ends with what was skipped and why, and one line of totals.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
+from tools import under_load
 from tools.chapters import CELL_TIMEOUT, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,8 +30,11 @@ PARTS = ("unit", "interpreter", "solutions", "chapters")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("ruff", *PARTS), help="run one part")
-    only = parser.parse_args().only
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("--beside-load", type=int, metavar="SEED", help="run beside bursts of load")
+    options = parser.parse_args()
+    only = options.only
+    beside = under_load.load(options.beside_load) if options.beside_load is not None else contextlib.nullcontext()
+    with beside, tempfile.TemporaryDirectory() as folder:
         reports = {name: Path(folder) / f"{name}.xml" for name in PARTS}
         failed = [name for name, command in _parts(reports).items() if only in (None, name) and not _run(name, command)]
         counts, skips = _read([path for path in reports.values() if path.is_file()])

@@ -6,6 +6,17 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
+
+from minilib.numbers.neighbours import BUSY
+
+TOO_BUSY = "too busy to judge"  # how the output begins that makes tools/busy_cells.py report a cell as skipped
+
+
+class Watched(Protocol):
+    """A measurement, comparison, machine or watch, each of which knows how busy others kept the cores meanwhile."""
+
+    busy: float | None
 
 
 def show(obj: object):
@@ -28,6 +39,25 @@ def show(obj: object):
     link = Path(os.path.relpath(path)).as_posix()
     name = getattr(obj, "__qualname__", path.stem)
     return Markdown(f"**`{name}`** in [{path.parent.name}/{path.name}]({link})\n\n```python\n{source}\n```")
+
+
+def too_busy(*watched: Watched) -> bool:
+    """True, and said below the cell, if others were at work while something was measured: its clocks tell nothing then.
+
+    For what a clock decides, and nothing else: ``assert fused.ratio > 1.3 or too_busy(fused)``. The claim holds, fails,
+    or is left open, in which case a test of the notebook is reported as skipped.
+
+    Args:
+        watched: what the claim rests on.
+    """
+    busy = max(one.busy or 0.0 for one in watched)
+    if busy <= BUSY:
+        return False
+    from IPython.display import display
+
+    said = f"{TOO_BUSY}: others took {busy:.0%} of the cores while this was measured; run it again when they are done"
+    display({"text/plain": said}, raw=True)
+    return True
 
 
 def controls(fn: Callable, **ranges):

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from minilib.model.config import ModelConfig
 from minilib.model.moe import MoE, Router
-from minilib.model.ops import Ops, choose
+from minilib.model.ops import Ops, choose_ops
 from minilib.model.rope import inverse_frequencies, rotation
 
 
 class Attention(Protocol):
-    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the likeness of q and k."""
+    """What the decoder asks of attention: keep k and v if that is its job, and mix v by the scores of q and k."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.ops = choose(config.kernels)
+        self.ops = choose_ops(config.kernels)
         self.layers = nn.ModuleList(Layer(config, index, self.ops) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, self.ops)
         self.unembed = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -94,20 +94,22 @@ class Decoder(nn.Module):
         self.inv_freq = self._inv_freq().to(self.inv_freq.device)
         return self
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor | None = None):
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attention: Attention, logits_indices: Tensor | None = None
+    ) -> Tensor:
         """
         Args:
             token_ids: (...) int64.
             positions: (...) int64, each token's place in its own sequence.
             attention: see `Attention`; called once per layer, in order.
-            wanted: indices into the flat tokens whose logits are wanted; all if left out.
+            logits_indices: indices into the flat tokens whose logits are computed; all if left out.
 
         Returns:
-            Logits (..., vocab_size), or (len(wanted), vocab_size), in the weights' dtype.
+            Logits (..., vocab_size), or (len(logits_indices), vocab_size), in the weights' dtype.
         """
         x = self._stream(token_ids, positions, attention)
-        if wanted is not None:
-            x = x.flatten(0, -2)[wanted]
+        if logits_indices is not None:
+            x = x.flatten(0, -2)[logits_indices]
         return self.unembed(self.norm(x))
 
     def loss(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class Layer(nn.Module):
             self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], -1, self.head_dim)
+        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], sum(self.heads), self.head_dim)
         qk, v = qkv.split_with_sizes((sum(self.heads[:2]), self.heads[2]), dim=-2)
         if self.q_norm is not None:
             q, k = qk.split_with_sizes(self.heads[:2], dim=-2)

@@ -91,7 +91,7 @@ class KernelOps(Ops):
         return self._loss(features, weight.to(features.dtype), targets)
 
 
-def choose(kernels: str) -> Ops:
+def choose_ops(kernels: str) -> Ops:
     """The operations that `ModelConfig.kernels` names: "torch", "triton" or "interpreted"."""
     return Ops() if kernels == "torch" else KernelOps(interpret=kernels == "interpreted")
 

@@ -143,7 +143,7 @@ def _refuse_what_is_not_whole(model: Decoder, parameters: dict[str, Tensor]) -> 
         if found != placement.shape:
             raise CheckpointError(
                 f"parameter {placement.parameter} has shape {tuple(found)} in place of {tuple(placement.shape)}: this "
-                "rank holds a part of the model; load full_state_dict(), of Zero or of the Trainer's engine, into a "
+                "rank holds a part of the model; load full_state_dict(), of Zero or of a training Strategy, into a "
                 "Decoder of the same config, and save that"
             )
     for name, module in model.named_modules():

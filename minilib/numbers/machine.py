@@ -13,6 +13,7 @@ from pathlib import Path
 
 from minilib.mechanisms.basics.format import Table, gib, si
 from minilib.numbers import records
+from minilib.numbers.neighbours import BUSY
 
 DATASHEETS = Path(__file__).with_name("datasheets") / "datasheets.toml"
 
@@ -59,6 +60,7 @@ class Machine:
         caches: bytes of each cache by level.
         watts: board or socket power, None where not known.
         sources: where data-sheet figures come from, by group.
+        busy: share of the cores that others took while it was measured; None where nobody watched.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Machine:
     caches: Mapping[str, int] = field(default_factory=dict)
     watts: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    busy: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("cpu", "gpu"):
@@ -90,12 +93,14 @@ class Machine:
     def measure(cls, device: str = "auto", *, refresh: bool = False, progress: bool = True) -> Machine:
         """Measure this machine, or return what was measured before with the same library versions.
 
+        A machine that was busy with something else is measured anew by the next call; `busy` and the table say so.
+
         Args:
             device: "cpu", "cuda", or "auto" for the GPU if there is one.
             refresh: measure again even if a cached result is at hand.
             progress: show a progress bar while measuring.
 
-        Cost: at most 20 s the first time, nothing after that.
+        Cost: at most 20 s the first time, half a second to check what is remembered after that.
         """
         from minilib.numbers.probes import survey
 
@@ -201,6 +206,8 @@ class Machine:
         rows += [(f"{name} link, each way", si(link.bandwidth, "B/s")) for name, link in self.links.items()]
         if self.watts:
             rows.append(("power", si(self.watts, "W")))
+        if self.busy is not None and self.busy > BUSY:
+            rows.append(("measured on a busy machine: others took", f"{self.busy:.0%} of the cores"))
         return Table((f"{self.title} ({self.origin})", ""), rows)
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minilib.mechanisms.basics.format import Table, si
+from minilib.numbers.neighbours import BUSY, Watch
 
 MIN_SAMPLE_SECONDS = 1e-3  # a sample this long is a thousand times the clock's resolution
 
@@ -24,10 +25,12 @@ class Measurement:
     Args:
         samples: seconds per call, one entry per sample, in the order taken.
         calls_per_sample: calls that each sample averages over.
+        busy: share of the cores that others took meanwhile.
     """
 
     samples: tuple[float, ...]
     calls_per_sample: int = 1
+    busy: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -50,7 +53,8 @@ class Measurement:
         return (high - low) / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        return f"{si(self.seconds, 's')} ± {self.spread / 2:.0%} ({len(self.samples)} samples)"
+        beside = f", others took {self.busy:.0%} of the cores" if self.busy > BUSY else ""
+        return f"{si(self.seconds, 's')} ± {self.spread / 2:.0%} ({len(self.samples)} samples{beside})"
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Comparison:
     def quartiles(self) -> tuple[float, float]:
         """First and third quartile of the pairwise ratio."""
         return quartiles(self.ratios)
+
+    @property
+    def busy(self) -> float:
+        """Share of the cores that others took meanwhile."""
+        return max(self.a.busy, self.b.busy)
 
     def __str__(self) -> str:
         low, high = self.quartiles
@@ -105,10 +114,10 @@ def measure(fn: Callable[[], object], *, budget: float = 0.5, min_samples: int =
     _check(budget, min_samples)
     calls = _warm_up(fn, budget)
     samples: list[float] = []
-    started = time.perf_counter()
+    watch, started = Watch(), time.perf_counter()
     while len(samples) < min_samples or time.perf_counter() - started < budget:
         samples.append(_sample(fn, calls))
-    return Measurement(tuple(samples), calls)
+    return Measurement(tuple(samples), calls, watch.busy)
 
 
 def measure_in_turns(
@@ -132,12 +141,13 @@ def measure_in_turns(
         raise ValueError("nothing to measure: fns is empty")
     calls = {name: _warm_up(fn, budget / len(fns)) for name, fn in fns.items()}
     samples: dict[str, list[float]] = {name: [] for name in fns}
-    turns, started = 0, time.perf_counter()
+    turns, watch, started = 0, Watch(), time.perf_counter()
     while turns < min_turns or time.perf_counter() - started < budget:
         for name, fn in fns.items():
             samples[name].append(_sample(fn, calls[name]))
         turns += 1
-    return {name: Measurement(tuple(samples[name]), calls[name]) for name in fns}
+    busy = watch.busy
+    return {name: Measurement(tuple(samples[name]), calls[name], busy) for name in fns}
 
 
 def compare(a: Callable[[], object], b: Callable[[], object], *, budget: float = 1.0, min_pairs: int = 5) -> Comparison:

@@ -1,13 +1,14 @@
-"""Expert parallelism: each rank keeps a part of every layer's experts, and rows of tokens travel to their experts.
+"""Expert parallelism: each rank keeps a part of every layer's experts, and sends each token to its experts' ranks.
 
     rank 0: tokens ─ router ─ rows by expert ┐            ┌ experts 0, 1 ┐            ┌─ combine
     rank 1: tokens ─ router ─ rows by expert ┴ all-to-all ┴ experts 2, 3 ┴ all-to-all ┴─ combine
 
-All else is replicated, as in data parallelism: the ranks that share a batch share the experts, too. How many rows
-travel to whom is decided by the router anew in every layer of every step, so ranks first tell each other.
+All other parameters are replicated, as in data parallelism: the ranks that share a batch also share the experts. The
+router decides in every layer of every step how many rows each rank sends to each other one, so ranks exchange these
+counts before the rows.
 
-Ranks take the steps of one process if nothing is dropped. With a capacity, each rank's tokens compete among themselves
-for its share of an expert, as in GShard's groups; and with choice="expert" experts choose among one rank's tokens.
+If no pair is dropped, the ranks take the same steps as one process. With a capacity, an expert has a part of its room
+for each rank's tokens, as in GShard's groups; and with choice="expert" experts choose among one rank's tokens.
 
 In production: DeepSpeed-MoE, Megatron-LM; DeepEP for the exchange.
 Sources: Lepikhin et al. 2020, "GShard"; Rajbhandari et al. 2022, "DeepSpeed-MoE".
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from minilib.mechanisms.replication import Link, plans, seconds
+from minilib.mechanisms.replication import LinkLike, plans, seconds
 from minilib.model.moe import Experts, MoE, counts_of
 from minilib.ranks.collectives import Communicator
 
@@ -31,10 +32,10 @@ class ExpertsDoNotDivide(ValueError):
 
 
 class ExpertParallel:
-    """Cuts a model's experts, in place, and moves rows between ranks in forward and backward. A collective.
+    """Cuts a model's experts, in place, and exchanges rows between ranks in forward and backward. A collective.
 
     Args:
-        model: with any number of `MoE`; experts become those of rank 0 before they are cut.
+        model: with any number of `MoE`; ranks begin with the experts of rank 0.
         comm: between the ranks that share each batch.
 
     Attributes:
@@ -43,7 +44,8 @@ class ExpertParallel:
     Raises:
         ExpertsDoNotDivide: if some layer's num_experts is no multiple of world_size.
 
-    Cost: see `Exchange`; memory for experts falls to 1/world_size, after one whole layer's for a moment.
+    Cost: see `ExpertExchange`; memory for experts falls to 1/world_size; while a layer is cut, its
+    whole experts are held beside this rank's.
     """
 
     def __init__(self, model: nn.Module, comm: Communicator) -> None:
@@ -62,45 +64,46 @@ class ExpertParallel:
                 own = self.own(linear.weight.detach()).clone()
                 linear.weight = nn.Parameter(own, requires_grad=linear.weight.requires_grad)
                 self.parameters.append(linear.weight)
-            layer.exchange = Exchange(comm)
+            layer.exchange = ExpertExchange(comm)
 
     def own(self, whole: Tensor) -> Tensor:
         """This rank's experts out of all: (num_experts, …) → (num_experts / world_size, …), a view."""
         return whole.tensor_split(self.comm.world_size)[self.comm.rank]
 
     def whole(self, own: Tensor) -> Tensor:
-        """The inverse, on every rank. A collective."""
+        """All experts on every rank, from each rank's: the inverse of `own`. A collective."""
         everything = own.new_empty(len(own) * self.comm.world_size, *own.shape[1:])
         self.own(everything).copy_(own)
         self.comm.all_gather(everything)
         return everything
 
     def finish(self) -> None:
-        """Call after backward, as `DataParallel.finish`: gradients become those of the mean over ranks of their losses.
+        """Call once after backward, as `DataParallel.finish`: divide this rank's experts' gradients by world_size.
 
-        Rows of all ranks have met their experts here, so gradients are sums over ranks already.
+        An expert computes the rows of all ranks, so its gradient is a sum over ranks already; after the division it is
+        the gradient of the mean over ranks of their losses.
         """
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(self.comm.world_size)
 
     def named_parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those of a model's parameters that are this rank's alone, with their names."""
+        """Names and parameters of this rank's experts within a model."""
         mine = set(self.parameters)
         return ((name, parameter) for name, parameter in model.named_parameters() if parameter in mine)
 
 
-class Exchange:
-    """Rows to their experts and answers back, by two all-to-alls of uneven parts; two more in backward.
+class ExpertExchange:
+    """Sends rows to their experts' ranks and answers back, by two all-to-alls of uneven parts; two more in backward.
 
     Args:
         comm: between the ranks that have the experts, rank r the r-th part of them.
 
     Attributes:
-        received: rows that this rank's experts had in the latest call, from each rank.
+        received: rows from each rank that this rank's experts computed in the latest call.
 
-    Cost: each all-to-all sends a row's bytes for every pair of a token and an expert elsewhere; those of num_experts
-    counts go ahead.
+    Cost: each all-to-all sends one row for every pair of a token and an expert on another rank; one all-to-all of
+    num_experts counts precedes them.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -115,7 +118,7 @@ class Exchange:
         self.comm.all_to_all(list(arriving), list(counts))
         sent, self.received = counts.sum(1).tolist(), arriving.sum(1).tolist()
         arrived = _AllToAll.apply(rows, sent, self.received, self.comm)
-        # They come rank by rank, and expert by expert only within a rank's.
+        # Rows arrive by source rank, and within one source by expert; experts take them sorted by expert alone.
         expert = torch.arange(arriving.shape[1], device=arriving.device).repeat(n).repeat_interleave(arriving.flatten())
         order = expert.sort(stable=True).indices
         answers = experts(arrived[order], arriving.sum(0).cumsum(0).int())
@@ -123,7 +126,7 @@ class Exchange:
 
 
 class _AllToAll(torch.autograd.Function):
-    """rows (Σ sent, width) → (Σ received, width); gradients go the way back."""
+    """rows (Σ sent, width) → (Σ received, width); backward sends gradients back to where the rows came from."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, sent: list[int], received: list[int], comm: Communicator) -> Tensor:
@@ -139,22 +142,22 @@ def step_seconds(
     pairs: Sequence[Sequence[int]],
     row_bytes: int,
     seconds_per_row: float | Callable[[int], float],
-    link: Link,
-    bus: Link | None = None,
+    link: LinkLike,
+    bus: LinkLike | None = None,
 ) -> float:
-    """Predicted time of one layer's experts, forward and backward: the slowest rank's rows, and four all-to-alls.
+    """Predicted time of one layer's experts, forward and backward: the busiest rank's rows, and four all-to-alls.
 
     Args:
         pairs: pairs[src][dst] rows go from rank src to the experts of rank dst.
         row_bytes: of one row.
-        seconds_per_row: for forward and backward of a row in its expert; or a function of how many ranks are busy,
-            where those share a machine's cores, caches and memory.
+        seconds_per_row: of forward and backward of a row in its expert; or a function of the number of busy ranks,
+            where ranks share a machine's cores, caches and memory.
         link: between any two ranks, with `latency` and `bandwidth`.
-        bus: what messages get one after another; see `minilib.mechanisms.replication.seconds`.
+        bus: a link that messages of a round take one after another; see `minilib.mechanisms.replication.seconds`.
 
     Returns:
-        Seconds. Nobody can combine before the busiest rank is done: where ranks share nothing, that is max/mean load
-        times what even loads would take.
+        Seconds. No rank can combine before the busiest one is done: where ranks share no hardware, the experts take
+        max/mean load times as long as with even loads.
     """
     n = len(pairs)
     price = seconds_per_row if callable(seconds_per_row) else lambda busy: seconds_per_row

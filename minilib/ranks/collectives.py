@@ -33,7 +33,7 @@ GRACE = 0.5  # seconds before a rank reports that another one failed, who is to 
 
 
 @dataclass
-class Traffic:
+class MessageTraffic:
     """What a rank has sent.
 
     Args:
@@ -76,7 +76,7 @@ class Communicator:
     device = torch.device("cpu")
 
     def __init__(self, transport: Transport) -> None:
-        self.transport, self.traffic = transport, Traffic()
+        self.transport, self.traffic = transport, MessageTraffic()
         self.rank, self.world_size = transport.rank, transport.world_size
         self._calls, self._broken, self._closed = 0, "", False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collectives")
@@ -106,7 +106,7 @@ class Communicator:
         """
         if plan is None:
             small = tensor.numel() * tensor.element_size() <= SMALL_BYTES
-            plan = (_tree if small else _ring)("all_reduce", self.world_size)
+            plan = (_tree if small else ring_plan)("all_reduce", self.world_size)
         return self._start(plan, "all_reduce", tensor, op, async_op)
 
     def reduce_scatter(self, tensor: Tensor, op: str = "sum", async_op: bool = False) -> Tensor | Pending:
@@ -121,7 +121,7 @@ class Communicator:
         Cost: a ring; (n-1)/n of the tensor's bytes sent.
         """
         own = chunk_of(tensor, self.rank, self.world_size)
-        pending = self._start(_ring("reduce_scatter", self.world_size), "reduce_scatter", tensor, op, async_op)
+        pending = self._start(ring_plan("reduce_scatter", self.world_size), "reduce_scatter", tensor, op, async_op)
         return pending or own
 
     def all_gather(self, tensor: Tensor, async_op: bool = False) -> Pending | None:
@@ -129,7 +129,7 @@ class Communicator:
 
         Cost: a ring; (n-1)/n of the tensor's bytes sent.
         """
-        return self._start(_ring("all_gather", self.world_size), "all_gather", tensor, None, async_op)
+        return self._start(ring_plan("all_gather", self.world_size), "all_gather", tensor, None, async_op)
 
     def broadcast(
         self, tensor: Tensor, src: int = 0, plan: Plan | None = None, async_op: bool = False
@@ -295,6 +295,6 @@ def _chunks(flat: Tensor, num_chunks: int) -> Pieces:
     return pieces
 
 
-_ring = lru_cache(plans.ring)
+ring_plan = lru_cache(plans.ring)
 _tree = lru_cache(plans.tree)
 _all_to_all = lru_cache(plans.all_to_all)

@@ -1,4 +1,4 @@
-"""One rank's part of a plan, round by round."""
+"""The transfers of a plan that concern one rank, in the order of the rounds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from minilib.mechanisms.replication import Plan, Transfer
 
 
 @dataclass(frozen=True)
-class Step:
-    """A rank's part of a round.
+class RankStep:
+    """What one rank sends and receives in one round of a plan.
 
     Args:
-        out: what the rank sends; None if it only receives.
-        into: what the rank receives; None if it only sends.
-        keep: whether the rank receives into a chunk that it also sends.
+        out: the transfer that the rank sends; None if the rank only receives.
+        into: the transfer that the rank receives; None if the rank only sends.
+        keep: whether the rank receives into a chunk that it also sends in this round, with the value from before.
     """
 
     out: Transfer | None
@@ -24,13 +24,13 @@ class Step:
 
 
 @lru_cache(maxsize=256)
-def steps_of(plan: Plan, rank: int) -> tuple[Step, ...]:
-    """What a rank sends and receives in each round in which it does either."""
+def steps_of(plan: Plan, rank: int) -> tuple[RankStep, ...]:
+    """The steps of a rank, one for each round in which the rank sends or receives."""
     steps = []
     for transfers in plan.rounds:
         out = next((t for t in transfers if t.src == rank), None)
         into = next((t for t in transfers if t.dst == rank), None)
         if out or into:
             keep = bool(out and into and not set(out.chunks).isdisjoint(into.chunks))
-            steps.append(Step(out, into, keep))
+            steps.append(RankStep(out, into, keep))
     return tuple(steps)

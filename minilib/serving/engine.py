@@ -1,4 +1,9 @@
-"""The engine: requests come and go at every step, and their tokens come out as they are made."""
+"""The engine: requests come and go at every step, and their tokens come out as they are made.
+
+Nothing that one request does reaches another: not its numbers (paged_attention.py, sampling.py), not its text
+(text.py). A step that fails, or that the user interrupts, loses no token: the keys and values of those that ran are
+computed anew, and tokens that had been chosen are handed out by the next step.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,13 @@ from collections.abc import Sequence as Row
 import tokenizers
 import torch
 
+from minilib.mechanisms.basics.interrupts import held
 from minilib.model.decoder import Decoder
-from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
-from minilib.serving.cpu.packing import packed
+from minilib.serving.cpu.packing import pack as pack_model
 from minilib.serving.detokenizer import TextStream
-from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput
+from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
 
@@ -21,55 +27,66 @@ class Engine:
     """Serves one model: `add_request`, then `step` until nothing is unfinished.
 
     Args:
-        model: the decoder; its dtype and device are those of the cache. On a CPU its matrices are packed anew.
-        num_pages: pages of the KV cache.
+        model: the decoder, used as it is at each step; its dtype and device are those of the cache.
+        num_pages: pages of the KV cache; as `default_num_pages` has it if left out.
         page_size: tokens in a page.
         num_swap_pages: pages in host memory, for preemption by swap.
         max_batch_tokens: most tokens in one step.
         max_sequences: most sequences that run at once.
         preemption: "recompute" or "swap".
         tokenizer: for text in the outputs and for stop strings; None to deal in token ids alone.
-        eos_token_id: token that ends a sequence unless a request ignores it.
+        eos_token_id: token, or tokens, that end a sequence unless a request ignores them.
+        pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`.
 
     Raises:
-        ValueError: if a size or the preemption makes no sense, or for a mixture of experts that drops tokens or whose
-            experts choose: what a request gets would depend on who else is in the batch.
+        ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops
+            tokens or whose experts choose: what a request gets would depend on who else is in the batch.
+        CacheTooLarge: if the KV cache does not fit into memory.
     """
 
     def __init__(
         self,
         model: Decoder,
-        num_pages: int,
+        num_pages: int | None = None,
         page_size: int = 16,
         num_swap_pages: int = 0,
         max_batch_tokens: int = 2048,
         max_sequences: int = 256,
         preemption: str = "recompute",
         tokenizer: tokenizers.Tokenizer | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Row[int] | None = None,
+        pack: bool = False,
     ) -> None:
-        moe, weight = model.config.moe, model.embed.weight
+        moe = model.config.moe
         if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
             raise ValueError(
                 f"this model's answers depend on who else is in the batch (choice={moe.choice!r}, capacity_factor="
                 f"{moe.capacity_factor}); serve it with choice='token' and capacity_factor=None"
             )
-        self.model, self.device = packed(model.eval()), weight.device
-        self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
-        self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, weight.dtype, weight.device)
+        self.eos_token_ids = _end_tokens(eos_token_id, model.config.vocab_size)
+        self.model = (pack_model(model) if pack else model).eval()
+        self.tokenizer, weight = tokenizer, model.embed.weight
+        self.device, kind = weight.device, (weight.dtype, weight.device)
+        if num_pages is None:
+            num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
+        self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind)
         self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
+        self._made: list[TokenOutput] = []  # not handed out yet
 
     @property
     def max_length(self) -> int:
-        """Most tokens of one sequence that can be computed: the model's positions or the pool's slots."""
-        return min(self.model.config.max_position, self.cache.num_slots)
+        """Most tokens of one sequence, prompt and generated: the model's positions, or one more than the pool's slots.
+
+        The last token is never computed, so it needs no slot; it counts among the model's positions all the same.
+        """
+        return min(self.model.config.max_position, self.cache.num_slots + 1)
 
     @property
     def has_unfinished(self) -> bool:
         """True while `step` has something to do."""
-        return bool(self.requests)
+        return bool(self.requests or self._made)
 
     def add_request(self, request_id: str, prompt_token_ids: Row[int], params: SamplingParams | None = None) -> None:
         """Queue a request; it joins at the next step that has room.
@@ -83,42 +100,41 @@ class Engine:
             InvalidRequest: if it cannot be served; the engine goes on serving the others.
         """
         params = params or SamplingParams()
-        prompt = list(prompt_token_ids.tolist() if hasattr(prompt_token_ids, "tolist") else prompt_token_ids)
+        prompt = token_ids_of(prompt_token_ids, self.model.config.vocab_size, "prompt")
         self._check(request_id, prompt, params)
         sequence = Sequence(request_id, 0, prompt, len(prompt), params, self.cache.new_table())
-        self.requests[request_id] = [sequence]
-        self.scheduler.add(sequence)
+        with held():
+            self.requests[request_id] = [sequence]
+            self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
-        """Drop a request in whatever state it is and free its pages; False if it is unknown or finished already."""
-        sequences = self.requests.pop(request_id, [])
-        for sequence in sequences:
-            self.scheduler.remove(sequence)
-            self._texts.pop(sequence, None)
-        return bool(sequences)
+        """Drop a request in whatever state it is, free its pages and forget outputs that nobody has seen.
 
-    @torch.inference_mode()
+        Returns:
+            False if it is unknown or finished already.
+        """
+        with held():
+            sequences = self.requests.pop(request_id, [])
+            for sequence in sequences:
+                self.scheduler.remove(sequence)
+                self._texts.pop(sequence, None)
+            unseen = [output for output in self._made if output.request_id == request_id]
+            self._made = [output for output in self._made if output.request_id != request_id]
+        return bool(sequences or unseen)
+
     def step(self) -> list[TokenOutput]:
         """Compute one batch and return the tokens that it made; none while prompts are only partly computed.
 
-        If the model raises, or the user interrupts it, the running sequences are recomputed by later steps.
+        A sequence whose logits hold NaN or +inf, or −inf alone, ends with an error; the others go on.
+
+        If the model raises, or the user interrupts it, the running sequences are recomputed by later steps. If the
+        interrupt comes when the tokens are chosen, the next step returns them.
         """
-        try:
-            work = self.scheduler.schedule()
-            if not work:
-                return []
-            logits = self._forward(work)
-            for sequence, count in work:
-                sequence.num_computed_tokens += count
-            caught_up = [sequence for sequence, _ in work if not sequence.num_uncomputed_tokens]
-            due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
-            tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
-        except BaseException:
-            for sequence in list(self.scheduler.running):
-                self.scheduler.drop(sequence)
-            raise
-        members = [sequence if k == sequence.sample else self._fork(sequence, k) for _, sequence, k in due]
-        return [self._append(sequence, token) for sequence, token in zip(members, tokens, strict=True)]
+        if not self._made:
+            with held() as interrupts:
+                self._advance(interrupts)
+        outputs, self._made = self._made, []
+        return outputs
 
     def check_invariants(self) -> None:
         """What must hold between steps: the scheduler's pages balance, and every sequence belongs to a request."""
@@ -128,87 +144,138 @@ class Engine:
         assert self._texts.keys() <= owned, "text of a finished sequence was kept"
         assert all(self.requests.values()), "a finished request was kept"
 
-    def _forward(self, work: list[tuple[Sequence, int]]) -> torch.Tensor:
+    @torch.inference_mode()
+    def _advance(self, interrupts: list[int]) -> None:
+        """One step, its outputs into `_made`: all that can fail comes first, and then all that changes sequences."""
+        try:
+            work = self.scheduler.schedule()
+            if not work:
+                return
+            logits = self._forward(work, interrupts)
+            for sequence, count in work:
+                sequence.num_computed_tokens += count
+            caught_up = [sequence for sequence, _ in work if not sequence.num_uncomputed_tokens]
+            due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
+            tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
+            members = self._members(due)
+        except BaseException:
+            for sequence in list(self.scheduler.running):
+                self.scheduler.drop(sequence)
+            raise
+        for (_, sequence, _), member in zip(due, members, strict=True):
+            if member is not sequence:
+                self.requests[member.request_id].append(member)
+                self.scheduler.add(member)
+        for member, token in zip(members, tokens, strict=True):
+            self._made.append(self._append(member, token))
+
+    def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
         """Logits (rows, vocab_size) of the sequences that this batch brings up to date, in their order."""
-        attention = PagedAttention(self.cache, [Work(sequence.table, count) for sequence, count in work])
+        paged = PagedAttention(self.cache, [Work(sequence.table, count) for sequence, count in work])
+
+        def attention(layer: int, *qkv: torch.Tensor) -> torch.Tensor:
+            if interrupts:  # a step may be long, and between layers it can be given up
+                raise KeyboardInterrupt
+            return paged(layer, *qkv)
+
         tokens: list[int] = []
         positions: list[int] = []
-        wanted = []
+        last = []
         for sequence, count in work:
             first = sequence.num_computed_tokens
             tokens += sequence.token_ids[first : first + count]
             positions += range(first, first + count)
             if count == sequence.num_uncomputed_tokens:
-                wanted.append(len(tokens) - 1)
+                last.append(len(tokens) - 1)
         inputs = (torch.tensor(row, device=self.device) for row in (tokens, positions))
-        return self.model(*inputs, attention, wanted=torch.tensor(wanted, dtype=torch.int64, device=self.device))
+        indices = torch.tensor(last, dtype=torch.int64, device=self.device)
+        return self.model(*inputs, attention, logits_indices=indices)
 
     @staticmethod
     def _chances(due: list[tuple[int, Sequence, int]]) -> tuple[list[SamplingParams], list[float]]:
         return [sequence.params for _, sequence, _ in due], [sequence.chance(k) for _, sequence, k in due]
 
-    def _fork(self, sequence: Sequence, k: int) -> Sequence:
-        """One more sample of a prompt that has just been computed."""
-        child = sequence.fork(k)
-        self.requests[sequence.request_id].append(child)
-        self.scheduler.add(child)
-        return child
+    @staticmethod
+    def _members(due: list[tuple[int, Sequence, int]]) -> list[Sequence]:
+        """Whose the chosen tokens are: forks, for the further samples of a prompt that has just been computed."""
+        members: list[Sequence] = []
+        try:
+            for _, sequence, k in due:
+                members.append(sequence if k == sequence.sample else sequence.fork(k))
+        except BaseException:
+            for fork in set(members).difference(sequence for _, sequence, _ in due):
+                fork.table.release()
+            raise
+        return members
 
-    def _append(self, sequence: Sequence, token: int) -> TokenOutput:
-        """Give a sequence its new token, and free it if that was the last one."""
-        sequence.token_ids.append(token)
-        text, reason = self._text(sequence, token)
-        reason = reason or self._reason(sequence, token)
+    def _append(self, sequence: Sequence, token: int | None) -> TokenOutput:
+        """Give a sequence its new token, and free it if that was the last one, or if there is none."""
+        stream = self._texts.get(sequence)
+        if stream is None:
+            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+            stream = self._texts[sequence] = TextStream(self.tokenizer, sequence.params.stop, prompt)
+        text, stopped, reason, error = "", False, "error", None
+        if token is None:
+            error = f"no token to choose: logits behind {len(sequence.token_ids)} tokens hold NaN, +inf, or −inf alone"
+        else:
+            sequence.token_ids.append(token)
+            text, stopped = stream.push(token)
+            reason = "stop" if stopped else self._reason(sequence, token)
+        if reason and not stopped:
+            rest, stopped = stream.finish()
+            text, reason = text + rest, "stop" if stopped and not error else reason
         if reason:
-            stream = self._texts.pop(sequence, None)
-            text += stream.rest() if stream else ""
-            self.scheduler.remove(sequence)
-            self.requests[sequence.request_id].remove(sequence)
-            if not self.requests[sequence.request_id]:
-                del self.requests[sequence.request_id]
-        return TokenOutput(sequence.request_id, sequence.sample, token, text, reason)
+            self._remove(sequence)
+        return TokenOutput(sequence.request_id, sequence.sample, token, text, reason, error)
 
-    def _text(self, sequence: Sequence, token: int) -> tuple[str, str | None]:
-        """The text that a token adds, and "stop" if a stop string ended it."""
-        if self.tokenizer is None:
-            return "", None
-        if sequence not in self._texts:
-            self._texts[sequence] = TextStream(self.tokenizer, sequence.params.stop)
-        text, stopped = self._texts[sequence].push(token)
-        return text, "stop" if stopped else None
+    def _remove(self, sequence: Sequence) -> None:
+        """Free a finished sequence, and forget its request with the last one."""
+        del self._texts[sequence]
+        self.scheduler.remove(sequence)
+        self.requests[sequence.request_id].remove(sequence)
+        if not self.requests[sequence.request_id]:
+            del self.requests[sequence.request_id]
 
     def _reason(self, sequence: Sequence, token: int) -> str | None:
         """Why a sequence ends with this token, if it does."""
         params = sequence.params
-        if token in params.stop_token_ids or (token == self.eos_token_id and not params.ignore_eos):
+        if token in params.stop_token_ids or (token in self.eos_token_ids and not params.ignore_eos):
             return "stop"
-        if sequence.num_output_tokens == params.max_tokens or len(sequence.token_ids) > self.max_length:
+        if sequence.num_output_tokens == params.max_tokens or len(sequence.token_ids) == self.max_length:
             return "length"
         return None
 
     def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         """Refuse what cannot be served."""
-        vocab_size, positions = self.model.config.vocab_size, self.model.config.max_position
-        if request_id in self.requests:
+        if request_id in self.requests or any(output.request_id == request_id for output in self._made):
             raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
         if not prompt:
             raise InvalidRequest("the prompt is empty; give at least one token id")
-        for name, tokens in (("prompt", prompt), ("stop_token_ids", params.stop_token_ids)):
-            wrong = [
-                token
-                for token in tokens
-                if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size
-            ]
-            if wrong:
-                raise InvalidRequest(f"{name} holds {wrong[0]!r}, and the model knows token ids 0 … {vocab_size - 1}")
-        if len(prompt) > positions:
-            raise InvalidRequest(f"the prompt has {len(prompt)} tokens, and the model takes at most {positions}")
-        if len(prompt) > self.cache.num_slots:
+        token_ids_of(params.stop_token_ids, self.model.config.vocab_size, "stop_token_ids")
+        positions, slots = self.model.config.max_position, self.cache.num_slots
+        if len(prompt) >= positions:
             raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, and the whole KV cache holds {self.cache.num_slots}; "
-                "give the engine more pages"
+                f"the prompt has {len(prompt)} tokens, and the model takes at most {positions}, the generated included"
+            )
+        if len(prompt) > slots:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens, and the whole KV cache holds {slots}; give the engine more pages"
             )
         if params.n > self.scheduler.max_sequences:
             raise InvalidRequest(f"n is {params.n}, and max_sequences is {self.scheduler.max_sequences}")
         if params.stop and self.tokenizer is None:
             raise InvalidRequest("stop strings need text: give the engine a tokenizer, or use stop_token_ids")
+
+
+def _end_tokens(given: int | Row[int] | None, vocab_size: int) -> frozenset[int]:
+    """The tokens that end a sequence, none for None.
+
+    Raises:
+        ValueError: if one is no token id of the model.
+    """
+    if given is None:
+        return frozenset()
+    try:
+        return frozenset(token_ids_of([given] if whole(given) is not None else given, vocab_size, "eos_token_id"))
+    except InvalidRequest as error:
+        raise ValueError(f"eos_token_id={given!r}: {error}") from error

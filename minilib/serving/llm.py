@@ -12,11 +12,12 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from minilib.model import tokenizer
-from minilib.model import weights as checkpoint
+from minilib.mechanisms.basics.interrupts import held
+from minilib.model import tokenizer as tokenizer_files
+from minilib.model import weights
 from minilib.model.decoder import Decoder
 from minilib.serving.engine import Engine
-from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput
+from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput, whole
 
 
 @dataclass
@@ -26,12 +27,14 @@ class Completion:
     Args:
         text: without stop string; empty without a tokenizer.
         token_ids: what was generated.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop", "length" or "error".
+        error: what went wrong, if finish_reason is "error"; what came before it is there.
     """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    error: str | None = None
 
 
 class LLM:
@@ -39,32 +42,33 @@ class LLM:
 
     Args:
         model: the decoder.
-        words: its tokenizer; None to deal in token ids alone.
-        num_pages: pages of the KV cache; enough for four sequences of full length if left out.
-        options: more arguments of `Engine`.
+        tokenizer: of the model; None to deal in token ids alone.
+        options: more arguments of `Engine`. The end token is this library's own, if the tokenizer has it and none is
+            given.
     """
 
-    def __init__(
-        self,
-        model: Decoder,
-        words: tokenizers.Tokenizer | None = None,
-        num_pages: int | None = None,
-        page_size: int = 16,
-        **options,
-    ) -> None:
-        if words is not None:
-            options.setdefault("eos_token_id", words.token_to_id(tokenizer.END))
-        if num_pages is None:
-            num_pages = 4 * -(-model.config.max_position // max(1, page_size))  # the engine refuses a size below 1
-        self.words = words
-        self.engine = Engine(model, num_pages, page_size, tokenizer=words, **options)
+    def __init__(self, model: Decoder, tokenizer: tokenizers.Tokenizer | None = None, **options) -> None:
+        if tokenizer is not None:
+            options.setdefault("eos_token_id", tokenizer.token_to_id(tokenizer_files.END))
+        self.tokenizer = tokenizer
+        self.engine = Engine(model, tokenizer=tokenizer, **options)
         self._served = 0
         self._outputs_of: dict[str, deque[TokenOutput]] = {}  # what came for a request while somebody else stepped
 
     @classmethod
-    def load(cls, folder: Path | str = checkpoint.PRETRAINED, dtype: torch.dtype = torch.float32, **options) -> LLM:
-        """Load a checkpoint; without a folder, the one that comes with this library."""
-        return cls(checkpoint.load(folder, dtype), tokenizer.load(Path(folder)), **options)
+    def load(cls, folder: Path | str = weights.PRETRAINED, dtype: torch.dtype = torch.float32, **options) -> LLM:
+        """Load a checkpoint; without a folder, the one that comes with this library.
+
+        End tokens are those of generation_config.json, else of config.json. The model belongs to the LLM alone, so it
+        is packed for its CPU.
+
+        Cost: the weights once in memory, in `dtype`, and the KV cache as it fills.
+        """
+        tokenizer = tokenizer_files.load(Path(folder))  # before the weights: it is read at once, and may be missing
+        if ends := weights.eos_token_ids(folder):
+            options.setdefault("eos_token_id", ends)
+        options.setdefault("pack", True)
+        return cls(weights.load(folder, dtype), tokenizer, **options)
 
     def generate(
         self, prompts: list[str] | list[Row[int]], params: SamplingParams | None = None, progress: bool = False
@@ -72,19 +76,21 @@ class LLM:
         """Complete all prompts together.
 
         Args:
-            prompts: texts, or rows of token ids.
+            prompts: texts, or rows of token ids: lists, arrays or tensors.
             params: how to choose and when to stop, for all of them.
             progress: show a bar that counts finished samples.
 
         Returns:
-            For every prompt its n samples.
+            For every prompt the list of its n samples, also if n is 1: `generate([prompt])[0][0].text`, where vLLM has
+            `generate([prompt])[0].outputs[0].text`.
 
         Raises:
             InvalidRequest: if a prompt cannot be served; none is then.
         """
-        if isinstance(prompts, str):
-            raise InvalidRequest("prompts is a list of prompts, got one text; put it into a list")
-        prompts = list(prompts)
+        one = isinstance(prompts, str) or not hasattr(prompts, "__iter__")
+        prompts = prompts if one else list(prompts)
+        if one or any(whole(prompt) is not None for prompt in prompts):
+            raise InvalidRequest(f"prompts is a list of prompts, got one, {prompts!r}; put it into a list")
         samples = (params or SamplingParams()).n
         results = [[Completion() for _ in range(samples)] for _ in prompts]
         ids = self._add(prompts, params)
@@ -93,8 +99,9 @@ class LLM:
             for output in self._outputs(ids):
                 completion = results[place[output.request_id]][output.sample]
                 completion.text += output.text
-                completion.token_ids.append(output.token_id)
-                completion.finish_reason = output.finish_reason
+                if output.token_id is not None:
+                    completion.token_ids.append(output.token_id)
+                completion.finish_reason, completion.error = output.finish_reason, output.error
                 bar.update(output.finish_reason is not None)
         return results
 
@@ -133,13 +140,14 @@ class LLM:
 
     def _step(self) -> None:
         """One step of the engine, its outputs to whoever waits for them."""
-        for output in self.engine.step():
-            if output.request_id in self._outputs_of:
-                self._outputs_of[output.request_id].append(output)
+        with held():  # an interrupt of the step itself comes through; then nothing was handed out
+            for output in self.engine.step():
+                if output.request_id in self._outputs_of:
+                    self._outputs_of[output.request_id].append(output)
 
-    def _token_ids(self, prompt: str | Row[int]) -> list[int]:
+    def _token_ids(self, prompt: str | Row[int]) -> Row[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
-        if self.words is None:
+            return prompt
+        if self.tokenizer is None:
             raise InvalidRequest("this LLM has no tokenizer; give the prompt as token ids")
-        return self.words.encode(prompt).ids
+        return self.tokenizer.encode(prompt).ids

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import random
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
@@ -16,6 +18,33 @@ _ARRIVALS = itertools.count()
 
 class InvalidRequest(ValueError):
     """The request cannot be served; the message says what came, what was expected and how to mend it."""
+
+
+def token_ids_of(values: Iterable[int], vocab_size: int, name: str) -> list[int]:
+    """Token ids as Python's whole numbers, from a list, an array or a tensor of them.
+
+    Raises:
+        InvalidRequest: if one is no token id of the model; `name` says what they were given as.
+    """
+    try:
+        tokens = values.tolist() if hasattr(values, "tolist") else list(values)
+    except TypeError as error:  # a number, None
+        raise InvalidRequest(f"{name} is a row of token ids, got {values!r}") from error
+    if not isinstance(tokens, list):
+        raise InvalidRequest(f"{name} is a row of token ids, got the number {tokens!r}")
+    found = [whole(token) for token in tokens]
+    wrong = [given for given, token in zip(tokens, found, strict=True) if token is None or not 0 <= token < vocab_size]
+    if wrong:
+        raise InvalidRequest(f"{name} holds {wrong[0]!r}, and the model knows token ids 0 … {vocab_size - 1}")
+    return found
+
+
+def whole(value: object) -> int | None:
+    """A whole number of Python, numpy or torch as Python's; None for anything else, True and False too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 class Status(Enum):
@@ -38,7 +67,7 @@ class SamplingParams:
         top_p: choose among the likeliest tokens that together reach this probability, in (0, 1].
         seed: same seed, same tokens, whatever else is in the batch; None draws one.
         n: samples of the prompt; they share its pages.
-        stop: strings that end the text; they are not part of it.
+        stop: a string, or several, that end the text; they are not part of it.
         stop_token_ids: tokens that end the sequence; they are part of it.
         ignore_eos: go on after the model's end token.
 
@@ -52,15 +81,18 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int | None = None
     n: int = 1
-    stop: tuple[str, ...] = ()
+    stop: str | tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("n", 1), ("top_k", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InvalidRequest(f"{name} must be a whole number ≥ {least}, got {value!r}")
+            value = whole(getattr(self, name))
+            if value is None or value < least:
+                raise InvalidRequest(f"{name} must be a whole number ≥ {least}, got {getattr(self, name)!r}")
+            self._set(name, value)
+        if self.seed is not None and whole(self.seed) is None:
+            raise InvalidRequest(f"seed must be a whole number or None, got {self.seed!r}")
         for name in ("temperature", "top_p"):
             if not isinstance(getattr(self, name), Real):
                 raise InvalidRequest(f"{name} must be a number, got {getattr(self, name)!r}")
@@ -68,14 +100,21 @@ class SamplingParams:
             raise InvalidRequest(f"temperature must be a number ≥ 0 (0 is greedy), got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
             raise InvalidRequest(f"top_p must be in (0, 1], 1 keeps every token; got {self.top_p!r}")
-        if isinstance(self.stop, str):
-            raise InvalidRequest(f"stop is a tuple of strings, got the string {self.stop!r}; write ({self.stop!r},)")
-        if not isinstance(self.stop, tuple | list) or not all(isinstance(text, str) for text in self.stop):
-            raise InvalidRequest(f"stop is a tuple of strings, got {self.stop!r}")
-        if not isinstance(self.stop_token_ids, tuple | list | set | frozenset):
-            raise InvalidRequest(f"stop_token_ids is a tuple of token ids, got {self.stop_token_ids!r}")
-        if not all(self.stop):
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, tuple | list) or not all(isinstance(text, str) for text in stop):
+            raise InvalidRequest(f"stop is a string or a tuple of strings, got {self.stop!r}")
+        if not all(stop):
             raise InvalidRequest("an empty stop string would end every text before it begins")
+        self._set("stop", tuple(stop))
+        ids = self.stop_token_ids
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not isinstance(ids, tuple | list | set | frozenset):
+            raise InvalidRequest(f"stop_token_ids is a tuple of token ids, got {self.stop_token_ids!r}")
+        self._set("stop_token_ids", tuple(ids))
+
+    def _set(self, name: str, value: object) -> None:
+        """Keep what was given in one form; the instance is frozen for everybody else."""
+        object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
@@ -85,21 +124,23 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One new token of one sample; the engine returns these as they come.
+    """One new token of one sample, or its end by an error; the engine returns these as they come.
 
     Args:
         request_id: the client's name for the request.
         sample: number of the sample, 0 … n−1.
-        token_id: the new token.
+        token_id: the new token; None if none could be chosen, which ends the sample with an error.
         text: what it adds to the text, without what may still become part of a stop string; empty without a tokenizer.
-        finish_reason: "stop" or "length" with the last token, None before.
+        finish_reason: "stop", "length" or "error" with the last output, None before.
+        error: what went wrong, if finish_reason is "error".
     """
 
     request_id: str
     sample: int
-    token_id: int
+    token_id: int | None
     text: str
     finish_reason: str | None
+    error: str | None = None
 
 
 @dataclass(eq=False)
@@ -117,7 +158,6 @@ class Sequence:
         num_computed_tokens: tokens whose keys and values are in those pages.
         status: where it is.
         seed: the request's, or one drawn for it.
-        num_preemptions: times that it had to give way.
     """
 
     request_id: str
@@ -130,7 +170,6 @@ class Sequence:
     num_computed_tokens: int = 0
     status: Status = Status.WAITING
     seed: int | None = None
-    num_preemptions: int = 0
 
     def __post_init__(self) -> None:
         if self.seed is None:

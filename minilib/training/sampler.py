@@ -10,7 +10,8 @@ uneven shares instead, and the loss has to weigh them (see ShardedSampler).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Integral
 
 import numpy as np
 
@@ -114,8 +115,7 @@ class ShardedSampler:
             OtherDeal: if the state belongs to other samples or another order, or is no such state.
         """
         mine = self.state_dict()
-        if state.keys() != mine.keys():
-            raise OtherDeal(f"a sampler's state has {sorted(mine)}, got {sorted(state)}")
+        _check_kinds(state, mine)
         identity = [name for name in mine if name not in ("epoch", "position")]
         differ = [f"{name} was {state[name]!r}, now {mine[name]!r}" for name in identity if state[name] != mine[name]]
         if differ:
@@ -124,8 +124,8 @@ class ShardedSampler:
             raise OtherDeal(
                 f"epoch {state['epoch']} or position {state['position']} is not in a deal of {self.num_samples} samples"
             )
-        self._start_epoch(state["epoch"])
-        self._go_to(state["position"])
+        self._start_epoch(int(state["epoch"]))
+        self._go_to(int(state["position"]))
 
     def check_invariants(self) -> None:
         """An epoch deals every sample once, and has a step left."""
@@ -145,3 +145,17 @@ class ShardedSampler:
         self.position = position
         if not len(self):
             self._start_epoch(self.epoch + 1)
+
+
+def _check_kinds(state: object, mine: Mapping[str, int | bool]) -> None:
+    """Raise OtherDeal unless a state has the keys of mine, with whole numbers where those are, and True or False."""
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise OtherDeal(f"a sampler's state is the dict that state_dict() gave, got {state!r}, a {kind}")
+    if state.keys() != mine.keys():
+        raise OtherDeal(f"a sampler's state has {sorted(mine)}, got {sorted(map(str, state))}")
+    for name, value in mine.items():
+        kind, said = (bool, "True or False") if isinstance(value, bool) else (Integral, "a whole number")
+        found = state[name]
+        if not isinstance(found, kind) or isinstance(found, bool) != isinstance(value, bool):
+            raise OtherDeal(f"{name} of a sampler's state is {said}, got {found!r}, a {type(found).__name__}")

@@ -1,15 +1,16 @@
 """Train the decoder: AdamW with warm-up and cosine decay, progress, a loss curve, and resume; on one process or many.
 
 A run is decided by its config and its data alone. Batches are drawn from (seed, step), so a run that was stopped and
-resumed takes the same steps as one that was not. Ranks take every world_size-th sequence of the same batches, so a run
-takes the same steps on any number of them, up to the order in which sums are made.
+resumed takes the same steps as one that was not. Ranks share the sequences of each batch, and a rank may take its share
+in several backwards, so a run takes the same steps on any number of ranks, up to the order in which sums are made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minilib.mechanisms.basics.files import written_whole
 from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine
 from minilib.ranks.collectives import Communicator
 from minilib.training import strategies, usage
-from minilib.training.config import PRECISIONS, TrainConfig
+from minilib.training.batches import RandomWindows, Share, batches_of
+from minilib.training.config import PRECISIONS, TrainConfig, completed
 from minilib.training.expert_balance import Balancer
 
 
@@ -39,8 +42,8 @@ class Trainer:
         config: how to train.
         comm: between the ranks that share each batch; None on one process. On several ranks all methods are
             collectives, and all ranks pass the same data and config.
-        parallel: who keeps what then: "data", a replica each; "expert", a replica each of all but the
-            experts; or "zero0" … "zero3". No part of what the run is.
+        parallel: what each rank keeps: "data", a replica of the model; "expert", a replica of all but the experts, and
+            a part of those; or "zero0" … "zero3". No part of what the run is.
         machine: what the ranks run on, as measured, for `mfu`.
 
     Raises:
@@ -67,11 +70,10 @@ class Trainer:
         self.model, self.config, self.comm = model, config, comm
         self.rank, self.world_size = (comm.rank, comm.world_size) if comm is not None else (0, 1)
         self.train_tokens, self.validation_tokens = train, validation
-        self._rows = range(self.rank, config.batch_size, self.world_size)  # of each batch, this rank's
-        # So weighed, the mean over ranks of their mean losses is that over the tokens of the whole batch.
-        self._weight = len(self._rows) * self.world_size / config.batch_size
+        self._batches = batches_of(len(train), config, self.rank, self.world_size)
+        self._validation_batches = RandomWindows(len(validation), config, self.rank, self.world_size)
         self.balancer = Balancer(model, config.balance, comm)
-        self.engine = strategies.choose(parallel, model, comm, config)
+        self.strategy = strategies.choose_strategy(parallel, model, comm, config)
         self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
         self.step = 0
         self.losses: list[float] = []
@@ -100,13 +102,14 @@ class Trainer:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; in the ZeRO engines over this rank's slices."""
-        return self.engine.optimizer
+        """AdamW; with ZeRO over this rank's slices."""
+        return self.strategy.optimizer
 
     @property
     def tokens_per_second(self) -> float:
         """Training tokens of all ranks per second of stepping so far."""
-        return self.step * self.config.batch_size * self.config.context / self.seconds if self.seconds else 0.0
+        tokens = self._batches.num_sequences(self.step) * self.config.context
+        return tokens / self.seconds if self.seconds else 0.0
 
     @property
     def mfu(self) -> float | None:
@@ -119,17 +122,19 @@ class Trainer:
 
     def peak_memory(self) -> list[int]:
         """Bytes that each rank's process has held at most since it began."""
-        return usage.peak_memory(self.comm, self.model.embed.weight.device)
+        return usage.peak_memory_per_rank(self.comm, self.model.embed.weight.device)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean loss in nats per token over the validation batches."""
-        batches = (self._batch(self.validation_tokens, -1 - k) for k in range(self.config.validation_batches))
-        return self._mean(sum(self._loss(tokens).item() for tokens in batches) / self.config.validation_batches)
+        count = self.config.validation_batches
+        shares = (self._validation_batches.draw(-1 - number) for number in range(count))
+        parts = (part for share in shares for part in self._parts(share, self.validation_tokens))
+        return self._mean(sum(self._loss(tokens, weight).item() for tokens, weight in parts) / count)
 
     def save(self, path: Path) -> None:
         """Write everything that resuming needs to one file; a reader sees the old one or the new one. Rank 0 writes."""
-        state = self.engine.full_state_dict() | {
+        state = self.strategy.full_state_dict() | {
             "config": self._identity(),
             "step": self.step,
             "losses": self.losses,
@@ -137,9 +142,8 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self.rank == 0:
-            partial = path.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(path)
+            with written_whole(path) as partial:
+                torch.save(state, partial)
         if self.comm is not None:
             self.comm.barrier()  # now the file is there for all ranks
 
@@ -148,51 +152,75 @@ class Trainer:
 
         Raises:
             CannotResume: if it was trained with another config, another model or other data.
+
+        Cost: the file is mapped, so a rank reads what its strategy keeps of it: with ZeRO this rank's slices.
         """
-        state = torch.load(path, weights_only=True, map_location=self.model.embed.weight.device)
-        mine, theirs = self._identity(), state["config"]
-        differ = [
-            f"{name} was {theirs.get(name)!r}, now {mine[name]!r}" for name in mine if theirs.get(name) != mine[name]
-        ]
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        mine, theirs = self._identity(), self._saved_identity(state["config"])
+        differ = [f"{name} was {theirs[name]!r}, now {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
         if differ:
             raise CannotResume(f"{path.name} is another run: {'; '.join(differ)}")
-        self.engine.load_full_state_dict(state)
+        self.strategy.load_full_state_dict(state)
         self.step, self.losses, self.seconds = state["step"], state["losses"], state["seconds"]
         self.validation_losses = [tuple(entry) for entry in state["validation_losses"]]
 
     def _identity(self) -> dict:
         """What makes this run this run: another value of any of these, and resuming would be another run.
 
-        Whose kernels compute the model is none of them: a run may move to a GPU.
+        Neither `accumulate` nor the model's `kernels` is one of them: a run may move to a smaller machine, or to a GPU.
         """
-        model = {f"model {name}": value for name, value in asdict(self.model.config).items() if name != "kernels"}
         data = {"train data": _digest(self.train_tokens), "validation data": _digest(self.validation_tokens)}
-        return asdict(self.config) | model | data
+        return _identity(asdict(self.config), asdict(self.model.config)) | data
+
+    def _saved_identity(self, saved: Mapping[str, object]) -> dict:
+        """The same of a saved run; what is newer than its file had its default then."""
+        model = {name.removeprefix("model "): value for name, value in saved.items() if name.startswith("model ")}
+        data = {name: saved.get(name) for name in ("train data", "validation data")}
+        return _identity(completed(saved, self.config), completed(model, self.model.config)) | data
 
     def _train_step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
-        loss = self._loss(self._batch(self.train_tokens, self.step))
-        self.engine.zero_grad()
-        (loss + self.balancer.penalty(self._weight)).backward()
-        self.engine.clip_grad_norm(self.config.clip)
-        self.engine.step()
+        self.strategy.zero_grad()
+        total, left = 0.0, self.config.accumulate
+        for tokens, weight in self._parts(self._batches.draw(self.step), self.train_tokens):
+            left -= 1
+            with self.strategy.no_sync() if left else nullcontext():
+                loss = self._loss(tokens, weight)
+                (loss + self.balancer.penalty(weight)).backward()
+            total += loss.item()
+        self.strategy.clip_grad_norm(self.config.clip)
+        self.strategy.step()
         self.balancer.step(self.config.rate(self.step) / self.config.learning_rate)
-        self.losses.append(self._mean(loss.item()))
+        self.losses.append(self._mean(total))
         self.step += 1
 
-    def _loss(self, tokens: Tensor) -> Tensor:
-        """Mean loss in nats of predicting each token from those before it, weighed by this rank's part of the batch.
+    def _parts(self, share: Share, row: Tensor) -> Iterator[tuple[Tensor, float]]:
+        """For each backward of a step its tokens, (sequences, context + 1), and what to multiply their mean loss by.
+
+        So weighted, the mean over ranks of their sums is the mean over all sequences. A part without a sequence takes
+        one along with a weight of 0: all ranks go through the model, in which some strategies communicate.
+        """
+        for starts in share.parts(self.config.accumulate):
+            yield self._tokens(row, starts or (0,)), len(starts) * self.world_size / share.total
+
+    def _tokens(self, row: Tensor, starts: Sequence[int]) -> Tensor:
+        """Windows of a row, (sequences, context + 1), on the model's device."""
+        windows = torch.stack([row[start : start + self.config.context + 1] for start in starts])
+        return windows.to(self.model.embed.weight.device)
+
+    def _loss(self, tokens: Tensor, weight: float) -> Tensor:
+        """Mean loss in nats of predicting each token from those before it, times a weight.
 
         Args:
-            tokens: (sequences, context + 1), this rank's.
+            tokens: (sequences, context + 1).
         """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
         dtype = PRECISIONS[self.config.precision]
         with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = self.model.loss(inputs, positions, targets)
-        return loss * self._weight
+        return loss * weight
 
     def _mean(self, value: float) -> float:
         """Over ranks."""
@@ -202,21 +230,14 @@ class Trainer:
         self.comm.all_reduce(everybody, "avg")
         return everybody.item()
 
-    def _batch(self, row: Tensor, step: int) -> Tensor:
-        """This rank's of the windows at places drawn from (seed, step): (sequences, context + 1).
-
-        A rank to which no sequence falls takes one along that weighs nothing: all ranks go through the model, in which
-        some engines communicate.
-        """
-        generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + step)
-        starts = torch.randint(len(row) - self.config.context, (self.config.batch_size,), generator=generator).tolist()
-        mine = [starts[k] for k in self._rows or (0,)]
-        windows = torch.stack([row[start : start + self.config.context + 1] for start in mine])
-        return windows.to(self.model.embed.weight.device)
-
     def _progress(self) -> dict[str, str]:
         utilisation = {"mfu": f"{self.mfu:.1%}"} if self.mfu is not None else {}
         return {"loss": f"{self.losses[-1]:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"} | utilisation
+
+
+def _identity(config: Mapping[str, object], model: Mapping[str, object]) -> dict:
+    run = {name: value for name, value in config.items() if name != "accumulate"}
+    return run | {f"model {name}": value for name, value in model.items() if name != "kernels"}
 
 
 def _digest(tokens: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What a training run makes of its machine: FLOPs a token, machines that ranks have, memory at its peak."""
+"""How well a training run uses its machine: FLOPs a token, FLOP/s that its ranks could reach, peak memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from minilib.ranks.collectives import Communicator
 def flops_per_token(config: ModelConfig, context: int) -> int:
     """FLOPs of forward and backward for one token.
 
-    Two for each weight that it is multiplied by, and attention to half the context on average (4 a value of a query
-    head: scores and mixing), forward; twice that backward. A table that only looks tokens up multiplies nothing.
+    Forward: 2 for each weight in a matrix product, and 4 for each value of a query head (scores, weighted sum) times
+    half the context, which causal attention reads on average. Backward: twice as many. An embedding table that is not
+    tied is a lookup without a product.
 
     Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B, which counts attention to the
     whole context.
@@ -29,7 +30,7 @@ def flops_per_token(config: ModelConfig, context: int) -> int:
 
 
 def peak_flops(machine: Machine, precision: str, comm: Communicator | None) -> float:
-    """FLOP/s that all ranks could reach: a GPU each, or the CPUs of as many hosts as they are on. A collective.
+    """FLOP/s that all ranks could reach: of one GPU a rank, or of the CPUs of every host with ranks. A collective.
 
     Raises:
         NotOnThisMachine: if the machine has no figure for this precision.
@@ -39,8 +40,8 @@ def peak_flops(machine: Machine, precision: str, comm: Communicator | None) -> f
     return machine.peak(precision) * (comm.world_size if machine.kind == "gpu" else len(set(launch.hosts())))
 
 
-def peak_memory(comm: Communicator | None, device: torch.device) -> list[int]:
-    """Bytes that each rank's process has held at most since it began, on its GPU or of main memory. A collective."""
+def peak_memory_per_rank(comm: Communicator | None, device: torch.device) -> list[int]:
+    """Peak bytes of each rank's process since it began, on its GPU or else in main memory. A collective."""
     if device.type == "cuda":
         mine = torch.cuda.max_memory_allocated(device)
     else:

@@ -1,7 +1,13 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from minilib.book import notebook
 from minilib.numbers import price
+from minilib.numbers.machine import Machine
+from minilib.numbers.measure import Comparison, Measurement
+from minilib.numbers.neighbours import Watch
 
 
 def test_show_gives_source_and_a_link_that_leads_to_it(tmp_path, monkeypatch):
@@ -35,3 +41,22 @@ def test_controls_are_widgets_for_a_reader_and_show_what_comes_out(monkeypatch):
     assert [child.description for child in box.children[:3]] == ["a", "b", "c d"]
     box.children[0].value = 4
     assert shown[-1] == (4, "x", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shares", "busy"), [((0.0,), False), ((0.1, None), False), ((0.0, 0.11), True), ((1.0,), True)]
+)
+def test_a_clock_is_doubted_only_if_others_were_at_work(shares, busy, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle["text/plain"]))
+    assert notebook.too_busy(*(SimpleNamespace(busy=share) for share in shares)) is busy
+    assert [text.startswith(notebook.TOO_BUSY) for text in shown] == [True] * busy
+
+
+def test_all_that_measures_knows_how_busy_it_was():
+    one = Measurement((1.0,), busy=0.4)
+    assert notebook.too_busy(one)
+    assert notebook.too_busy(Comparison((1.0,), Measurement((1.0,)), one))
+    assert notebook.too_busy(replace(Machine.datasheet("h100-sxm"), busy=0.4))
+    assert not notebook.too_busy(Machine.datasheet("h100-sxm"))  # nobody watched
+    assert notebook.too_busy(Watch()) in (False, True)

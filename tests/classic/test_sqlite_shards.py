@@ -67,7 +67,7 @@ def content(shards):
 
 def test_shards_answer_as_one_table_does(fresh):
     @given(st.sampled_from(LAYOUTS), ROWS, ROWS, st.integers(0, 40))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def check(layout, first, second, k):
         table = one_table(first, second)
         with SqliteShards(fresh(), layout) as shards:
@@ -90,7 +90,7 @@ def test_resharding_moves_what_must_move_and_keeps_all(fresh):
     layouts = st.sampled_from(LAYOUTS)
 
     @given(layouts, layouts, ROWS, st.integers(1, 8))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def check(old, new, rows, batch_size):
         folder, table = fresh(), one_table(rows)
         kept = table.execute("SELECT key, value FROM rows ORDER BY key").fetchall()

@@ -79,7 +79,7 @@ def victims(order, references, frames):
 
 @pytest.mark.parametrize("name", ORDERS)
 @given(references=st.lists(st.integers(0, 7), max_size=60), frames=st.integers(1, 8))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_same_victims_as_a_naive_simulator(name, references, frames):
     order, naive = ORDERS[name]
     expected = naive(references, frames)
@@ -110,7 +110,6 @@ def test_belady_s_anomaly_fifo_faults_more_with_more_frames():
 
 
 @given(st.lists(st.integers(0, 6), max_size=40))
-@settings(deadline=None)
 def test_lru_never_faults_more_with_more_frames(references):
     counts = [faults(Lru, references, frames) for frames in range(1, 8)]
     assert counts == sorted(counts, reverse=True)
@@ -123,7 +122,6 @@ def test_lru_never_faults_more_with_more_frames(references):
     fast=st.integers(1, 5),
     slow=st.integers(0, 6),
 )
-@settings(deadline=None)
 def test_a_pager_moves_exactly_the_content(name, operations, fast, slow):
     """Pages are written and read through frames, and what a frame held before it was given up is spoilt."""
     frames, store, expected = ["garbage"] * fast, ["garbage"] * slow, {}
@@ -170,7 +168,6 @@ def test_a_frame_that_is_used_is_evicted_once_or_not_at_all(name):
 
 @pytest.mark.parametrize("name", ORDERS)
 @given(used=st.lists(st.integers(0, 5)), pinned=st.sets(st.integers(0, 5)))
-@settings(deadline=None)
 def test_a_pinned_frame_stays(name, used, pinned):
     """Without the pinned frames the order is the same as if there were only the others."""
     order, others = ORDERS[name][0](), ORDERS[name][0]()

@@ -5,6 +5,7 @@ import torch
 
 from minilib.ranks.launch import run
 from tests.ranks import torch_communicator_cases as cases
+from tests.training.torch_communicator_cases import trains_saves_and_goes_on
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,3 +28,8 @@ def test_every_engine_takes_the_steps_of_one_process(n):
     for found in run(cases.trainings, n, backend="nccl", timeout=240):
         assert len(found) == 9
         cases.all_like_the_first(found)
+
+
+@pytest.mark.parametrize("n", world_sizes())
+def test_the_trainer_trains_saves_and_goes_on_in_every_strategy(n, tmp_path):
+    run(trains_saves_and_goes_on, n, tmp_path, backend="nccl", timeout=240)

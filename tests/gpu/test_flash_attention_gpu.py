@@ -174,6 +174,6 @@ def test_it_is_about_as_fast_as_torchs_flash_attention(batch, tokens, record_pro
             flops = cost(batch, 16, 16, tokens, tokens, 128, backward=way == "backward").flops
             rates[name, way] = flops / seconds / 1e12
             record_property(f"{name}_{way}_tflops", rates[name, way])
-    # The aims on an H200 are 500 TFLOP/s forward and 320 backward; a bound for any GPU is generous.
+    # Plain Triton is known to reach 407 to 526 TFLOP/s forward on an H100; a bound for any GPU is generous.
     assert rates["ours", "forward"] > 0.5 * rates["torch", "forward"], rates
     assert rates["ours", "backward"] > 0.4 * rates["torch", "backward"], rates

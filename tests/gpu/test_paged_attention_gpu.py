@@ -21,6 +21,7 @@ LENGTHS = [edge + offset for edge in (16, 32, 64, 256, 1024) for offset in (-1, 
 BATCHES = {
     "decode": [(1, length) for length in LENGTHS],
     "prefill": [(length, length) for length in LENGTHS] + [(100, 1024), (7, 513)],
+    "uneven": [(1, 9000), *[(1, 100 + length) for length in range(15)]],
     "mixed": [(1, 777), (0, 0), (300, 1000), (0, 9), (1, 1), (33, 64), (2, 2000)],
 }
 
@@ -33,9 +34,9 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def check(batch, dtype, num_splits=None, max_q_len=None, **shape):
+def check(batch, dtype, split_keys=None, max_q_len=None, **shape):
     args, expected = make_case(batch, dtype=dtype, device="cuda", **shape)
-    ours = paged_attention(*args, num_splits=num_splits, max_q_len=max_q_len)
+    ours = paged_attention(*args, split_keys=split_keys, max_q_len=max_q_len)
     assert distance(ours, expected) < TOLERANCE[dtype]
     assert distance(ours, reference(*args)) < TOLERANCE[dtype]
 
@@ -44,14 +45,14 @@ def check(batch, dtype, num_splits=None, max_q_len=None, **shape):
 @pytest.mark.parametrize("head_dim", (16, 32, 64, 128, 256))
 @pytest.mark.parametrize("dtype", ("fp32", "fp16", "bf16"))
 def test_it_agrees_with_both_oracles(dtype, head_dim, batch):
-    for page_size, heads, splits in itertools.product((1, 2, 16, 64), ((2, 2), (8, 2)), (1, 3, None)):
-        check(BATCHES[batch], dtype, splits, head_dim=head_dim, page_size=page_size, heads=heads)
+    for page_size, heads, split_keys in itertools.product((1, 2, 16, 64), ((2, 2), (8, 2)), (4096, 256, None)):
+        check(BATCHES[batch], dtype, split_keys, head_dim=head_dim, page_size=page_size, heads=heads)
 
 
 @pytest.mark.parametrize("heads", ((14, 2), (40, 2), (71, 1), (128, 1)))
 def test_groups_of_any_size(heads):
     check(BATCHES["mixed"], "bf16", heads=heads, head_dim=64)
-    check(BATCHES["decode"], "fp16", num_splits=64, heads=heads, head_dim=128)
+    check(BATCHES["decode"], "fp16", split_keys=64, heads=heads, head_dim=128)
 
 
 @pytest.mark.parametrize("max_q_len", (1, 7, 10**6))
@@ -60,8 +61,8 @@ def test_a_wrong_hint_changes_no_result(max_q_len):
 
 
 def test_padding_strides_and_blind_rows():
-    check([(1, 9), (2, 9), (0, 0)], "bf16", padding=200, num_splits=2)
-    check([(4, 2), (3, 0)], "fp32", num_splits=2)
+    check([(1, 9), (2, 9), (0, 0)], "bf16", padding=200, split_keys=1)
+    check([(4, 2), (3, 0)], "fp32", split_keys=1)
     check(BATCHES["mixed"], "bf16", strided=True, heads=(8, 2), head_dim=128, page_size=3)
 
 
@@ -104,14 +105,18 @@ def test_it_never_waits_for_the_gpu_and_replays_in_a_graph():
     assert distance(out, expected) < TOLERANCE["bf16"]
 
 
-@pytest.mark.parametrize(("sequences", "context"), [(64, 4096), (1, 32768)])
-def test_decode_moves_bytes_nearly_as_fast_as_a_copy(sequences, context, record_property):
+@pytest.mark.parametrize("lens", ([4096] * 64, [32768], [32768] + [1024] * 63), ids=("even", "one", "one long"))
+def test_decode_moves_bytes_nearly_as_fast_as_a_copy(lens, record_property):
     torch.use_deterministic_algorithms(False)  # poisoning its own output would be timed too
-    (num_heads, num_kv_heads, head_dim, page_size), lens = (32, 8, 128, 16), [context] * sequences
-    pages = sequences * context // page_size
+    num_heads, num_kv_heads, head_dim, page_size, sequences = 32, 8, 128, 16, len(lens)
+    pages, width = sum(lens) // page_size, max(lens) // page_size
     k, v = (torch.randn(pages, num_kv_heads, page_size, head_dim, device="cuda").bfloat16() for _ in "kv")
     q = torch.randn(sequences, num_heads, head_dim, device="cuda").bfloat16()
-    tables = torch.randperm(pages, device="cuda").int().view(sequences, -1)
+    tables = torch.zeros(sequences, width, dtype=torch.int32, device="cuda")
+    for row, own in zip(
+        tables, torch.randperm(pages, device="cuda").int().split([n // page_size for n in lens]), strict=True
+    ):
+        row[: len(own)] = own
     contexts = torch.tensor(lens, dtype=torch.int32, device="cuda")
     starts = torch.arange(sequences + 1, dtype=torch.int32, device="cuda")
     moved = cost(num_heads, num_kv_heads, head_dim, lens, [1] * sequences, "bf16", page_size).bytes

@@ -9,13 +9,15 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minilib.kernels.flash_attention import backward as flash_attention_backward
 from minilib.kernels.flash_attention import cost, flash_attention, materialised_cost, merge, reference
 from minilib.kernels.flash_attention import forward as flash_attention_forward
 from minilib.kernels.flash_attention.tiles import Problem
 from minilib.kernels.workbench import compiled
-from tests.kernels.parity.flash_attention import oracle, packed, varlen_oracle
+from tests.kernels.parity.flash_attention import CASES, oracle, packed, varlen_oracle
 from tests.kernels.place import Place, assert_close
 
 HERE = Place("cpu", interpret=False)
@@ -27,13 +29,13 @@ def random(*shapes, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("causal", (False, True))
-@pytest.mark.parametrize(("q_len", "k_len"), [(5, 5), (3, 7), (7, 3), (4, 0), (0, 4)])
-def test_on_a_cpu_it_is_the_reference_and_agrees_with_sdpa(q_len, k_len, causal):
+@pytest.mark.parametrize(("q_len", "k_len"), [(5, 5), (3, 7), (7, 3), (4, 0), (0, 4), (0, 0), (1, 1), (1, 7), (7, 1)])
+def test_the_reference_agrees_with_sdpa(q_len, k_len, causal):
     q, k, v = random((2, q_len, 4, 16), (2, k_len, 2, 16), (2, k_len, 2, 16))
     leaves, wide = [x.requires_grad_() for x in (q, k, v)], [x.detach().double().requires_grad_() for x in (q, k, v)]
-    out, lse = flash_attention(*leaves, causal, return_lse=True)
+    out, lse = reference(*leaves, causal, return_lse=True)
     expected, expected_lse = oracle(*wide, causal)
-    assert torch.equal(out, reference(q, k, v, causal)) and torch.equal(out, flash_attention(q, k, v, causal))
+    assert torch.equal(out, reference(q, k, v, causal))
     assert_close(out, expected, "fp32")
     assert_close(lse, expected_lse, "fp32")
     (out.square().sum() + lse[lse > -math.inf].sum()).backward()
@@ -41,6 +43,56 @@ def test_on_a_cpu_it_is_the_reference_and_agrees_with_sdpa(q_len, k_len, causal)
     theirs = torch.autograd.grad(loss, wide, allow_unused=True)
     for x, dx in zip(leaves, theirs, strict=True):
         assert_close(x.grad, torch.zeros_like(x) if dx is None else dx, "fp32")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_cpu_it_agrees_with_its_oracle(case):
+    """The cases that the kernels pass, too: empty and odd lengths, groups, sequences, strides, all gradients."""
+    CASES[case](HERE)
+
+
+class Largest(TorchDispatchMode):
+    """Values of the largest tensor that any operation returns."""
+
+    values = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.values = max([self.values, *(x.numel() for x in tensors)])
+        return result
+
+
+@pytest.mark.parametrize(("q_len", "k_len"), [(600, 600), (300, 900), (900, 300)])
+@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("varlen", (False, True))
+def test_on_a_cpu_no_score_is_stored(q_len, k_len, causal, varlen):
+    batch = () if varlen else (1,)
+    q, k, v = random((*batch, q_len, 2, 16), (*batch, k_len, 1, 16), (*batch, k_len, 1, 16))
+    leaves, options = [x.requires_grad_() for x in (q, k, v)], packed(HERE, [(q_len, k_len)]) if varlen else {}
+    found, scores = {}, q_len * k_len  # of one head
+    for op in (flash_attention, reference):
+        taken = {name: x for name, x in options.items() if op is flash_attention or name.startswith("cu")}
+        with Largest() as largest:
+            out, lse = op(*leaves, causal, return_lse=True, **taken)
+            torch.autograd.grad([out.square().sum() + lse[lse > -math.inf].sum()], leaves)
+        found[op] = largest.values
+    assert found[flash_attention] <= max(q_len, k_len) * 2 * 16 < scores <= found[reference]
+
+
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+@pytest.mark.parametrize("where", range(3))
+@pytest.mark.parametrize(("causal", "q_len"), [(False, 9), (True, 9), (True, 4), (True, 13)])
+def test_on_a_cpu_what_is_no_number_goes_where_the_references_goes(causal, q_len, where, value):
+    tensors = random((2, q_len, 4, 16), (2, 9, 2, 16), (2, 9, 2, 16))
+    tensors[where][1, -2, 1, 3] = value
+    (found, lse), (expected, expected_lse) = (
+        op(*tensors, causal, return_lse=True) for op in (flash_attention, reference)
+    )
+    blind = max(0, q_len - 9) if causal else 0  # the reference multiplies what these do not see by 0
+    torch.testing.assert_close(found[:, blind:], expected[:, blind:], equal_nan=True)
+    torch.testing.assert_close(lse, expected_lse, equal_nan=True)
+    assert not found[1].isfinite().all() and found[0].isfinite().all()
 
 
 def test_square_causal_attention_is_torchs_own():

@@ -49,6 +49,9 @@ def test_tiles_fit_the_product_and_the_gpu():
     assert choose_tile(1, 8192, bf16)["BLOCK_M"] == 16
     assert choose_tile(8192, 8192, bf16, aligned=False)["BLOCK_N"] == 64
     assert choose_tile(8192, 8192, torch.float32)["BLOCK_N"] == 64
+    depth = {target: choose_tile(8192, 8192, bf16, target=target) for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
+    assert [tile["BLOCK_K"] for tile in depth.values()] == [32, 64, 64, 64]  # wgmma reads shared memory
+    assert [tile["num_stages"] for tile in depth.values()] == [4, 3, 3, 2]
 
 
 def test_what_can_be_read_16_bytes_at_a_time_is_told_from_what_cannot():

@@ -3,6 +3,7 @@
 The kernel itself is interpreted in tests/interpreter/test_paged_attention.py.
 """
 
+import math
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from minilib.kernels.paged_attention import attention as kernel
+from minilib.kernels.paged_attention import tiles
 from minilib.kernels.workbench import compiled
 from tests.kernels.paged_attention_cases import BATCHES, TOLERANCE, make_case
 from tests.kernels.place import DTYPES, distance
@@ -139,9 +141,9 @@ def test_a_head_dim_that_no_tile_fits_is_refused(head_dim):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_splits": 0}, "from 1 to 64, or None, got 0"),
-        ({"num_splits": 65}, "got 65"),
-        ({"num_splits": 1.5}, "got 1.5"),
+        ({"split_keys": 0}, "keys above 0, or None, got 0"),
+        ({"split_keys": -64}, "got -64"),
+        ({"split_keys": 1.5}, "got 1.5"),
         pytest.param({"interpret": True}, "TRITON_INTERPRET=1", marks=compiles),
     ],
 )
@@ -158,6 +160,25 @@ def test_a_gradient_is_refused_rather_than_lost():
         kernel.paged_attention(*args)
     with torch.no_grad():
         kernel.paged_attention(*args)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "tiles", "short", "partial_bytes", "splits"),
+    [
+        (32_768, 64 * 8, True, 2**20, 32),  # 64 sequences fill an H200 were they alike; one of 32k is split nonetheless
+        (1024, 64 * 8, True, 2**20, 1),
+        (32_768, 1 * 8, True, 2**14, 64),  # one sequence alone: programs for every multiprocessor
+        (4096, 4 * 8, True, 2**16, 16),
+        (4096, 66 * 8, False, 2**26, 1),  # prefill that fills the GPU
+        (4096, 11 * 8, False, 2**20, 6),
+        (32_768, 4096, True, 2**26, 1),  # partial results would take too much memory
+        (131_072, 8, True, 2**10, 64),
+        (0, 8, True, 0, 0),
+    ],
+)
+def test_keys_are_split_by_a_size_that_no_other_sequence_changes(capacity, tiles, short, partial_bytes, splits):
+    keys = kernel.choose_split(capacity, tiles, 132, short, partial_bytes)
+    assert math.ceil(capacity / keys) == splits
 
 
 BUILDS = {(target, build.name): build for target in compiled.TARGETS for build in kernel.builds(target)}
@@ -183,5 +204,5 @@ def test_attend_compiles_as_it_was_meant(target, name):
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x\w+|\d+)", code)
         assert copies and {int(size, 0) for size in copies} == {16}  # 16 bytes each: fully vectorised
     if target == "sm_90" and name == "decode, bf16, head_dim 128, group 4":
-        assert 65536 // (report.registers * 128) >= kernel.PROGRAMS_PER_SM
-        assert 228 * 1024 // (report.shared + 1024) == kernel.PROGRAMS_PER_SM
+        assert 65536 // (report.registers * 128) >= tiles.PROGRAMS_PER_SM
+        assert 228 * 1024 // (report.shared + 1024) == tiles.PROGRAMS_PER_SM

@@ -1,10 +1,16 @@
 """RMSNorm without a GPU: what it costs, what it refuses, and plain torch where there is no kernel."""
 
+import os
+import platform
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from minilib.kernels.rowwise import rms_norm as op
 from minilib.kernels.rowwise.rms_norm import cost, reference, rms_norm
+from minilib.kernels.workbench import compiled
 
 X, WEIGHT = torch.ones(3, 5), torch.ones(5)
 
@@ -33,6 +39,20 @@ def test_the_reference_keeps_the_dtype_and_rounds_once(dtype):
     x, weight = torch.randn(50, 40).to(dtype), torch.randn(40).to(dtype)
     y = reference(x, weight)
     assert y.dtype == dtype and torch.equal(y, F.rms_norm(x.float(), (40,), weight.float(), 1e-6).to(dtype))
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or os.environ.get("TRITON_INTERPRET") == "1", reason="compiles on Linux, uninterpreted"
+)
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_backward_pass_has_the_next_rows_on_their_way(residual):
+    builds = {build.name: build for build in op.builds("sm_90", True)}
+    for columns, prefetched in ((128, True), (8192, True), (16384, False)):  # the widest leave no room for it
+        build = builds[f"backward, bf16, {columns} columns{', residual' * residual}"]
+        ptx = compiled.compile_for("sm_90", build).asm["ptx"]
+        left = [int(groups) for groups in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)]
+        # Groups that the wait in the loop leaves: rstd, x and dy of a later block, and dh. None is left after the loop.
+        assert left == ([3 + residual, 0] if prefetched else []), (columns, left)
 
 
 def test_its_cost_is_each_tensor_once():

@@ -20,6 +20,8 @@ from minilib.mechanisms.basics.format import Table, gib, si
         (math.inf, "s", "inf s"),
         (None, "s", "–"),
         (-2.5e6, "", "-2.50 M"),
+        (0.34, "$/h", "0.340 $/h"),  # not 340 m$/h, which reads as millions
+        (7.2e6, "$", "7.20 M$"),
     ],
 )
 def test_si(value, unit, expected):

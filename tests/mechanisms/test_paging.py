@@ -168,7 +168,7 @@ class Paging(RuleBasedStateMachine):
 
 
 TestPaging = Paging.TestCase
-TestPaging.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestPaging.settings = settings(max_examples=150, stateful_step_count=50)
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 16, 64])

@@ -156,7 +156,7 @@ def test_mistakes_are_named():
         simulate(broken(gather, (0, 0), chunk=2))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_transfer_of_a_plan_is_superfluous(data):
     n = data.draw(st.integers(2, 9))
@@ -167,7 +167,7 @@ def test_no_transfer_of_a_plan_is_superfluous(data):
             simulate(without(plan, data.draw(st.sampled_from(places))))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_packing_changes_nothing_but_the_rounds(data):
     """Transfers one by one, in the order given, leave the same numbers behind as packed."""

@@ -85,16 +85,23 @@ def test_several_texts_share_one_flat_row():
 
 
 @torch.no_grad()
-def test_only_the_wanted_logits_are_computed():
+def test_an_empty_batch_has_empty_logits():
+    model = Decoder(ModelConfig(97, 48, 80, 2, 6, 2, 8, 64, qk_norm=True))
+    for shape in ((0, 8), (8, 0), (0,)):
+        empty = torch.empty(shape, dtype=torch.int64)
+        assert model(empty, empty, lambda layer, q, k, v: q).shape == (*shape, 97)
+
+
+def test_only_the_logits_of_these_indices_are_computed():
     model, text = decoder(), tokens(20, batch=2)
     seen = []
     model.unembed.register_forward_hook(lambda module, given, out: seen.append(out.shape))
     everything = logits(model, text).flatten(0, 1)
-    wanted = torch.tensor([39, 0, 19, 19])
-    some = model(text, places(text), causal_attention, wanted)
-    torch.testing.assert_close(some, everything[wanted], rtol=1e-5, atol=1e-5)
+    indices = torch.tensor([39, 0, 19, 19])
+    some = model(text, places(text), causal_attention, indices)
+    torch.testing.assert_close(some, everything[indices], rtol=1e-5, atol=1e-5)
     assert seen == [(2, 20, 97), (4, 97)]
-    assert model(text, places(text), causal_attention, wanted[:0]).shape == (0, 97)
+    assert model(text, places(text), causal_attention, indices[:0]).shape == (0, 97)
 
 
 @torch.no_grad()

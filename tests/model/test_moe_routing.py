@@ -103,7 +103,7 @@ def draw_case(draw) -> tuple[list, list, dict]:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_routing_is_that_of_loops_written_from_the_papers(data):
     logits, bias, options = draw_case(data.draw)
     found = routing_of(torch.tensor(logits, dtype=torch.float64).view(-1, len(bias)), bias, **options)
@@ -156,6 +156,48 @@ def test_by_probability_the_likeliest_find_room():
     assert sorted(pairs_of(found)) == [(1, 0), (3, 0)]
     found = routing_of(logits, capacity_factor=0.5, drop="probability")
     assert sorted(pairs_of(found)) == [(1, 0)]  # the earlier of two equal ones
+
+
+def kept_by(worth, wanted, capacity: int) -> set[tuple[int, int]]:
+    """Each expert keeps the `capacity` pairs of the largest worth, earlier tokens first; worth[token][expert]."""
+    kept = set()
+    for expert in range(len(worth[0])):
+        queue = [token for token in range(len(worth)) if expert in wanted[token]]
+        kept |= {(token, expert) for token in sorted(queue, key=lambda t: -worth[t][expert])[:capacity]}
+    return kept
+
+
+def softmax_over(row, experts) -> list[float]:
+    total = sum(math.exp(row[e]) for e in experts)
+    return [math.exp(x) / total for x in row]
+
+
+def rules_of_others(logits, top_k: int, capacity: int) -> dict[str, set[tuple[int, int]]]:
+    """Pairs that "probs" keeps in DeepSpeed's topkgating and, as it is by default, in Megatron-LM's router."""
+    wanted = [sorted(range(len(row)), key=lambda e: (-row[e], e))[:top_k] for row in logits]
+    over_all = [softmax_over(row, range(len(row))) for row in logits]
+    over_chosen = [softmax_over(row, chosen) for row, chosen in zip(logits, wanted, strict=True)]
+    return {"DeepSpeed": kept_by(over_all, wanted, capacity), "Megatron": kept_by(over_chosen, wanted, capacity)}
+
+
+def test_by_probability_is_deepspeeds_rule_and_not_megatrons_default():
+    """Token 0 is surer of expert 0 among all three, token 1 among the two that it chose."""
+    logits = [[2.0, 2.1, -9.0], [2.0, 1.9, 1.8]]
+    found = set(pairs_of(routing_of(logits, top_k=2, capacity_factor=0.75, drop="probability")))  # room for one
+    theirs = rules_of_others(logits, top_k=2, capacity=1)
+    assert found == theirs["DeepSpeed"] == {(0, 0), (0, 1)}
+    assert theirs["Megatron"] == {(1, 0), (0, 1)}
+
+
+def test_by_probability_in_random_cases():
+    generator, differ = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        logits = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+        found = set(pairs_of(routing_of(logits, top_k=2, capacity_factor=0.75, drop="probability")))
+        theirs = rules_of_others(logits.tolist(), top_k=2, capacity=3)
+        assert found == theirs["DeepSpeed"]
+        differ += found != theirs["Megatron"]
+    assert differ > 25, "the two rules are hardly told apart"
 
 
 def test_who_finds_no_room_does_not_weigh_more_elsewhere():

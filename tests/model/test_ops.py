@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.ops import KernelOps, Ops, causal_attention, choose, rotate
+from minilib.model.ops import KernelOps, Ops, causal_attention, choose_ops, rotate
 from tests.model.oracle import places, tokens
 
 CONFIG = ModelConfig(97, 48, 80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=16, max_position=512)
@@ -46,7 +46,7 @@ def test_half_precision_weights_stay_half(dtype):
 
 
 def test_plain_torch_is_torch():
-    ops, x, residual, weight = choose("torch"), *torch.randn(2, 3, 8), torch.randn(8)
+    ops, x, residual, weight = choose_ops("torch"), *torch.randn(2, 3, 8), torch.randn(8)
     assert type(ops) is Ops
     y, h = ops.rms_norm(x, weight, residual, 0.1)
     assert torch.equal(h, x + residual) and torch.equal(y, F.rms_norm(h, (8,), weight, 0.1))

@@ -1,6 +1,6 @@
 import pytest
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilib.model import tokenizer
@@ -16,14 +16,12 @@ texts = st.text()
 @example("")
 @example("  two  spaces\t\r\n\n ")
 @example("naïve 文字 🙂 e\u0301 \x00 \ufeff \u202e")
-@settings(deadline=None)
 def test_any_text_survives(text):
     for trained in (TRAINED, BYTES):
         assert trained.decode(trained.encode(text).ids) == text
 
 
 @given(st.binary())
-@settings(deadline=None)
 def test_any_bytes_that_are_text_survive(data):
     text = data.decode("utf-8", errors="ignore")
     assert TRAINED.decode(TRAINED.encode(text).ids) == text
@@ -32,7 +30,6 @@ def test_any_bytes_that_are_text_survive(data):
 
 
 @given(texts)
-@settings(deadline=None)
 def test_an_untrained_tokenizer_writes_one_token_per_byte(text):
     assert len(BYTES.encode(text).ids) == len(text.encode())
 

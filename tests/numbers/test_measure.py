@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from minilib.numbers import measure as measuring
 from minilib.numbers.measure import Check, Measurement, check_table, compare, measure, measure_in_turns, median_ratio
 
 
@@ -23,45 +24,61 @@ def test_measurement_needs_a_sample():
         Measurement(())
 
 
-def test_a_slow_function_gets_its_least_number_of_samples_and_no_more():
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `sleep` moves; what is read off it is exact, however busy the machine."""
+    now = SimpleNamespace(seconds=0.0)
+    now.sleep = lambda seconds: setattr(now, "seconds", now.seconds + seconds)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(measuring, "Watch", lambda: SimpleNamespace(busy=0.3))
+    return now
+
+
+def test_a_slow_function_gets_its_least_number_of_samples_and_no_more(clock):
     calls = []
-    m = measure(lambda: (calls.append(1), time.sleep(0.02)), budget=0.01, min_samples=3)
-    assert len(m.samples) == 3
+    m = measure(lambda: (calls.append(1), clock.sleep(0.02)), budget=0.01, min_samples=3)
+    assert m.samples == pytest.approx([0.02] * 3)
     assert m.calls_per_sample == 1
     assert len(calls) == 3 + 1  # one warm-up, which alone outlasts a tenth of the budget
 
 
-def test_a_fast_function_is_called_many_times_per_sample():
-    m = measure(lambda: None, budget=0.05)
-    assert m.calls_per_sample > 100
-    assert m.seconds < 1e-5
+def test_a_fast_function_is_called_many_times_per_sample(clock):
+    m = measure(lambda: clock.sleep(1e-6), budget=0.05)
+    assert m.calls_per_sample == 1000  # a millisecond
+    assert m.seconds == pytest.approx(1e-6)
+    assert len(m.samples) in (50, 51)
 
 
-def test_a_sleep_takes_as_long_as_it_sleeps():
-    m = measure(lambda: time.sleep(0.01), budget=0.05)
-    assert 0.01 <= m.seconds < 0.05
+def test_a_sleep_takes_at_least_as_long_as_it_sleeps():
+    assert measure(lambda: time.sleep(0.01), budget=0.05).seconds >= 0.01
 
 
-def test_compare_alternates_and_finds_the_slower_one():
+def test_compare_alternates_and_finds_the_slower_one(clock):
     order = []
-    result = compare(
-        lambda: (order.append("a"), time.sleep(0.02)), lambda: (order.append("b"), time.sleep(0.01)), budget=0.1
-    )
-    counted = order[order.index("b") + 1 :]  # after one warm-up each
-    assert counted == ["a", "b"] * (len(counted) // 2)
-    assert 1.2 < result.ratio < 3.5
-    assert len(result.ratios) == len(result.a.samples) == len(result.b.samples)
+    a, b = (lambda name=name, s=s: (order.append(name), clock.sleep(s)) for name, s in (("a", 0.02), ("b", 0.01)))
+    result = compare(a, b, budget=0.1)
+    assert order == ["a", "b"] + ["a", "b"] * 5  # after one warm-up each
+    assert result.ratios == pytest.approx([2.0] * 5)
+    assert len(result.a.samples) == len(result.b.samples) == 5
+    assert result.busy == 0.3
 
 
-def test_several_functions_are_measured_in_turns():
+def test_several_functions_are_measured_in_turns(clock):
     order = []
-    fns = {name: lambda name=name: (order.append(name), time.sleep(0.005)) for name in ("a", "b", "c")}
+    fns = {name: lambda name=name: (order.append(name), clock.sleep(0.005)) for name in ("a", "b", "c")}
     found = measure_in_turns(fns, budget=0.01, min_turns=4)
     assert list(found) == ["a", "b", "c"]
     assert order[-12:] == ["a", "b", "c"] * 4
-    assert all(len(m.samples) == 4 and m.seconds >= 0.005 for m in found.values())
+    assert all(m.samples == pytest.approx([0.005] * 4) for m in found.values())
     with pytest.raises(ValueError, match="nothing to measure"):
         measure_in_turns({})
+
+
+def test_a_measurement_knows_how_busy_others_were_and_says_so_if_it_matters(clock):
+    m = measure(lambda: clock.sleep(0.1), budget=0.2)
+    assert m.busy == 0.3
+    assert str(m).endswith("(5 samples, others took 30% of the cores)")
+    assert "others" not in str(Measurement((1.0, 2.0), busy=0.05))
 
 
 @pytest.mark.parametrize("budget", [0, -1.0, float("nan")])

@@ -267,8 +267,8 @@ def trainer(config, comm=None, parallel="data", seed=0, frozen=False) -> Trainer
         for linear in (layer.moe.gate_up, layer.moe.down):
             linear.requires_grad_(not frozen)
     made, norms = Trainer(model, ROW, HELD_OUT, config, comm, parallel), []
-    clip = made.engine.clip_grad_norm
-    made.engine.clip_grad_norm = lambda max_norm: norms.append(clip(max_norm))
+    clip = made.strategy.clip_grad_norm
+    made.strategy.clip_grad_norm = lambda max_norm: norms.append(clip(max_norm))
     made.norms = norms
     return made
 

@@ -71,7 +71,9 @@ class Results:
         for output in outputs:
             name = (output.request_id, output.sample)
             assert name not in self.reasons, f"{name} is finished and got one more token"
-            self.tokens[name] = (*self.tokens.get(name, ()), output.token_id)
+            assert (output.token_id is None) == (output.finish_reason == "error") == (output.error is not None)
+            if output.token_id is not None:
+                self.tokens[name] = (*self.tokens.get(name, ()), output.token_id)
             self.texts[name] = self.texts.get(name, "") + output.text
             if output.finish_reason:
                 self.reasons[name] = output.finish_reason

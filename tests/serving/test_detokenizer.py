@@ -22,17 +22,15 @@ def pieces(words, ids, stop=()):
         text, stopped = stream.push(token)
         out.append(text)
         if stopped:
-            break
-    else:
-        stopped = False
-    return [*out, stream.rest()], stopped
+            return [*out, ""], True
+    text, stopped = stream.finish()
+    return [*out, text], stopped
 
 
 def naive(words, ids, stop):
     """Decode all tokens anew after each one; text, whether it was stopped, and how many tokens that took."""
     for count in range(1, len(ids) + 1):
-        text = words.decode(ids[:count])
-        text = "" if text.endswith(CUT) else text
+        text = words.decode(ids[:count]).rstrip(CUT)
         places = [text.find(one) for one in stop if one in text]
         if places:
             return text[: min(places)], True, count
@@ -41,7 +39,6 @@ def naive(words, ids, stop):
 
 @pytest.mark.parametrize("words", [TRAINED, BYTES], ids=["trained", "bytes"])
 @given(text=st.text(max_size=30).filter(lambda text: not text.endswith(CUT)))
-@settings(deadline=None)
 def test_pieces_joined_are_the_text(words, text):
     out, stopped = pieces(words, words.encode(text).ids)
     assert "".join(out) == text and not stopped
@@ -52,7 +49,7 @@ def test_pieces_joined_are_the_text(words, text):
     text=st.text("abé🙂\n", max_size=30),
     stop=st.lists(st.text("abé🙂\n", min_size=1, max_size=4), min_size=1, max_size=3),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_stop_strings_end_the_text_wherever_tokens_are_cut(words, text, stop):
     ids = words.encode(text).ids
     expected, ends, count = naive(words, ids, stop)
@@ -61,7 +58,6 @@ def test_stop_strings_end_the_text_wherever_tokens_are_cut(words, text, stop):
 
 
 @given(text=st.text("ab", max_size=30), stop=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
-@settings(deadline=None)
 def test_no_more_is_held_back_than_may_begin_a_stop_string(text, stop):
     stream, given_out = TextStream(BYTES, tuple(stop)), ""
     for count, token in enumerate(BYTES.encode(text).ids, 1):
@@ -112,9 +108,7 @@ def test_a_text_that_ends_within_a_character_is_that_of_decode(ids):
 
 
 @given(st.lists(st.integers(0, 256), max_size=30))
-@settings(deadline=None, max_examples=300)
-def test_bytes_that_are_no_text_come_out_as_far_as_they_are_certain(ids):
-    """A model of random weights writes such bytes; they may come late, and never wrong."""
-    text, whole = "".join(pieces(BYTES, ids)[0]), BYTES.decode(ids)
-    assert whole.startswith(text)
-    assert whole == text or whole.endswith(CUT)
+@settings(max_examples=300)
+def test_bytes_that_are_no_text_come_out_as_decode_has_them(ids):
+    """A model of random weights writes such bytes."""
+    assert "".join(pieces(BYTES, ids)[0]) == BYTES.decode(ids)

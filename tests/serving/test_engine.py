@@ -135,11 +135,31 @@ def test_chunks_that_end_near_a_page_border(page_size, budget):
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_single_precision_and_its_packed_weights_change_no_token(page_size):
+def test_single_precision_and_packed_weights_change_no_token(page_size):
     model = copy.deepcopy(models()[1]).float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     serve(Engine(model, 300, page_size, max_batch_tokens=40), LENGTHS[16], every=2)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    serve(Engine(model, 300, page_size, max_batch_tokens=40, pack=True), LENGTHS[16], every=2)
+    assert model.layers[0].qkv.matrix.layout != torch.strided
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_model_that_is_updated_in_place_is_served_as_it_is_now(rows):
+    """However many rows a step has, they meet one and the same weights."""
+    model = copy.deepcopy(models()[1]).float()
+    served = Engine(model, 64)
+    serve(served, [9])
+    with torch.no_grad():
+        for parameter in model.layers.parameters():
+            parameter.mul_(-1.1)
+    fresh = Engine(copy.deepcopy(model), 64)
+    found = []
+    for one in (served, fresh):
+        for number in range(rows):
+            one.add_request(str(number), prompt(9 + number), likeliest(COUNT))
+        found.append(finish(one).tokens)
+    assert found[0] == found[1] and found[0]["0", 0] != greedy(prompt(9), COUNT)
 
 
 def test_a_sequence_wastes_less_than_a_page():
@@ -162,9 +182,9 @@ def test_a_step_never_computes_more_than_its_budget_and_computes_nothing_twice()
     served, seen = engine(64, 16, max_batch_tokens=10), []
     real = served._forward
 
-    def forward(work):
+    def forward(work, interrupts):
         seen.append(sum(count for _, count in work))
-        return real(work)
+        return real(work, interrupts)
 
     served._forward = forward
     serve(served, LENGTHS[16])
@@ -172,15 +192,13 @@ def test_a_step_never_computes_more_than_its_budget_and_computes_nothing_twice()
     assert sum(seen) == sum(LENGTHS[16]) + len(LENGTHS[16]) * (COUNT - 1)
 
 
-@pytest.mark.parametrize("prompt_length, tokens", [(POSITIONS, 1), (POSITIONS - 1, 2), (POSITIONS - 15, 16)])
-def test_the_model_s_positions_end_a_sequence(prompt_length, tokens):
-    """As many are generated as can be computed, and one from the last position."""
+@pytest.mark.parametrize("generated", [1, 2, 16])
+def test_prompt_and_generated_tokens_are_as_many_as_the_model_has_positions(generated):
     served = engine(1000, 2)
-    served.add_request("long", prompt(prompt_length), likeliest(1000))
+    served.add_request("long", prompt(POSITIONS - generated), likeliest(1000))
     results = finish(served)
     assert results.reasons["long", 0] == "length"
-    # transformers warns of what lies behind the last position and computes it, so it can be asked
-    assert results.tokens["long", 0] == greedy(prompt(prompt_length), tokens)
+    assert results.tokens["long", 0] == greedy(prompt(POSITIONS - generated), generated)
 
 
 @pytest.mark.parametrize("page_size, num_pages", [(1, 20), (2, 10), (16, 2), (64, 1)])

@@ -10,6 +10,7 @@ import torch
 from minilib.model.decoder import Decoder
 from minilib.model.moe.config import MoEConfig
 from minilib.serving.engine import Engine
+from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
 from tests.serving.served import POSITIONS, VOCAB, assert_idle, engine, finish, greedy, likeliest, models, prompt
 
@@ -29,7 +30,7 @@ BAD_PARAMS = {
     "top_p 0": {"top_p": 0.0},
     "top_p above 1": {"top_p": 1.0001},
     "top_p NaN": {"top_p": math.nan},
-    "stop one string": {"stop": "end"},
+    "stop an empty string": {"stop": ""},
     "stop empty": {"stop": ("end", "")},
 }
 BAD_KINDS = {  # what JSON may bring
@@ -45,6 +46,8 @@ BAD_KINDS = {  # what JSON may bring
     "stop_token_ids one number": {"stop_token_ids": 5},
     "max_tokens True": {"max_tokens": True},
     "n True": {"n": True},
+    "seed a text": {"seed": "7"},
+    "seed True": {"seed": True},
 }
 BAD_REQUESTS = {
     "empty prompt": ("b", (), {}, "empty"),
@@ -54,7 +57,11 @@ BAD_REQUESTS = {
     "token id a text": ("b", "abc", {}, "token ids"),
     "token id None": ("b", (None,), {}, "token ids"),
     "stop token beyond the vocabulary": ("b", (1,), {"stop_token_ids": (VOCAB,)}, "stop_token_ids"),
-    "longer than the model": ("b", (1,) * (POSITIONS + 1), {}, f"at most {POSITIONS}"),
+    "as long as the model": ("b", (1,) * POSITIONS, {}, f"at most {POSITIONS}, the generated included"),
+    "stop token True": ("b", (1,), {"stop_token_ids": (True,)}, "stop_token_ids"),
+    "two rows at once": ("b", np.ones((2, 3), int), {}, "token ids"),
+    "one number": ("b", 5, {}, "row of token ids"),
+    "one number in an array": ("b", np.array(5), {}, "row of token ids"),
     "longer than the pool": ("b", (1,) * 129, {}, "128"),
     "an id being served": ("a", (1,), {}, "'a'"),
     "more samples than may run": ("b", (1,), {"n": 5}, "max_sequences"),
@@ -82,7 +89,7 @@ def assert_undisturbed(served):
 @pytest.mark.parametrize("case", BAD_PARAMS)
 def test_parameters_that_make_no_sense_are_refused_by_name(case):
     (name,) = BAD_PARAMS[case]
-    with pytest.raises(InvalidRequest, match="empty stop" if case == "stop empty" else name):
+    with pytest.raises(InvalidRequest, match="empty stop" if "empty" in case else name):
         SamplingParams(**BAD_PARAMS[case])
 
 
@@ -118,18 +125,43 @@ def test_a_request_that_cannot_be_served_disturbs_nobody(case):
         torch.tensor(prompt(9)),
         iter(prompt(9)),
         range(3),
-        np.array(prompt(9)) % 2 > 0,
+        [*map(np.int64, prompt(9))],
+        list(torch.tensor(prompt(9))),
+        np.array(prompt(9), dtype=np.uint8),
     ],
-    ids=["list", "numpy", "torch", "iterator", "range", "booleans"],
+    ids=["list", "numpy", "torch", "iterator", "range", "numpy's numbers", "torch's numbers", "bytes"],
 )
-def test_prompts_of_other_kinds_are_served_or_refused(tokens):
+def test_prompts_of_any_kind_are_served(tokens):
+    served, expected = busy(), greedy((0, 1, 2) if isinstance(tokens, range) else prompt(9), COUNT)
+    served.add_request("b", tokens, likeliest(COUNT))
+    results = finish(served)
+    assert results.tokens["b", 0] == expected and {type(token) for token in results.tokens["b", 0]} == {int}
+
+
+@pytest.mark.parametrize("tokens", [np.array([True, False]), [True], torch.tensor([1.0, 2.0]), [np.float64(1)]])
+def test_what_is_no_token_id_is_refused(tokens):
     served = busy()
-    try:
+    with pytest.raises(InvalidRequest, match="prompt holds"):
         served.add_request("b", tokens, likeliest(COUNT))
-    except InvalidRequest:
-        assert_undisturbed(served)
-        return
-    assert finish(served).tokens["b", 0] in (greedy(prompt(9), COUNT), greedy((0, 1, 2), COUNT))
+    assert_undisturbed(served)
+
+
+def test_parameters_of_numpy_and_one_stop_string_mean_the_same():
+    one = SamplingParams(np.int64(3), top_k=np.int32(2), n=np.int8(1), stop="end", stop_token_ids=np.array([5, 6]))
+    assert one == SamplingParams(3, top_k=2, n=1, stop=("end",), stop_token_ids=(5, 6))
+
+
+@pytest.mark.parametrize("end", ["13", -1, 10**9, True, VOCAB, 2.0, [13, -1], (VOCAB,), ["13"], [True], [[13]]])
+def test_an_end_token_that_is_none_is_refused_by_name(end):
+    with pytest.raises(ValueError, match="eos_token_id"):
+        engine(eos_token_id=end)
+    with pytest.raises(ValueError, match="eos_token_id"):
+        LLM(models()[1], num_pages=4, eos_token_id=end)
+
+
+@pytest.mark.parametrize("end", [13, np.int64(13), [13], (13, 14), {13}, np.array([13]), torch.tensor([13]), None, ()])
+def test_one_end_token_several_or_none(end):
+    assert engine(eos_token_id=end).eos_token_ids <= {13, 14}
 
 
 @pytest.mark.parametrize("stop", [(5,), b"end"])

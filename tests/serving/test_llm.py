@@ -1,7 +1,10 @@
 """Prompts in, texts out; whoever leaves early, or brings what cannot be served, leaves nothing behind."""
 
 import functools
+import itertools
+import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,7 +98,7 @@ def test_stop_strings_end_each_sample_where_its_text_has_them(llm):
 
 def test_the_end_token_ends_a_text_and_is_not_seen(llm):
     end = TRAINED.token_to_id(tokenizer.END)
-    assert llm.engine.eos_token_id == end
+    assert llm.engine.eos_token_ids == {end}
     heated = SamplingParams(max_tokens=60, temperature=50.0, seed=1, n=40)
     row = llm.generate([PROMPTS[2]], heated)[0]
     stopped = [completion for completion in row if completion.finish_reason == "stop"]
@@ -122,9 +125,81 @@ def test_a_prompt_that_is_none_at_all_adds_none_either(llm, bad):
     assert_idle(llm.engine)
 
 
-def test_one_prompt_that_is_not_in_a_list_is_refused(llm):
-    with pytest.raises((TypeError, InvalidRequest), match="list"):
-        llm.generate("def", DRAWN)
+@pytest.mark.parametrize("one", ["def", [1, 2, 3], np.array([1, 2]), torch.tensor([1, 2]), 5, None])
+def test_one_prompt_that_is_not_in_a_list_is_refused(llm, one):
+    with pytest.raises(InvalidRequest, match="list of prompts"):
+        llm.generate(one, DRAWN)
+    assert_idle(llm.engine)
+
+
+def test_arrays_and_tensors_of_token_ids_are_prompts(llm):
+    rows = [[1, 2, 3], [4, 5, 6]]
+    expected = llm.generate(rows, DRAWN)
+    for prompts in (np.array(rows), torch.tensor(rows), [np.array(row) for row in rows], map(torch.tensor, rows)):
+        assert llm.generate(prompts, DRAWN) == expected
+    assert [output.token_id for output in llm.stream(np.array(rows[0]), DRAWN) if output.sample == 0] == (
+        expected[0][0].token_ids
+    )
+
+
+def test_one_stop_string_needs_no_tuple(llm):
+    (free,), (held,) = (llm.generate(["x"], SamplingParams(9, 0, stop=stop))[0] for stop in ((), "w"))
+    assert "w" in free.text and held.text == free.text[: free.text.index("w")]
+
+
+def test_a_request_that_fails_says_so_and_keeps_what_it_has(monkeypatch, llm):
+    expected = llm.generate(PROMPTS, SamplingParams(9, 0))
+    forward, calls = model().unembed.forward, itertools.count(1)
+
+    def unembed(x):
+        logits = forward(x)
+        if next(calls) == 4:
+            logits[1] = torch.nan
+        return logits
+
+    monkeypatch.setattr(model().unembed, "forward", unembed)
+    completions = llm.generate(PROMPTS, SamplingParams(9, 0))
+    failed = completions.pop(1)[0]
+    before = expected.pop(1)[0]
+    assert completions == expected
+    assert (failed.finish_reason, failed.token_ids) == ("error", before.token_ids[:3]) and "NaN" in failed.error
+    assert before.text.startswith(failed.text.rstrip(CUT)) and failed.text
+    assert_idle(llm.engine)
+
+
+@pytest.mark.parametrize("generation, config, ends", [
+    ({"eos_token_id": [23, 30]}, {"eos_token_id": 5}, {23, 30}),
+    ({"eos_token_id": 23}, {}, {23}),
+    ({"temperature": 0.6}, {"eos_token_id": 5}, {5}),
+    (None, {"eos_token_id": [5, 6]}, {5, 6}),
+    (None, {"eos_token_id": 0}, {0}),
+    (None, {"eos_token_id": None}, {TRAINED.token_to_id(tokenizer.END)}),
+    (None, {}, {TRAINED.token_to_id(tokenizer.END)}),
+])  # fmt: skip
+def test_end_tokens_of_a_checkpoint_are_those_of_its_files(tmp_path, generation, config, ends):
+    checkpoint.save(model(), tmp_path, torch.float32)
+    TRAINED.save(str(tmp_path / "tokenizer.json"))
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert LLM.load(tmp_path, num_pages=8).engine.eos_token_ids == ends
+    assert LLM.load(tmp_path, num_pages=8, eos_token_id=7).engine.eos_token_ids == {7}
+
+
+@pytest.mark.parametrize("end", ["13", -1, 10**9, True, [5, "13"]])
+def test_end_tokens_that_are_none_are_refused_by_name(tmp_path, end):
+    checkpoint.save(model(), tmp_path, torch.float32)
+    TRAINED.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    with pytest.raises(ValueError, match="eos_token_id"):
+        LLM.load(tmp_path, num_pages=8)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_before_its_weights_are_read(tmp_path):
+    checkpoint.save(model(), tmp_path, torch.float32).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+        LLM.load(tmp_path)
 
 
 def test_prompts_may_come_from_a_generator(llm):
@@ -189,12 +264,6 @@ def test_without_a_tokenizer_token_ids_go_in_and_out():
     with pytest.raises(InvalidRequest, match="token ids"):
         llm.generate(PROMPTS)
     assert_idle(llm.engine)
-
-
-def test_the_default_pool_holds_four_sequences_of_full_length():
-    for page_size in (1, 16, 48, 64, 100):
-        slots = LLM(model(), page_size=page_size).engine.cache.num_slots
-        assert 4 * 64 <= slots < 4 * (64 + page_size)
 
 
 @pytest.mark.parametrize(

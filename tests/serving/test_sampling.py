@@ -52,7 +52,7 @@ def probabilities(logits, params):
         max_size=5,
     ),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_every_row_has_the_probabilities_of_transformers(seed, vocab_size, rows):
     logits = 3 * draw(len(rows), vocab_size, seed=seed)
     params = [SamplingParams(temperature=t, top_k=k, top_p=p) for t, k, p in rows]
@@ -202,3 +202,30 @@ def test_a_row_s_draw_does_not_depend_on_the_others():
     chances = [(row * 7 % 20 + 0.5) / 20 for row in range(20)]
     alone = [sample(logits[row : row + 1], [params[row]], [chances[row]])[0] for row in range(20)]
     assert sample(logits, params, chances) == alone
+
+
+KINDS = [{"temperature": 0}, {"temperature": 1e-30}, {"temperature": 5e-324}, {}, {"top_k": 3}, {"top_p": 0.5}]
+UNUSABLE = {"NaN": math.nan, "+inf": math.inf, "-inf alone": -math.inf}
+
+
+@pytest.mark.parametrize("value", UNUSABLE)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_row_without_a_highest_number_has_no_token_and_changes_no_other(value, kind, dtype):
+    logits, params = draw(6, 50).to(dtype), [SamplingParams(**kind), GREEDY, SamplingParams()] * 2
+    chances = [0.1, 0.5, LAST, 0.3, 0.9, 0.0]
+    alone = [sample(logits[row : row + 1], params[row : row + 1], chances[row : row + 1])[0] for row in range(6)]
+    for row in range(6):
+        spoilt = logits.clone()
+        spoilt[row, slice(None) if value == "-inf alone" else 7] = UNUSABLE[value]
+        assert sample(spoilt, params, chances) == [*alone[:row], None, *alone[row + 1 :]]
+    assert sample(torch.full((2, 1), UNUSABLE[value]), params[:2], chances[:2]) == [None, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_of_minus_infinity_is_never_drawn_and_is_no_fault(kind):
+    logits = draw(1, 8).repeat(200, 1)
+    logits[:, 2:6] = -math.inf
+    grid = [(i + 0.5) / 200 for i in range(200)]
+    drawn = set(sample(logits, [SamplingParams(**kind)] * 200, grid))
+    assert drawn <= {0, 1, 6, 7} and None not in drawn

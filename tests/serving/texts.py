@@ -23,7 +23,7 @@ class Texts:
         self.cache = PagedCache(self.config, num_pages, page_size, swap_pages, dtype)
         self.random = torch.Generator().manual_seed(page_size)
         for tensor in (self.cache.k, self.cache.v):
-            tensor.copy_(1e3 * self.draw(*tensor.shape))  # what nobody wrote must not be seen
+            tensor.fill_(torch.nan)  # what nobody wrote must not be seen
         self.k, self.v = {}, {}
 
     def draw(self, *shape):

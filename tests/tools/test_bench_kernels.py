@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from minilib.kernels.workbench.dispatch import interpreted
 from minilib.numbers.machine import Machine
 from minilib.numbers.price import Cost
+from minilib.numbers.records import Record
 from tools.bench import kernels
 from tools.kernel_jobs import Job, Sizes, jobs, shares
 
@@ -107,6 +109,29 @@ def test_a_build_that_does_not_compile_leaves_its_error(monkeypatch):
     whole, broken = kernels.every_build(("sm_90",))
     assert whole["module"] == "softmax" and whole["name"] == good.name and whole["spilled"] == 0
     assert broken["name"] == bad.name and broken["target"] == "sm_90" and broken["error"]
+
+
+def test_some_rows_of_a_record_are_renewed_and_it_says_by_whom(monkeypatch):
+    builds = {"softmax": [SimpleNamespace(name="a"), SimpleNamespace(name="b")], "rotary": [SimpleNamespace(name="a")]}
+    monkeypatch.setattr(kernels.compiled, "TARGETS", {"sm_80": (), "sm_90": ()})
+    monkeypatch.setattr(kernels.compiled, "all_builds", lambda target, every: builds)
+    where = dict.fromkeys(("machine", "date", "commit", "command"), "first") | {"versions": {"torch": "1"}}
+    keys = [(t, m, n) for t in ("sm_80", "sm_90") for m, n in (("softmax", "a"), ("softmax", "gone"), ("rotary", "a"))]
+    old = [{"target": t, "module": m, "name": n, "registers": 1} for t, m, n in keys]
+    new = [{"target": t, "module": "softmax", "name": "b", "registers": 2} for t in ("sm_80", "sm_90")]
+    new.append({"target": "sm_90", "module": "softmax", "name": "a", "registers": 2})
+    record, later = Record("compiled", {"builds": old}, where), {**where, "machine": "second", "commit": "later"}
+    found = kernels.renewed(record, new, later)
+    assert [(row["target"], row["module"], row["name"], row["registers"]) for row in found.data["builds"]] == [
+        ("sm_80", "softmax", "a", 1), ("sm_80", "softmax", "b", 2), ("sm_80", "rotary", "a", 1),
+        ("sm_90", "softmax", "a", 2), ("sm_90", "softmax", "b", 2), ("sm_90", "rotary", "a", 1),
+    ]  # fmt: skip
+    assert found.provenance["machine"] == "first" and "extended" not in record.provenance
+    (extended,) = found.provenance["extended"]
+    assert extended["machine"] == "second" and extended["commit"] == "later"
+    assert extended["modules"] == ["softmax"] and extended["targets"] == ["sm_80", "sm_90"]
+    with pytest.raises(ValueError, match="2 builds have no row, such as .*softmax.*b"):
+        kernels.renewed(record, [], later)
 
 
 def _tensors(out) -> tuple:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -134,6 +135,42 @@ def test_a_task_that_fails_costs_its_own_points_only(graded, mishap):
     grades = graded(RIGHT | {"task_1": answer})
     assert points(grades) == [0, 3]
     assert message in grades.tasks[0].message
+
+
+FLOODS = {
+    "prints without end": "while True: print('all work and no play' * 50)",
+    "one long line": "print('x' * 60_000_000)",
+    "to stderr": "import sys\nprint('x' * 10_000_000, file=sys.stderr)",
+    "displays": "from IPython.display import HTML, display\nfor _ in range(20): display(HTML('x' * 500_000))",
+    "raises": "raise ValueError('x' * 10_000_000)",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_output_is_cut_while_it_is_collected_and_costs_no_points_of_others(graded, flood):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grades = graded(RIGHT | {"task_1": f"{RIGHT['task_1']}\n{FLOODS[flood]}"})
+    endless = flood == "prints without end"  # which is left out of the run that the page shows
+    assert points(grades) == [0 if endless else 2, 3]  # double is defined, and right
+    assert len(grades.html) < 3_000_000
+    assert endless or "cut here" in grades.html or "characters left out" in grades.html
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
+
+
+def test_stderr_counts_however_much_was_printed_before(graded):
+    noisy = (
+        "def double(x):\n    import sys\n    print('x' * 10**6)\n    print('old', file=sys.stderr)\n    return 2 * x"
+    )
+    grades = graded(RIGHT | {"task_1": noisy})
+    assert points(grades) == [0, 3]
+    assert "stderr" in grades.tasks[0].message and "old" in grades.tasks[0].message
+
+
+def test_a_byte_order_mark_is_no_obstacle(tmp_path, blanks, solutions):
+    path = tmp_path / "mine.ipynb"
+    path.write_text(nbformat.writes(blanks["small"]), encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert points(grade("small", path, solutions)) == [0, 0]
 
 
 def test_a_test_cell_that_was_edited_is_restored(graded):

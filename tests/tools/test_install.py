@@ -1,9 +1,12 @@
 """Set-up: what it decides, what it never takes for done, and the one sentence in which it fails."""
 
+import ensurepip
 import json
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "VENV", str(tmp_path / ".venv"))
     monkeypatch.setattr(install, "STAMP", str(tmp_path / ".venv" / "ready.json"))
     monkeypatch.setattr(install, "_run", run)
+    monkeypatch.setattr(install, "check_imports", lambda modules: None)
     monkeypatch.setattr(install, "_check_room", lambda gigabytes: None)
     monkeypatch.delenv("TORCH", raising=False)
     monkeypatch.setattr(install, "has_nvidia_gpu", lambda: False)
@@ -139,6 +143,37 @@ def test_the_cpu_build_is_sought_nearby_first_then_at_pytorch(project, monkeypat
     assert all(args[2].endswith("+cpu") for args in tried)  # never gigabytes of CUDA by accident
 
 
+NO_SUCH_BUILD = """ERROR: Cannot install torch==2.13.0+cpu because these package versions have conflicting dependencies.
+    The user requested torch==2.13.0+cpu
+    The user requested (constraint) torch==2.13.0
+ERROR: ResolutionImpossible: for help visit https://pip.example"""
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        (NO_SUCH_BUILD, "there is no CPU build of torch 2.13.0 for Python 3."),
+        (f"WARNING: Retrying ... NewConnectionError ...\n{NO_SUCH_BUILD}", "could not be reached"),
+    ],
+)
+def test_a_missing_cpu_build_is_named_with_its_python_and_the_price_of_the_other(
+    second, sentence, project, monkeypatch
+):
+    """pip says ResolutionImpossible of a version that no index has, if constraints.txt names it, too."""
+    said = [NO_SUCH_BUILD, second]
+
+    def run(command):
+        raise install.explain(said.pop(0))
+
+    monkeypatch.setattr(install, "_run", run)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(install.SetupError, match=sentence) as caught:
+        install.install_torch("cpu")
+    assert not said  # PyTorch's own index was asked, too
+    for words in ("torch 2.13.0 for Python 3.", "TORCH=cuda make lab", "12 GB of disk instead of 4"):
+        assert words in str(caught.value)
+
+
 def test_no_network_is_not_taken_for_no_build(project, monkeypatch):
     def pip(*args):
         raise install.explain(
@@ -160,6 +195,10 @@ def test_no_network_is_not_taken_for_no_build(project, monkeypatch):
         ("OSError: [Errno 30] Read-only file system: '.venv'", "cannot be written"),
         ("NameResolutionError: Failed to resolve 'index.example'", "could not be reached"),
         ("ERROR: No matching distribution found for triton==3.7.1", "no triton==3.7.1"),
+        (
+            "ERROR: Cannot install a==1, b==2 because\nERROR: ResolutionImpossible",
+            "no versions that fit together for a==1",
+        ),
         ("ERROR: something else entirely", "pip stopped with: ERROR: something else entirely"),
         ("", "no output at all"),
     ],
@@ -208,3 +247,79 @@ def test_an_old_python_gets_a_sentence(tmp_path):
 def old_python(minor: int) -> str | None:
     found = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python3"))
     return str(found[0]) if found else shutil.which(f"python3.{minor}")
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    """A virtual environment with nothing but pip, which runs from the wheel that Python has at hand."""
+    folder = tmp_path_factory.mktemp("venv") / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    pip = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+    Path(next(folder.glob("lib/*/site-packages")), "pip.pth").write_text(str(pip))
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path, venv, monkeypatch):
+    """A tiny package that the installer can put into the virtual environment; gone again afterwards."""
+    monkeypatch.setattr(install, "VENV", str(venv))
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("tiny.py", "")
+        file.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        file.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr("tiny-1.0.dist-info/RECORD", "tiny.py,,\n")
+    yield wheel
+    for path in venv.glob("lib/*/site-packages/tiny*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PIP_USER": "1"},
+        {"PIP_TARGET": "elsewhere"},
+        {"PIP_PREFIX": "elsewhere"},
+        {"PIP_ROOT": "elsewhere"},
+        {"PIP_PYTHON": sys.executable, "PIP_DRY_RUN": "1"},
+        {"PIP_CONFIG_FILE": "[install]\ntarget = elsewhere\n"},
+        {"PYTHONPATH": "elsewhere", "PYTHONHOME": sys.base_prefix},
+    ],
+    ids=str,
+)
+def test_settings_that_move_packages_are_overruled(settings, package, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    for name, value in settings.items():
+        if name == "PIP_CONFIG_FILE":
+            config = tmp_path / "pip.conf"
+            config.write_text(value.replace("elsewhere", str(elsewhere)))
+            value = str(config)
+        elif name == "PYTHONPATH":  # the package is in sight, so pip would be content without installing it
+            zipfile.ZipFile(package).extractall(elsewhere)
+        monkeypatch.setenv(name, str(elsewhere) if value == "elsewhere" else value)
+    install._pip("--no-index", str(package))
+    install.check_imports(["tiny"])
+    assert next(Path(install.VENV).glob("lib/*/site-packages/tiny.py"))
+    assert "PYTHONPATH" in settings or not elsewhere.exists()
+
+
+def test_what_pip_left_out_is_noticed(venv, monkeypatch):
+    monkeypatch.setattr(install, "VENV", str(venv))
+    with pytest.raises(install.SetupError, match="cannot import tiny .ModuleNotFoundError: No module named 'tiny'"):
+        install.check_imports(["tiny"])
+
+
+def test_where_packages_come_from_is_the_users_to_say(package, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(package.parent))
+    install._pip("tiny==1.0")
+    install.check_imports(["tiny"])
+
+
+def test_make_shields_the_environment_from_another_pythons_packages():
+    environment = {**os.environ, "PYTHONPATH": "elsewhere", "PYTHONHOME": "elsewhere"}
+    show = ["make", "--no-print-directory", "-f", "Makefile", "-f", "-", "show"]
+    rule = "show:\n\t@echo $$PYTHONPATH,$$PYTHONHOME\n"
+    for words, seen in ((show, ","), ([*show, "RUN=python3"], "elsewhere,elsewhere")):
+        run = subprocess.run(words, input=rule, cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True)
+        assert run.stdout.strip() == seen

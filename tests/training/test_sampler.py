@@ -201,6 +201,42 @@ def test_a_state_that_is_none_is_refused():
     assert sampler.state_dict() == before
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "is the dict that state_dict() gave, got None, a NoneType"),
+        ([0, 4], "got [0, 4], a list"),
+        ("epoch", "got 'epoch', a str"),
+        ({}, "got []"),
+        ({None: 1, "epoch": 0}, "got ['None', 'epoch']"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused(state, said):
+    with pytest.raises(OtherDeal, match=re.escape(said)):
+        ShardedSampler(10, 2, 0, 4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "seed", "shuffle", "epoch", "position"])
+@pytest.mark.parametrize("value", [None, "1", 1.0, [1], np.arange(2), float("nan"), torch.tensor([1, 2])])
+def test_a_value_of_another_kind_is_refused_by_its_name(name, value):
+    sampler = ShardedSampler(10, 2, 0, 4)
+    before = sampler.state_dict()
+    with pytest.raises(OtherDeal, match=f"{name} of a sampler's state is .*, got .*, a {type(value).__name__}"):
+        sampler.load_state_dict(before | {name: value})
+    with pytest.raises(OtherDeal, match="got (True|0), a (bool|int)"):
+        sampler.load_state_dict(before | {name: 0 if name == "shuffle" else True})
+    assert sampler.state_dict() == before
+    sampler.check_invariants()
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    sampler = ShardedSampler(10, 2, 0, 4)
+    sampler.load_state_dict(sampler.state_dict() | {"epoch": np.int64(2), "position": np.int32(4)})
+    assert sampler.state_dict() | {"epoch": 2, "position": 4} == sampler.state_dict()
+    assert {type(sampler.epoch), type(sampler.position)} == {int}
+    sampler.check_invariants()
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(NothingToDeal, match="at least 1, got 0; is the corpus empty"):
         ShardedSampler(0, 1, 0, 1)

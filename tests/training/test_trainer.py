@@ -10,6 +10,7 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import causal_attention
+from minilib.training.batches import batches_of
 from minilib.training.expert_balance import BalanceConfig
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
 
@@ -25,6 +26,12 @@ def changed(config, **changes):
 
 def trainer(config=SHORT, shape=SHAPE, train=ROW, validation=HELD_OUT) -> Trainer:
     return Trainer(Decoder(shape), train, validation, config)
+
+
+def windows(row, step, config=SHORT) -> torch.Tensor:
+    """What one process trains on in a step."""
+    starts = batches_of(len(row), config, rank=0, world_size=1).draw(step).starts
+    return torch.stack([row[start : start + config.context + 1] for start in starts])
 
 
 def weights(of: Trainer) -> dict[str, torch.Tensor]:
@@ -66,7 +73,7 @@ def test_steps_are_those_of_adamw_written_out(clip):
     run, model = trainer(config), Decoder(SHAPE)
     moments = {name: [torch.zeros_like(p), torch.zeros_like(p)] for name, p in model.named_parameters()}
     for step in range(3):
-        batch = run._batch(ROW, step)
+        batch = windows(ROW, step, config)
         logits = model(batch[:, :-1], torch.arange(8).expand(3, 8), causal_attention)
         chosen = logits.log_softmax(-1).gather(-1, batch[:, 1:, None])
         loss = -chosen.mean()
@@ -96,7 +103,7 @@ def test_first_weights_equal_a_plain_torch_loop_bit_for_bit():
     decay = [p for name, p in model.named_parameters() if "norm" not in name and "embed" not in name]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=SHORT.learning_rate / 2, betas=(0.9, 0.95))
-    batch = run._batch(ROW, 0)
+    batch = windows(ROW, 0)
     logits = model(batch[:, :-1], torch.arange(8).expand(3, 8), causal_attention)
     F.cross_entropy(logits.reshape(-1, 31), batch[:, 1:].reshape(-1)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), SHORT.clip)
@@ -153,8 +160,7 @@ def test_the_seed_decides_the_batches():
 
 def test_batches_are_windows_of_the_row_and_reach_both_ends():
     counted = torch.arange(40)
-    run = trainer(train=counted)
-    drawn = torch.cat([run._batch(counted, step) for step in range(60)])
+    drawn = torch.cat([windows(counted, step) for step in range(60)])
     assert drawn.shape == (180, 9)
     assert torch.equal(drawn, drawn[:, :1] + torch.arange(9))
     assert (drawn.min(), drawn.max()) == (0, 39)

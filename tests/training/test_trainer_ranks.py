@@ -40,7 +40,7 @@ def trainer(config, comm=None, parallel="data", seed=0) -> Trainer:
 
 
 def outcome(of: Trainer) -> dict:
-    return {"losses": of.losses, "validation": of.validation_losses, **of.engine.full_state_dict()}
+    return {"losses": of.losses, "validation": of.validation_losses, **of.strategy.full_state_dict()}
 
 
 def trains(config: TrainConfig, parallels: tuple[str, ...]) -> dict[str, dict]:

@@ -13,6 +13,7 @@ import sys
 
 from tqdm import tqdm
 
+from minilib.kernels.workbench import compiled
 from minilib.kernels.workbench.dispatch import interpreted, triton
 from minilib.numbers import records, workloads
 from minilib.numbers.machine import Machine
@@ -43,6 +44,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument("--only", choices=CHOICES, help="record one of them")
+    parser.add_argument("--modules", nargs="+", metavar="MODULE", help="of compiled: only these, such as matmul.dense")
+    parser.add_argument("--targets", nargs="+", choices=compiled.TARGETS, help="of compiled: only these")
     options = parser.parse_args()
     if options.only == "compiled" and (triton is None or interpreted()):
         parser.error("compiled needs Triton (on Linux) without TRITON_INTERPRET")
@@ -61,7 +64,7 @@ def main() -> int:
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
-        _compiled(machine)
+        _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":
         parser.error("kernels are measured on a GPU, and torch sees none (or --cpu leaves it alone)")
     if options.only in (None, "kernels") and machine.kind == "gpu":
@@ -147,14 +150,25 @@ def _moe(machine: Machine) -> None:
     _save(machine, "moe", found)
 
 
-def _compiled(machine: Machine) -> None:
-    """What the compiler makes of every kernel's default configurations for three GPUs; needs none."""
-    rows = bench_kernels.every_build()
+def _compiled(machine: Machine, modules: list[str] | None, targets: list[str] | None) -> None:
+    """What the compiler makes of every kernel's default configurations for three GPUs; needs none.
+
+    Of some modules or targets alone: their rows are renewed in the record that there is.
+    """
+    rows = bench_kernels.every_build(targets or tuple(compiled.TARGETS), modules)
     troubled = [row for row in rows if row.get("error") or row["spilled"]]
     print(f"compiled {len(rows)} builds; {len(troubled)} fail or spill registers")
     for row in troubled:
         print(f"  {row['target']} {row['module']}: {row['name']}: {row.get('error', 'spills')}")
-    _save(machine, "compiled", {"builds": rows})
+    idle = sum(row.get("copies_in_flight") == 0 for row in rows)
+    print(f"{idle} multiply with no copy of a later block on its way")
+    if not modules and not targets:
+        return _save(machine, "compiled", {"builds": rows})
+    (where,) = records.machines("compiled")
+    provenance = records.stamp("compiled", {}, machine.title).provenance
+    path = bench_kernels.renewed(records.load(where, "compiled"), rows, provenance).save(where)
+    print(f"renewed {path.relative_to(records.ROOT)}")
+    return None
 
 
 def _kernels(machine: Machine) -> None:

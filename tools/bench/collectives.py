@@ -12,7 +12,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.base import Message
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
-from tools.bench.turns import slowest
+from minilib.ranks.turns import seconds_in_turns
 
 WORLD_SIZES = (2, 4)
 SIZES = tuple(2**k for k in (12, 16, 20, 22, 24, 26))  # bytes of the tensor
@@ -60,8 +59,7 @@ def collectives(sizes: Sequence[int] = SIZES, messages: Sequence[int] = MESSAGES
                 links.append({"kind": kind, "world_size": world_size, **_link(world_size, messages, found)})
                 bar.update()
             for nbytes in sizes:
-                ranks = launch.run(_all_reduces, world_size, nbytes, budget, timeout=600)
-                turns = slowest(ranks)
+                turns = launch.run(_all_reduces, world_size, nbytes, budget, timeout=600)[0]
                 peer = turns.pop("gloo")
                 gloo.append(_row(world_size, nbytes, peer))
                 rows += [{"kind": kind, "plan": plan, **_row(world_size, nbytes, own), **_beside(peer, own)}
@@ -130,9 +128,13 @@ def _messages(kind: str, messages: Sequence[int]) -> list[list[float]]:
     found = []
     for nbytes in messages:
         numel, times = nbytes // 4, max(1, min(20, 2**20 // nbytes))
-        calls = [partial(there_and_back, numel, None), partial(there_and_back, numel, Tensor.add_),
-                 partial(everybody, numel)]  # fmt: skip
-        taken, added, together = map(statistics.median, _in_turns(calls, times, 9))
+        calls = {
+            "taken over": partial(there_and_back, numel, None),
+            "added": partial(there_and_back, numel, Tensor.add_),
+            "together": partial(everybody, numel),
+        }
+        samples = seconds_in_turns(calls, turns=9, repeats=times).values()
+        taken, added, together = map(statistics.median, samples)
         found.append([taken / 2, added / 2, together])
     dist.barrier()
     transport.close()
@@ -140,7 +142,7 @@ def _messages(kind: str, messages: Sequence[int]) -> list[list[float]]:
 
 
 def _all_reduces(nbytes: int, budget: float) -> dict[str | tuple[str, str], list[float]]:
-    """Seconds of each turn of gloo's all-reduce ("gloo") and of ours by (kind, plan)."""
+    """Seconds of gloo's all-reduce ("gloo") and of ours by (kind, plan), in each turn on the slowest rank."""
     plain = torch.zeros(nbytes // 4)
     calls: dict[str | tuple[str, str], Callable[[], object]] = {"gloo": partial(dist.all_reduce, plain)}
     for kind, (make, mapped) in KINDS.items():
@@ -148,8 +150,7 @@ def _all_reduces(nbytes: int, budget: float) -> dict[str | tuple[str, str], list
         x = comm.transport.empty(nbytes // 4).zero_() if mapped else plain
         for name, plan in all_reduce_plans(dist.get_world_size()).items():
             calls[kind, name] = partial(comm.all_reduce, x, plan=plan)
-    taken = _in_turns(list(calls.values()), _calls(nbytes), TURNS, budget)
-    return dict(zip(calls, taken, strict=True))
+    return seconds_in_turns(calls, turns=TURNS, repeats=_calls(nbytes), budget=budget)
 
 
 def _calls(nbytes: int) -> int:
@@ -158,27 +159,6 @@ def _calls(nbytes: int) -> int:
     A single one would also wait for ranks that the barrier before it lets go later.
     """
     return max(1, min(20, 2**26 // nbytes))
-
-
-def _in_turns(calls: Sequence[Callable[[], object]], times: int, turns: int, budget: float = 0.0) -> list[list[float]]:
-    """Make every call `times` times, then again, in `turns` turns or more, until rank 0 has spent `budget` seconds.
-
-    Returns:
-        For every call, seconds per call in each turn but the first, which warms up.
-    """
-    samples: list[list[float]] = [[] for _ in calls]
-    started, more, turn = time.perf_counter(), torch.ones(1), 0
-    while more.item():
-        for call, taken in zip(calls, samples, strict=True):
-            dist.barrier()
-            before = time.perf_counter()
-            for _ in range(times):
-                call()
-            taken.append((time.perf_counter() - before) / times)
-        turn += 1
-        more.fill_(turn <= turns or time.perf_counter() - started < budget)
-        dist.broadcast(more, 0)
-    return [taken[1:] for taken in samples]
 
 
 # What was measured

@@ -7,7 +7,7 @@ in one process. An op or a peer that fails leaves its error in the record, and t
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -19,22 +19,45 @@ from minilib.mechanisms.basics.format import si
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import Measurement, compare, measure
 from minilib.numbers.price import price
+from minilib.numbers.records import Record
 from tools.kernel_jobs import Job, Sizes, jobs
 
 
-def every_build(targets: tuple[str, ...] = tuple(compiled.TARGETS)) -> list[dict]:
-    """A row for each default configuration and target: registers, spills, shared memory, tensor-core instructions."""
-    builds = [
-        (t, module, build) for t in targets for module, of in compiled.all_builds(t, True).items() for build in of
-    ]
-    rows = []
-    for target, module, build in tqdm(builds, desc="compiling", leave=False):
+def every_build(targets: Sequence[str] = tuple(compiled.TARGETS), modules: Sequence[str] | None = None) -> list[dict]:
+    """A row for each default configuration and target, of these modules or all: the fields of `compiled.Report`."""
+    rows, chosen = [], [build for build in _builds(targets) if modules is None or build[1] in modules]
+    for target, module, build in tqdm(chosen, desc="compiling", leave=False):
         try:
             found = asdict(compiled.report(target, build))
         except Exception as error:  # whatever a compiler raises: the others go on
             found = {"name": build.name, "target": target, "error": _words(error)}
         rows.append({"module": module, **found})
     return rows
+
+
+def _builds(targets: Sequence[str]) -> Iterator[tuple[str, str, compiled.Build]]:
+    for target in targets:
+        for module, builds in compiled.all_builds(target, True).items():
+            yield from ((target, module, build) for build in builds)
+
+
+def renewed(record: Record, rows: list[dict], provenance: Mapping[str, object]) -> Record:
+    """A record of compiled builds with these rows for those of the same name, and what they were compiled with.
+
+    Rows stand in the order of `every_build`; one that no build has any more is left out.
+
+    Raises:
+        ValueError: if a build has no row, neither an old one nor a new one.
+    """
+    by_build = {(row["target"], row["module"], row["name"]): row for row in [*record.data["builds"], *rows]}
+    builds = [(target, module, build.name) for target, module, build in _builds(tuple(compiled.TARGETS))]
+    if missing := [build for build in builds if build not in by_build]:
+        raise ValueError(f"{len(missing)} builds have no row, such as {missing[0]}: compile their modules, too")
+    added = {key: provenance[key] for key in ("machine", "commit", "date", "versions")}
+    added |= {key: sorted({row[key[:-1]] for row in rows}) for key in ("modules", "targets")}
+    extended = [*record.provenance.get("extended", []), added]
+    data = {"builds": [by_build[build] for build in builds]}
+    return Record(record.name, data, {**record.provenance, "extended": extended})
 
 
 def kernels(machine: Machine, sizes: Sizes, compiler: Callable = torch.compile) -> Iterator[dict]:

@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -35,10 +34,10 @@ from minilib.parallel.expert_parallel import ExpertParallel, step_seconds
 from minilib.ranks import launch
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.shared import SharedMemoryTransport
+from minilib.ranks.turns import seconds_in_turns
 from minilib.training.config import TrainConfig
 from minilib.training.expert_balance import BalanceConfig
 from minilib.training.trainer import Trainer
-from tools.bench.turns import slowest_turns
 from tools.kernel_jobs import loop_over_experts
 
 CORES = os.cpu_count() or 1
@@ -116,16 +115,14 @@ def skewed_logits(num_tokens: int, num_experts: int, skew: float, seed: int) -> 
 
 def _expert_parallel(world_size: int, turns: int = 10) -> list[dict]:
     ranks = launch.run(_layer_on_ranks, world_size, turns, timeout=300)
-    per_row = [
-        statistics.median(slowest_turns(rank["per_row"][k] for rank in ranks[: k + 1])) for k in range(world_size)
-    ]
+    per_row = [statistics.median(times) for times in ranks[0]["per_row"]]
     link = Link(bandwidth=min(rank["bandwidth"] for rank in ranks), latency=max(rank["latency"] for rank in ranks))
     bus = link if world_size > CORES else None
     rows = []
     for number, skew in enumerate(SKEWS):
         pairs = [rank["runs"][number]["sent"] for rank in ranks]
         loads = [sum(column) for column in zip(*pairs, strict=True)]
-        seconds = statistics.median(slowest_turns(rank["runs"][number]["seconds"] for rank in ranks))
+        seconds = statistics.median(ranks[0]["runs"][number]["seconds"])
         rows.append({
             "world_size": world_size, "skew": skew, "max_over_mean": max_over_mean(loads), "pairs": pairs,
             "bytes": max(rank["runs"][number]["bytes"] for rank in ranks), "seconds": seconds,
@@ -144,26 +141,25 @@ def _layer_on_ranks(turns: int) -> dict:
     layer = MoE(LAYER, WIDTH, Ops())
     even = torch.full((LAYER.num_experts,), TOKENS * LAYER.top_k // LAYER.num_experts).cumsum(0).int()
     rows = torch.randn(int(even[-1]), WIDTH, requires_grad=True)
-    per_row: list[list[float]] = [[] for _ in range(comm.world_size)]
-    for _ in range(turns):
-        for others, times in enumerate(per_row):
-            work = partial(_experts_alone, layer, rows, even) if rank <= others else int
-            times.append(_seconds(comm, work) / len(rows))
+    alone = partial(_experts_alone, layer, rows, even)
+    busy = seconds_in_turns({others: alone if rank <= others else int for others in range(comm.world_size)},
+                            turns=turns, warm_up=2)  # fmt: skip
     ExpertParallel(layer, comm)
-    runs = [{"seconds": [], "sent": [], "bytes": 0} for _ in SKEWS]
-    for _ in range(turns):
-        for run, skew in zip(runs, SKEWS, strict=True):
-            routing = route(skewed_logits(TOKENS, LAYER.num_experts, skew, rank), torch.zeros(LAYER.num_experts), LAYER)
-            mine = torch.randn(len(routing.tokens), WIDTH, requires_grad=True)
-            run["seconds"].append(_seconds(comm, partial(_there_and_back, layer, mine, routing.offsets)))
-            run["bytes"] = comm.traffic.bytes
-            _there_and_back(layer, mine, routing.offsets)
-            run["bytes"] = comm.traffic.bytes - run["bytes"]
-            run["sent"] = routing.counts.view(comm.world_size, -1).sum(1).tolist()
+    steps, runs = {}, []
+    for skew in SKEWS:
+        routing = route(skewed_logits(TOKENS, LAYER.num_experts, skew, rank), torch.zeros(LAYER.num_experts), LAYER)
+        mine = torch.randn(len(routing.tokens), WIDTH, requires_grad=True)
+        steps[skew] = partial(_there_and_back, layer, mine, routing.offsets)
+        before = comm.traffic.bytes
+        steps[skew]()
+        sent = routing.counts.view(comm.world_size, -1).sum(1).tolist()
+        runs.append({"bytes": comm.traffic.bytes - before, "sent": sent})
+    seconds = seconds_in_turns(steps, turns=turns, warm_up=1)
     latency, bandwidth = _link(comm)
     return {
-        "per_row": [times[2:] for times in per_row], "latency": latency, "bandwidth": bandwidth,
-        "runs": [{**run, "seconds": run["seconds"][2:]} for run in runs],
+        "per_row": [[taken / len(rows) for taken in times] for times in busy.values()],
+        "latency": latency, "bandwidth": bandwidth,
+        "runs": [{**run, "seconds": seconds[skew]} for skew, run in zip(SKEWS, runs, strict=True)],
     }  # fmt: skip
 
 
@@ -177,20 +173,14 @@ def _there_and_back(layer: MoE, rows: Tensor, offsets: Tensor) -> None:
 
 def _link(comm: Communicator) -> tuple[float, float]:
     """Seconds of an empty message, and bytes/s, as an all-to-all of small and of large parts has them."""
-    n, times = comm.world_size, {}
+    n, calls = comm.world_size, {}
     for numel in (1, 2**18):
         parts, there = [torch.zeros(numel) for _ in range(n)], [torch.zeros(numel) for _ in range(n)]
-        times[numel] = statistics.median(_seconds(comm, partial(comm.all_to_all, there, parts)) for _ in range(20))
+        calls[numel] = partial(comm.all_to_all, there, parts)
+    times = {numel: statistics.median(taken) for numel, taken in seconds_in_turns(calls, turns=20).items()}
     rounds = n - 1 if n <= CORES else n * (n - 1)  # on shared cores one message after another
     latency = times[1] / rounds
     return latency, 4 * 2**18 / max(1e-9, times[2**18] / rounds - latency)
-
-
-def _seconds(comm: Communicator, work: Callable[[], object]) -> float:
-    comm.barrier()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def _training() -> Iterator[dict]:

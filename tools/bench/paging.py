@@ -18,6 +18,7 @@ from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import compare, measure, quartiles
 from minilib.serving.cache.paged_attention import PagedAttention, Work
+from minilib.serving.cpu.packing import pack
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from minilib.serving.request_lengths import long_tailed
@@ -39,6 +40,7 @@ def paging(machine: Machine) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(model, folder, torch.float32)
         peer = AutoModelForCausalLM.from_pretrained(folder).eval()
+    pack(model)
     bar = tqdm((1, 8, 32), desc="paged engine", leave=False)
     return {
         "parameters": MODEL.num_parameters,
@@ -46,7 +48,7 @@ def paging(machine: Machine) -> dict:
         "equal_lengths": [_equal(model, peer, batch) for batch in bar],
         "mixed_lengths": _mixed(model, peer),
         "steps": [_step(model, machine, batch) for batch in (1, 8, 32)],
-        "big_step": _step(Decoder(BIG).eval(), machine, 1),
+        "big_step": _step(pack(Decoder(BIG)), machine, 1),
     }
 
 

@@ -6,7 +6,6 @@ Called by `make bench`. Ratios come from steps taken in turns in one process, a 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -32,7 +31,7 @@ from minilib.ranks.transport.base import Transport
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shaped import ShapedTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
-from tools.bench.turns import slowest
+from minilib.ranks.turns import seconds_in_turns
 
 MODEL = ModelConfig(4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128)
 CONTEXT, ROUNDS, RATE = 128, 12, 1e-4
@@ -68,10 +67,10 @@ def training() -> dict:
             "parameters": MODEL.num_parameters,
             "tokens_per_rank": CONTEXT,
             "data_parallel": [
-                {"transport": name, "methods": _summary(ranks(2, _data_parallel, name), "torch DDP")}
+                {"transport": name, "methods": _summary(ranks(2, _data_parallel, name)[0], "torch DDP")}
                 for name in TRANSPORTS
             ],
-            "zero_steps": _summary(ranks(2, _sharded), "fully_shard"),
+            "zero_steps": _summary(ranks(2, _sharded)[0], "fully_shard"),
             "zero_peak_bytes": {kind: max(ranks(2, _peak, kind)) for kind in KINDS},
             "zero_bytes": [_ledger(n, stage, ranks(n, _held, stage)) for n in (2, 4) for stage in STAGES],
         }
@@ -99,7 +98,7 @@ def _adamw(net: nn.Module) -> torch.optim.AdamW:
 
 
 def _data_parallel(transport: str) -> dict[str, list[float]]:
-    """Seconds of every step by each method."""
+    """Seconds of every step by each method, on the slower rank."""
     comm = Communicator(TRANSPORTS[transport]())
     steps: dict[str, Callable[[], None]] = {}
     for method in ("alone", *OURS, "torch DDP"):
@@ -107,7 +106,7 @@ def _data_parallel(transport: str) -> dict[str, list[float]]:
         dp = DataParallel(net, comm, **OURS[method]) if method in OURS else None
         wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True) if method == "torch DDP" else net
         steps[method] = partial(_step, wrapped, _adamw(net), dp.finish if dp else lambda: None)
-    return _in_turns(steps)
+    return seconds_in_turns(steps, turns=ROUNDS, warm_up=2)
 
 
 def _step(net: nn.Module, optimizer, finish: Callable[[], None]) -> None:
@@ -137,7 +136,7 @@ KINDS = {"stage 3": partial(_zero, 3), "fully_shard": _fsdp}
 
 def _sharded() -> dict[str, list[float]]:
     stages = {f"stage {stage}": _zero(stage) for stage in STAGES}
-    return _in_turns({**stages, "fully_shard": _fsdp()})
+    return seconds_in_turns({**stages, "fully_shard": _fsdp()}, turns=ROUNDS, warm_up=2)
 
 
 def _peak(kind: str) -> int:
@@ -157,20 +156,9 @@ def _held(stage: int) -> dict[str, int]:
     return step.args[1].bytes_per_rank()
 
 
-def _in_turns(steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(ROUNDS + 2):
-        for name in list(steps)[:: 1 if number % 2 else -1]:
-            dist.barrier()
-            started = time.perf_counter()
-            steps[name]()
-            samples[name].append(time.perf_counter() - started)
-    return {name: times[2:] for name, times in samples.items()}
-
-
-def _summary(ranks: list[dict[str, list[float]]], peer: str) -> list[dict]:
+def _summary(turns: dict[str, list[float]], peer: str) -> list[dict]:
     """A row a method: its median, and its ratio to a peer that took the same turns."""
-    turns, rows = slowest(ranks), []
+    rows = []
     for name, times in turns.items():
         ratios = tuple(own / other for own, other in zip(times, turns[peer], strict=True))
         median, spread = statistics.median(ratios), quartiles(ratios)

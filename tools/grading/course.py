@@ -17,10 +17,14 @@ import nbformat
 from nbformat import NotebookNode
 from nbgrader.api import Base, Gradebook, MissingEntry
 from nbgrader.apps.api import NbGraderAPI
+from nbgrader.converters import Autograde
+from nbgrader.preprocessors import Execute
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
+
+from tools.grading.capped import CappedExecute
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLUTIONS = ROOT / "solutions"
@@ -66,6 +70,8 @@ class Course:
         self._interrupted = False
         config = settings(folder, timeout)
         config.Execute.on_cell_execute = self._watcher(on_cell)
+        steps = Autograde.autograde_preprocessors.default()
+        config.Autograde.autograde_preprocessors = [CappedExecute if step is Execute else step for step in steps]
         self.timeout = config.Execute.timeout
         self._api = NbGraderAPI(config=config)
 

@@ -71,7 +71,7 @@ def read(path: Path, shown: str) -> NotebookNode:
     if not path.is_file():
         raise CannotGrade(f"there is no file {shown}; pass the notebook with NB=path/to/notebook.ipynb")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
     except ValueError as error:
         raise CannotGrade(f"{shown} is not a notebook: it is not JSON ({error})") from error
     except OSError as error:

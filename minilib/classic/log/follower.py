@@ -1,8 +1,8 @@
-"""A follower of a replicated log: a process with a file. It does what its leader says, and ends when that is gone.
+"""A follower of a replicated log: a process with a file. The follower obeys its leader, and ends when the leader ends.
 
-Its standard input is a socket to the leader, for messages. They name it a parent and children: a connection over which
-records come, just as they stand in the file, and connections over which they go on. Acknowledgements take the same
-connections the other way.
+The follower's standard input is a socket on which it receives the leader's messages. A message names the follower's
+parent and children in the plan: the follower receives records from its parent, byte for byte as they stand in the file,
+and sends the records on to its children. Acknowledgements travel over the same connections in the other direction.
 """
 
 from __future__ import annotations

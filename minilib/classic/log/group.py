@@ -1,8 +1,9 @@
 """The followers of a replicated log as their leader keeps them: who lives, the plan over them, and catching up.
 
-Whenever a follower comes or goes, `install` does the same: everybody leaves the old plan and says how long its log is,
-gets what it lacks straight from the leader, and is told its children in the new plan. Connections carry the number of
-the plan that they belong to, its epoch, so that none of an older plan is taken for one of the new.
+Whenever a follower joins or dies, `install` repeats three steps: every follower closes the connections of the old plan
+and reports the length of its log; the leader sends each follower the records that it lacks; and each follower receives
+its children in the new plan. A connection carries the epoch, the number of its plan, so that a connection of an older
+plan is never taken for one of the current plan.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from minilib.classic.log.channel import Channel, exchange
 from minilib.classic.log.file import Batch, LogFile
 from minilib.classic.log.follower import ACK, FILL, GREETING, HALT, LINK, Sent, connect
-from minilib.classic.log.member import Member
+from minilib.classic.log.member import LogMember
 from minilib.mechanisms.replication import Plan, PlanError, simulate
 
 START_TIMEOUT = 60.0  # seconds for a process to start, on a machine that is busy with other things
@@ -32,25 +33,26 @@ class LogsDiverged(RuntimeError):
 
 
 class LogGroup:
-    """The followers, and the plan in force.
+    """The followers of one leader, and the plan by which records travel.
 
     Args:
         file: the leader's log.
         plan: makes the broadcast plan for a number of replicas.
-        timeout: seconds without an answer after which a follower is taken for dead, and killed.
+        timeout: seconds without an answer after which the leader takes a follower for dead, and kills it.
 
     Attributes:
         epoch: plans installed so far.
-        linked: whether the plan in force is one over all that live, who have all that was in the leader's log then.
+        linked: whether the current plan connects all living followers, each with every record that the leader had when
+            the plan was installed.
         dead: follower → how it ended.
-        on_disk: replica → records that it is known to have; those of the dead are still on their disks.
-        sent: what the leader has sent.
-        interrupts: the list of `interrupts.held`; waiting ends with KeyboardInterrupt once there is something in it.
+        on_disk: replica → records that the replica is known to have on its disk, dead replicas included.
+        sent: messages and bytes that the leader has sent.
+        interrupts: the list of `interrupts.held`; waiting ends with KeyboardInterrupt once the list has an entry.
     """
 
     def __init__(self, file: LogFile, plan: Callable[[str, int], Plan], timeout: float) -> None:
         self._file, self._plan, self.timeout = file, plan, timeout
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, LogMember] = {}
         self.dead: dict[int, str] = {}
         self.on_disk = {0: len(file)}
         self.sent, self.epoch, self.linked = Sent(), 0, False
@@ -72,7 +74,7 @@ class LogGroup:
         """
         self.linked = False
         for rank in ranks:
-            self.members[rank] = Member(rank, file_of(self._file.path.parent, rank), self._file.fsync)
+            self.members[rank] = LogMember(rank, file_of(self._file.path.parent, rank), self._file.fsync)
             self.dead.pop(rank, None)
             self.on_disk[rank] = 0
         self.ask(HALT, {rank: {} for rank in ranks}, START_TIMEOUT)
@@ -181,7 +183,7 @@ class LogGroup:
         for rank, member in self.members.items():
             self.on_disk[rank] = member.answer["records"]
 
-    def _catch_up(self, member: Member) -> None:
+    def _catch_up(self, member: LogMember) -> None:
         """Send a follower the bytes that its file lacks.
 
         Raises:

@@ -16,7 +16,7 @@ from minilib.classic.log.channel import Channel
 SOURCE = Path(__file__).resolve().parents[3]  # where a new process finds minilib
 
 
-class Member:
+class LogMember:
     """A follower's process, which starts now and ends when `end` is called or this process is gone.
 
     Not a multiprocessing.Process: that would run the main script of its parent again.

@@ -26,7 +26,7 @@ from pathlib import Path
 from minilib.classic.log.file import LogFile
 from minilib.classic.log.follower import COUNT, Sent
 from minilib.classic.log.group import LogGroup, children_of, file_of
-from minilib.classic.log.member import Member
+from minilib.classic.log.member import LogMember
 from minilib.mechanisms.basics import interrupts
 from minilib.mechanisms.replication import Plan
 from minilib.mechanisms.replication.plans import chain
@@ -236,7 +236,7 @@ class ReplicatedLog:
         with interrupts.held() as self._group.interrupts:
             yield
 
-    def _follower(self, rank: int) -> Member:
+    def _follower(self, rank: int) -> LogMember:
         if rank not in self._group.members:
             living = sorted(self._group.members)
             raise ValueError(f"the followers that live are {living}, got {rank!r}; the leader, 0, is this process")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from minilib.kernels.flash_attention import cpu
 from minilib.kernels.flash_attention.backward import gradients
 from minilib.kernels.flash_attention.forward import attend
 from minilib.kernels.flash_attention.tiles import HEAD_DIMS, Problem
@@ -27,7 +28,7 @@ def reference(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = True, scale: float | None = None,
     cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None, return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-    """`flash_attention` in plain torch, with all scores in memory: the oracle, and what runs where there is no GPU.
+    """`flash_attention` in plain torch, with all scores in memory: the oracle of every other way.
 
     It computes in float32, in float64 for float64 tensors, which only it takes.
     """
@@ -51,9 +52,10 @@ def flash_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(scale · q kᵀ) v for each head, over the keys that each query sees.
 
-    Triton kernels on a GPU, elsewhere `reference`. Differentiable once, in `lse` too; gradients are the same bits each
-    time. Nothing here waits for the GPU: what cu_seqlens hold is checked on the CPU alone, and values out of range are
-    an illegal access on a GPU. A query that sees no key gets 0, the logarithm -inf, and passes no gradient on.
+    Triton kernels on a GPU, on a CPU torch's fused attention, or `reference` if q or k hold what is no finite number.
+    Neither kernel stores the scores. Differentiable once, in `lse` too; a GPU's gradients are the same bits each time.
+    Nothing here waits for the GPU: what cu_seqlens hold is checked on the CPU alone, and values out of range are an
+    illegal access on a GPU. A query that sees no key gets 0, the logarithm -inf, and passes no gradient on.
 
     Args:
         q: (batch, q_len, num_heads, head_dim) fp32, fp16 or bf16; of variable length (total_q, num_heads, head_dim),
@@ -81,37 +83,13 @@ def flash_attention(
     problem = _problem(q, k, v, causal, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if runs_kernel(q, interpret):
         out, lse = _FlashAttention.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, problem)
-    else:
+    elif not cpu.suits(q, k):
         out, lse = reference(q, k, v, causal, problem.scale, cu_seqlens_q, cu_seqlens_k, return_lse=True)
+    elif problem.varlen:
+        out, lse = cpu.attend_packed(q, k, v, causal, problem.scale, cu_seqlens_q, cu_seqlens_k)
+    else:
+        out, lse = cpu.attend_dense(q, k, v, causal, problem.scale)
     return (out, lse) if return_lse else out
-
-
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Combine attention over two disjoint sets of keys into attention over both: associative, in any order.
-
-    Args:
-        out_a, out_b: results, (batch, q_len, num_heads, head_dim) or (total_q, num_heads, head_dim).
-        lse_a, lse_b: their logarithms, as `flash_attention` returns them; -inf where no key was seen.
-
-    Returns:
-        out, out_a's dtype, and lse: both what `flash_attention` makes of all the keys.
-
-    Raises:
-        ValueError: if shapes do not belong together.
-
-    Cost: reads two results and writes one. Source: Dao et al. 2023, "Flash-Decoding for long-context inference".
-    """
-    heads_last = lse_a.transpose(-1, -2).shape
-    if not (out_a.shape == out_b.shape and lse_a.shape == lse_b.shape and out_a.shape[:-1] == heads_last):
-        got = f"out {tuple(out_a.shape)} and {tuple(out_b.shape)}, lse {tuple(lse_a.shape)} and {tuple(lse_b.shape)}"
-        raise ValueError(f"merge wants two results of one shape (…, tokens, heads, dim), lse (…, heads, tokens): {got}")
-    top = torch.maximum(lse_a, lse_b).detach()
-    top = top.masked_fill(top == -math.inf, 0)  # neither saw a key: -inf - -inf is NaN
-    share_a, share_b = (lse_a - top).exp(), (lse_b - top).exp()
-    nothing = share_a + share_b == 0
-    total = (share_a + share_b).masked_fill(nothing, 1)
-    a, b = ((share / total).transpose(-1, -2).unsqueeze(-1) for share in (share_a, share_b))
-    return (a * out_a + b * out_b).to(out_a.dtype), (top + total.log()).masked_fill(nothing, -math.inf)
 
 
 def cost(

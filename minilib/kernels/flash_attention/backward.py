@@ -1,8 +1,10 @@
 """FlashAttention backward: the gradients of q, k and v from the saved logarithms, without a stored score.
 
 Three kernels, none with atomics, so that the result is the same bits each time:
-`prepare` takes each row's Σ dO·O; `backward_keys` takes a tile of keys past all queries that see it, of all heads of
-its group; `backward_queries` takes a tile of queries past all keys that it sees. Both recompute the probabilities.
+`prepare` computes delta, each row's Σ dO·O; `backward_keys` takes a tile of keys past all queries that see it, of all
+heads of its group; `backward_queries` takes a tile of queries past all keys that it sees. Both compute anew the scores
+s and the probabilities p = exp(s - lse), where lse is m + log l of the forward pass. With dp = dO Vᵀ the gradient of
+the scores is ds = p · (dp - delta). Suffixes are shapes: M queries, N keys, D head_dim.
 
 Source: Dao et al. 2022, "FlashAttention", algorithm 4; Dao 2023, "FlashAttention-2", algorithm 2.
 """
@@ -24,10 +26,9 @@ from minilib.kernels.flash_attention.tiles import (
     read_rows,
     schedule,
     span,
-    target_of,
 )
 from minilib.kernels.workbench.compiled import Build
-from minilib.kernels.workbench.dispatch import launch, triton
+from minilib.kernels.workbench.dispatch import launch, target_of, triton
 
 if triton:
     import triton.language as tl
@@ -149,10 +150,10 @@ def backward_keys(
 
 @jit
 def _sum_over_queries(
-    dk, dv, k_tile, v_tile, q, grad, lse_ptr, delta_ptr, sequence, kv_head, q_start, q_len, num_heads, begin, diagonal,
-    last, blocks, first, queries, keys, scale, stride_qb, stride_qt, stride_qh, stride_gb, stride_gt, stride_gh,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
-    UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    dk_ND, dv_ND, k_tile, v_tile, q, grad, lse_ptr, delta_ptr, sequence, kv_head, q_start, q_len, num_heads, begin,
+    diagonal, last, blocks, first, queries, keys, scale, stride_qb, stride_qt, stride_qh, stride_gb, stride_gt,
+    stride_gh, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr,
+    MASKED: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add so many blocks of queries from block `begin` on; with MASKED, block `last` follows `diagonal` of them."""
     LOG2E: tl.constexpr = 1.4426950408889634
@@ -166,31 +167,35 @@ def _sum_over_queries(
         _, lse_row = packed_at(sequence, q_start, head, q_len, num_heads, VARLEN)
         lse_at, delta_at = lse_ptr + lse_row, delta_ptr + lse_row
         at, row = number * BLOCK_M, number * BLOCK_M + tl.arange(0, BLOCK_M)
-        q_rows = read_rows(q_at, sequence, head, at, queries, stride_qt, BLOCK_M, HEAD_DIM, MASKED, UPCAST)
-        g_rows = read_rows(grad_at, sequence, head, at, queries, stride_gt, BLOCK_M, HEAD_DIM, MASKED, UPCAST)
-        there = row < queries
-        # Read as late as can be: a thread has few registers left beside dk, dv and two tiles of scores.
-        scores = tl.dot(k_tile, tl.trans(q_rows), input_precision="ieee")
+        q_MD = read_rows(q_at, sequence, head, at, queries, stride_qt, BLOCK_M, HEAD_DIM, MASKED, UPCAST)
+        g_MD = read_rows(grad_at, sequence, head, at, queries, stride_gt, BLOCK_M, HEAD_DIM, MASKED, UPCAST)
+        there_M = row < queries
+        # 1. The probabilities, from scores computed anew. lse and delta are read as late as can be: a thread has few
+        # registers left beside dk, dv and two tiles of scores.
+        s_NM = tl.dot(k_tile, tl.trans(q_MD), input_precision="ieee")
         if MASKED:  # a row that is none has the probability exp2(-inf) = 0
-            lse = tl.load(lse_at + row, mask=there, other=float("inf"))
+            lse_M = tl.load(lse_at + row, mask=there_M, other=float("inf"))
         else:
-            lse = tl.load(lse_at + row)
-        weights = tl.exp2(scores * (scale * LOG2E) - (lse * LOG2E)[None, :])
+            lse_M = tl.load(lse_at + row)
+        p_NM = tl.exp2(s_NM * (scale * LOG2E) - (lse_M * LOG2E)[None, :])
         if MASKED and CAUSAL:
             key = first + queries - keys + tl.arange(0, BLOCK_N)
-            weights = tl.where(key[:, None] <= row[None, :], weights, 0.0)
-        dv = tl.dot(weights.to(g_rows.dtype), g_rows, dv, input_precision="ieee")
-        dweights = tl.dot(v_tile, tl.trans(g_rows), input_precision="ieee")
+            p_NM = tl.where(key[:, None] <= row[None, :], p_NM, 0.0)
+        # 2. dV = Pᵀ dO.
+        dv_ND = tl.dot(p_NM.to(g_MD.dtype), g_MD, dv_ND, input_precision="ieee")
+        # 3. The scores' gradient, from that of the probabilities.
+        dp_NM = tl.dot(v_tile, tl.trans(g_MD), input_precision="ieee")
         if MASKED:
-            delta = tl.load(delta_at + row, mask=there, other=0.0)
+            delta_M = tl.load(delta_at + row, mask=there_M, other=0.0)
         else:
-            delta = tl.load(delta_at + row)
-        dscores = weights * (dweights - delta[None, :])
-        dk = tl.dot(dscores.to(q_rows.dtype), q_rows, dk, input_precision="ieee")
+            delta_M = tl.load(delta_at + row)
+        ds_NM = p_NM * (dp_NM - delta_M[None, :])
+        # 4. dK = dSᵀ Q, but for the scale.
+        dk_ND = tl.dot(ds_NM.to(q_MD.dtype), q_MD, dk_ND, input_precision="ieee")
         i += 1
         head = tl.where(i == blocks, head + 1, head)
         i = tl.where(i == blocks, 0, i)
-    return dk, dv
+    return dk_ND, dv_ND
 
 
 @jit
@@ -235,23 +240,26 @@ def backward_queries(
 
 @jit
 def _sum_over_keys(
-    dq, q_tile, grad_tile, lse, delta, k_at, v_at, sequence, kv_head, begin, end, keys, last, scale, stride_kt,
+    dq_MD, q_tile, grad_tile, lse, delta, k_at, v_at, sequence, kv_head, begin, end, keys, last, scale, stride_kt,
     stride_vt, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add the blocks of keys from `begin` to `end`."""
     LOG2E: tl.constexpr = 1.4426950408889634
     for first in range(begin, end, BLOCK_N):
-        k = read_rows(k_at, sequence, kv_head, first, keys, stride_kt, BLOCK_N, HEAD_DIM, MASKED, UPCAST)
-        v = read_rows(v_at, sequence, kv_head, first, keys, stride_vt, BLOCK_N, HEAD_DIM, MASKED, UPCAST)
-        scores = tl.dot(q_tile, tl.trans(k), input_precision="ieee")
-        weights = tl.exp2(scores * (scale * LOG2E) - (lse * LOG2E)[:, None])
+        k_ND = read_rows(k_at, sequence, kv_head, first, keys, stride_kt, BLOCK_N, HEAD_DIM, MASKED, UPCAST)
+        v_ND = read_rows(v_at, sequence, kv_head, first, keys, stride_vt, BLOCK_N, HEAD_DIM, MASKED, UPCAST)
+        # 1. The probabilities, from scores computed anew.
+        s_MN = tl.dot(q_tile, tl.trans(k_ND), input_precision="ieee")
+        p_MN = tl.exp2(s_MN * (scale * LOG2E) - (lse * LOG2E)[:, None])
         if MASKED:
-            weights = tl.where((first + tl.arange(0, BLOCK_N))[None, :] <= last[:, None], weights, 0.0)
-        dweights = tl.dot(grad_tile, tl.trans(v), input_precision="ieee")
-        dscores = weights * (dweights - delta[:, None])
-        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision="ieee")
-    return dq
+            p_MN = tl.where((first + tl.arange(0, BLOCK_N))[None, :] <= last[:, None], p_MN, 0.0)
+        # 2. The scores' gradient, from that of the probabilities.
+        dp_MN = tl.dot(grad_tile, tl.trans(v_ND), input_precision="ieee")
+        ds_MN = p_MN * (dp_MN - delta[:, None])
+        # 3. dQ = dS K, but for the scale.
+        dq_MD = tl.dot(ds_MN.to(k_ND.dtype), k_ND, dq_MD, input_precision="ieee")
+    return dq_MD
 
 
 def choose_tiles(
@@ -259,8 +267,9 @@ def choose_tiles(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """BLOCK_M, BLOCK_N, num_warps and num_stages of `backward_keys` and of `backward_queries`.
 
-    As large as the registers hold without spilling: dK, dV and two tiles of scores, or dQ and two. Hopper multiplies
-    from shared memory, of which it has 227 KiB: programs take at most 192 KiB there, 96 KiB on sm_80, 16 KiB on gfx942.
+    As large as the registers hold without spilling: dK, dV and two tiles of scores, or dQ and two. Three stages are the
+    fewest with which the next block is on its way while this one is multiplied. Hopper multiplies from shared memory,
+    of which it has 227 KiB: programs take at most 161 KiB there, 96 KiB on sm_80, 16 KiB on gfx942.
     """
     wide = head_dim == 128
     if dtype == torch.float32:  # no tensor cores multiply in full precision
@@ -268,11 +277,12 @@ def choose_tiles(
         tiles = ((16, 32, 8, 1), (16, 16, 4, 1)) if wide else tiles
     elif target == "gfx942":
         tiles = ((32 if wide else 64, 64, 4, 1), (64, 64, 4, 1))
-    elif target == "sm_90":
+    elif target in ("sm_90", "sm_100"):
         # With cu_seqlens and a diagonal at once, four more registers a thread are needed than there are.
-        tiles = ((32 if wide and causal and varlen else 64, 128, 8, 2), (128, 128, 8, 2))
-    else:
-        tiles = ((64, 64, 8, 2), (128, 32, 8, 3)) if wide else ((64, 64, 4, 2), (64, 64, 4, 2))
+        rows = 32 if wide and causal and varlen else 64
+        tiles = ((rows, 128, 8, 3), (128, 64 if wide else 128, 8, 3))
+    else:  # its smaller relatives, which are given the same tiles, have 99 KiB of shared memory where an A100 has 163
+        tiles = ((32, 64, 8, 3), (128, 32, 8, 3)) if wide else ((64, 64, 4, 3), (64, 64, 4, 3))
     keys, queries = (
         {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages} for m, n, warps, stages in tiles
     )

@@ -1,5 +1,9 @@
 """FlashAttention's forward kernel: a tile of queries goes past the keys that it sees, block by block.
 
+Names are the paper's: of each query m is the running maximum of its scores, l the running sum of their exponentials,
+acc the running sum of values, and alpha the factor by which l and acc shrink when a block raises m. Suffixes are
+shapes: M queries of the tile, N keys of a block, D head_dim.
+
 Source: Dao 2023, "FlashAttention-2", algorithm 1, and section 3.1 for blocks that need no mask.
 """
 
@@ -22,10 +26,9 @@ from minilib.kernels.flash_attention.tiles import (
     schedule,
     span,
     suits_copy_engine,
-    target_of,
 )
 from minilib.kernels.workbench.compiled import Build
-from minilib.kernels.workbench.dispatch import launch, triton
+from minilib.kernels.workbench.dispatch import launch, target_of, triton
 
 if triton:
     import triton.language as tl
@@ -35,6 +38,10 @@ CANDIDATES = [
     {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
     for m, n, warps in ((64, 64, 4), (128, 32, 8), (128, 64, 4), (128, 64, 8), (128, 128, 4), (128, 128, 8))
     for stages in (2, 3, 4)
+]
+# Two programs on a multiprocessor, each with half of its registers: one multiplies while the other waits.
+CANDIDATES += [
+    {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": stages, "maxnreg": 128} for stages in (2, 3)
 ]
 
 
@@ -78,69 +85,74 @@ def forward(
         return
 
     q_at = head_at(q, sequence, q_start, head, stride_qb, stride_qt, stride_qh)
-    q_tile = read_rows(q_at, sequence, head, first, queries, stride_qt, BLOCK_M, HEAD_DIM, True, UPCAST)
+    q_MD = read_rows(q_at, sequence, head, first, queries, stride_qt, BLOCK_M, HEAD_DIM, True, UPCAST)
     if TMA:
         k_at, v_at = k, v
     else:
         k_at = head_at(k, sequence, k_start, head // GROUP, stride_kb, stride_kt, stride_kh)
         v_at = head_at(v, sequence, k_start, head // GROUP, stride_vb, stride_vt, stride_vh)
     full, end, last = keys_seen(first, queries, keys, CAUSAL, BLOCK_M, BLOCK_N)
-    top, total = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.full((BLOCK_M,), 0.0, tl.float32)
-    acc = tl.full((BLOCK_M, HEAD_DIM), 0.0, tl.float32)
-    acc, top, total = _sum_over_keys(
-        acc, top, total, q_tile, k_at, v_at, sequence, head // GROUP, 0, full, keys, last, scale * LOG2E, stride_kt,
+    m_M, l_M = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.full((BLOCK_M,), 0.0, tl.float32)
+    acc_MD = tl.full((BLOCK_M, HEAD_DIM), 0.0, tl.float32)
+    acc_MD, m_M, l_M = _sum_over_keys(
+        acc_MD, m_M, l_M, q_MD, k_at, v_at, sequence, head // GROUP, 0, full, keys, last, scale * LOG2E, stride_kt,
         stride_vt, HEAD_DIM, False, UPCAST, TMA, BLOCK_N,
     )  # fmt: skip
-    acc, top, total = _sum_over_keys(
-        acc, top, total, q_tile, k_at, v_at, sequence, head // GROUP, full, end, keys, last, scale * LOG2E, stride_kt,
+    acc_MD, m_M, l_M = _sum_over_keys(
+        acc_MD, m_M, l_M, q_MD, k_at, v_at, sequence, head // GROUP, full, end, keys, last, scale * LOG2E, stride_kt,
         stride_vt, HEAD_DIM, True, UPCAST, TMA, BLOCK_N,
     )  # fmt: skip
 
-    total = tl.where(total == 0.0, 1.0, total)
+    l_M = tl.where(l_M == 0.0, 1.0, l_M)  # of a query that saw no key
     row = first + tl.arange(0, BLOCK_M)
     out_row, lse_row = packed_at(sequence, q_start, head, q_len, num_heads, VARLEN)
-    tl.store(lse_ptr + lse_row + row, (top + tl.log2(total)) / LOG2E, mask=row < queries)
+    tl.store(lse_ptr + lse_row + row, (m_M + tl.log2(l_M)) / LOG2E, mask=row < queries)
     at = (out_row + row.to(tl.int64) * num_heads)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(out_ptr + at, acc / total[:, None], mask=(row < queries)[:, None])
+    tl.store(out_ptr + at, acc_MD / l_M[:, None], mask=(row < queries)[:, None])
 
 
 @jit
 def _sum_over_keys(
-    acc, top, total, q_tile, k_at, v_at, sequence, kv_head, begin, end, keys, last, scale_log2, stride_kt, stride_vt,
+    acc_MD, m_M, l_M, q_MD, k_at, v_at, sequence, kv_head, begin, end, keys, last, scale_log2, stride_kt, stride_vt,
     HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, TMA: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Take in the blocks of keys from `begin` to `end`; most need no MASKED, and none of what it costs."""
     for first in range(begin, end, BLOCK_N):
-        k = read_rows(k_at, sequence, kv_head, first, keys, stride_kt, BLOCK_N, HEAD_DIM, MASKED, UPCAST, TMA)
-        v = read_rows(v_at, sequence, kv_head, first, keys, stride_vt, BLOCK_N, HEAD_DIM, MASKED, UPCAST, TMA)
-        scores = tl.dot(q_tile, tl.trans(k), input_precision="ieee")
+        k_ND = read_rows(k_at, sequence, kv_head, first, keys, stride_kt, BLOCK_N, HEAD_DIM, MASKED, UPCAST, TMA)
+        v_ND = read_rows(v_at, sequence, kv_head, first, keys, stride_vt, BLOCK_N, HEAD_DIM, MASKED, UPCAST, TMA)
+        # 1. Scores of this block.
+        s_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if MASKED:
-            visible = (first + tl.arange(0, BLOCK_N))[None, :] <= last[:, None]
-            scores = tl.where(visible, scores, -float("inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-        base = new_top
+            visible_MN = (first + tl.arange(0, BLOCK_N))[None, :] <= last[:, None]
+            s_MN = tl.where(visible_MN, s_MN, -float("inf"))
+        # 2. The running maximum, and the exponentials: one multiply-add and one exp2 a score.
+        new_m_M = tl.maximum(m_M, tl.max(s_MN, 1) * scale_log2)
+        base_M = new_m_M
         if MASKED:  # a row that has seen nothing yet: -inf - -inf is NaN
-            base = tl.where(new_top == -float("inf"), 0.0, new_top)
-        weights = tl.exp2(scores * scale_log2 - base[:, None])  # one multiply-add and one exp2 a score
-        fade = tl.exp2(top - base)
-        total = total * fade + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-        top = new_top
-    return acc, top, total
+            base_M = tl.where(new_m_M == -float("inf"), 0.0, new_m_M)
+        p_MN = tl.exp2(s_MN * scale_log2 - base_M[:, None])
+        # 3. alpha = exp(m of before - m), with which the running sum of the exponentials takes these in.
+        alpha_M = tl.exp2(m_M - base_M)
+        l_M = l_M * alpha_M + tl.sum(p_MN, 1)
+        # 4. Values, weighted by them, go into acc. Who divides by l does so once, after the last block.
+        acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * alpha_M[:, None], input_precision="ieee")
+        m_M = new_m_M
+    return acc_MD, m_M, l_M
 
 
 def choose_tile(head_dim: int, dtype: torch.dtype, target: str = "sm_80") -> dict[str, int]:
     """BLOCK_M, BLOCK_N, num_warps and num_stages: as large as the registers of each GPU hold without spilling.
 
-    Hopper multiplies from shared memory, of which it has 227 KiB, and so has registers left for a block of 128 keys;
-    a program takes at most 161 KiB there, 96 KiB on sm_80 and 32 KiB on gfx942.
+    Hopper multiplies from shared memory, of which it has 227 KiB, and so has registers left for a block of 128 keys.
+    Three stages are the fewest with which the next block is on its way while this one is multiplied. A program takes at
+    most 225 KiB on sm_90, 96 KiB on sm_80 and 32 KiB on gfx942.
     """
     if dtype == torch.float32:  # no tensor cores multiply in full precision
         m, n, warps, stages = (16, 32, 8, 1) if head_dim == 128 else (32, 32, 4, 1)
     elif target == "gfx942":
         m, n, warps, stages = 128, 64, 4, 1
-    elif target == "sm_90":
-        m, n, warps, stages = (128, 128, 8, 2) if head_dim == 128 else (128, 128, 8, 3)
+    elif target in ("sm_90", "sm_100"):
+        m, n, warps, stages = 128, 128, 8, 3
     else:
         m, n, warps, stages = 128, 64, 8, 3
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}

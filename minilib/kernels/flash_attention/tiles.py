@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minilib.kernels.workbench.compiled import Build
-from minilib.kernels.workbench.dispatch import DTYPES, interpreted, triton, upcasts
+from minilib.kernels.workbench.compiled import COMPILER_OPTIONS, Build
+from minilib.kernels.workbench.dispatch import DTYPES, interpreted, target_of, triton, upcasts
 
 if triton:
     import triton.language as tl
@@ -53,6 +53,7 @@ CASES = (
     Case(torch.float32, 16, True, True),
     Case(torch.float32, 32, True, True),
     Case(torch.float32, 32, False, False),
+    Case(torch.float32, 16, False, False),
 )
 
 
@@ -97,7 +98,16 @@ class Problem:
         return [stride for x in tensors for stride in ([0] if self.varlen else []) + list(x.stride()[:-1])]
 
     def section(self, rows: int, itemsize: int, of: int) -> int:
-        """How many of all heads of q (of=num_heads), or of k, are worked at together: `rows` of two tensors each."""
+        """Heads whose programs run side by side, so that the rows which all of them read stay in the L2 cache.
+
+        Args:
+            rows: rows of a kv head that its programs read again and again, of two tensors each: K and V, or Q and dO.
+            itemsize: bytes of a value.
+            of: heads of a sequence that have programs: num_heads, or num_kv_heads.
+
+        Returns:
+            A number of heads, from 1 to batch · of.
+        """
         fit = max(1, L2_SHARE // max(1, 2 * rows * self.head_dim * itemsize))
         return min(fit * of // self.num_kv_heads, self.batch * of)  # more would not fit 32 bits times num_blocks
 
@@ -179,19 +189,9 @@ def keys_seen(first, queries, keys, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr,
     return full // BLOCK_N * BLOCK_N, end, last
 
 
-def target_of(x: Tensor) -> str:
-    """Which of `compiled.TARGETS` this tensor's GPU is most like; "sm_80" on a CPU, for the interpreter.
-
-    "sm_90" are data-centre GPUs since Hopper: 227 KiB of shared memory a program, wgmma, and a copy engine (TMA).
-    """
-    if torch.version.hip:
-        return "gfx942"
-    return "sm_90" if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] in (9, 10) else "sm_80"
-
-
 def suits_copy_engine(*tensors: Tensor) -> bool:
     """True if TMA can read these tensors: 16-bit, dense, and aligned to 16 bytes; the interpreter imitates it."""
-    there = target_of(tensors[0]) == "sm_90" or (interpreted() and not tensors[0].is_cuda)
+    there = target_of(tensors[0]) in ("sm_90", "sm_100") or (interpreted() and not tensors[0].is_cuda)
     wanted = all(x.itemsize == 2 and x.dim() == 4 and x.data_ptr() % 16 == 0 for x in tensors)
     return there and wanted and all(s > 0 and s % 8 == 0 for x in tensors for s in x.stride()[:-1])
 
@@ -212,7 +212,7 @@ def build_of(kernel, name: str, case: Case, tile: dict[str, int], dots: int = 0,
     constants = {"GROUP": case.group, "HEAD_DIM": case.head_dim, "CAUSAL": case.causal, "VARLEN": case.varlen}
     constants |= {"UPCAST": False, "TMA": bool(copied)} | tile
     constants |= {} if case.varlen else {"cu_q_ptr": None, "cu_k_ptr": None}
-    taken = {*kernel.arg_names, "num_warps", "num_stages"}
+    taken = {*kernel.arg_names, *COMPILER_OPTIONS}
     options = {key: value for key, value in constants.items() if key in taken}
     words = [name, dtype, f"head_dim {case.head_dim}", *["causal"] * options.get("CAUSAL", False)]
     words += ["varlen"] * case.varlen + [f"group {case.group}"] * ("GROUP" in options) + ["TMA"] * bool(copied)

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from minilib.kernels.workbench.compiled import Build
-from minilib.kernels.workbench.dispatch import DTYPES, check_floats, jit, launch, runs_kernel, triton, upcasts
+from minilib.kernels.workbench.dispatch import (
+    DTYPES,
+    check_floats,
+    jit,
+    launch,
+    runs_kernel,
+    target_of,
+    triton,
+    upcasts,
+)
 from minilib.numbers.price import Cost
 
 if triton:
@@ -188,29 +197,34 @@ def persistent(
 
 
 def choose_tile(
-    m: int, n: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132, hip: bool = False
+    m: int, n: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132, target: str = "sm_80"
 ) -> dict[str, int]:
     """BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, num_warps, num_stages and maxnreg for a product of this size.
 
     The larger the tile, the fewer bytes per FLOP; what bounds it is the accumulator, 128 registers a thread for
-    128 × 256 and 8 warps, and the operands in flight, 24 KiB a stage. gfx942 has 64 KiB of shared memory, fp32 no
-    tensor cores on NVIDIA, and operands that are not `aligned` come value by value, each with an address of its own:
-    smaller tiles. A product with fewer tiles than the GPU has multiprocessors is cut finer, down to 64 × 64.
+    128 × 256 and 8 warps, and the operands in flight, 24 KiB a stage of 32 columns. Hopper multiplies from shared
+    memory, which leaves registers for stages of 64, and half as many rounds that wait for copies. gfx942 has 64 KiB of
+    shared memory, fp32 no tensor cores on NVIDIA, and operands that are not `aligned` come value by value, each with an
+    address of its own: smaller tiles. A product with fewer tiles than the GPU has multiprocessors is cut finer, down to
+    64 × 64.
     """
     small = dtype == torch.float32 or not aligned
-    block_m, block_n = (64, 64) if small else (128, 128 if hip else 256)
+    block_m, block_n = (64, 64) if small else (128, 128 if target == "gfx942" else 256)
     block_m, block_n = (
         max(16, min(block, 1 << max(0, size - 1).bit_length())) for block, size in ((block_m, m), (block_n, n))
     )
     while max(block_m, block_n) > 64 and -(-m // block_m) * -(-n // block_n) < multiprocessors:
         block_m, block_n = (block_m, block_n // 2) if block_n >= block_m else (block_m // 2, block_n)
-    block_k, stages = (16, 3) if small else (64, 2) if hip else (32, 4)  # with a BLOCK_K of 64 an A100 spills
+    deep = {"gfx942": (64, 2), "sm_80": (32, 4)}  # with a BLOCK_K of 64 an A100 spills
+    block_k, stages = (16, 3) if small else deep.get(target, (64, 3))
     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": GROUP}
     wide = block_m * block_n >= (64 * 64 if small else 128 * 64)
     tile |= {"num_warps": 8 if wide else 4, "num_stages": stages}
     # Left alone, NVIDIA's assembler aims at more programs at a time than there are registers for, and spills a few.
-    # Two programs of 8 warps may have 128 each; without tensor cores, or with an address a value, that is too few.
-    return tile | {"maxnreg": 255 if small or block_m * block_n > 128 * 128 else 128}
+    # Two programs of 8 warps may have 128 each. That is too few without tensor cores, with an address a value, or for 4
+    # warps that copy blocks of 64: as many registers leave room for two of those.
+    ample = small or block_m * block_n > 128 * 128 or (not wide and block_k == 64 and target != "gfx942")
+    return tile | {"maxnreg": 255 if ample else 128}
 
 
 def fit_to_version(tile: dict[str, int], version: str) -> dict[str, int]:
@@ -226,9 +240,9 @@ def builds(target: str, every: bool = False) -> list[Build]:
 
     Every: all tiles of products of 64 rows and columns up to a vocabulary's, and of batches of 16 and 32 tokens.
     """
-    half, whole, hip = torch.bfloat16, torch.float32, target == "gfx942"
-    large = {dtype: choose_tile(8192, 8192, dtype, hip=hip) for dtype in DTYPES}
-    odd = {dtype: choose_tile(8192, 8192, dtype, aligned=False, hip=hip) for dtype in DTYPES}
+    half, whole = torch.bfloat16, torch.float32
+    large = {dtype: choose_tile(8192, 8192, dtype, target=target) for dtype in DTYPES}
+    odd = {dtype: choose_tile(8192, 8192, dtype, aligned=False, target=target) for dtype in DTYPES}
     if not every:
         return [
             *(_build("persistent", dtype, large[dtype]) for dtype in DTYPES),
@@ -237,14 +251,14 @@ def builds(target: str, every: bool = False) -> list[Build]:
             _build("tiled", half, large[half]),
             _build("naive", half),
             # with other tiles these spilled
-            _build("tiled", half, choose_tile(1024, 1024, half, hip=hip)),
+            _build("tiled", half, choose_tile(1024, 1024, half, target=target)),
             _build("persistent", whole, large[whole], "NT"),
             _build("persistent", whole, odd[whole], "NT", aligned=False),
         ]
     found, sizes = [_build("naive", dtype) for dtype in DTYPES], [*(64 << i for i in range(8)), 28_672, 128_256]
     for dtype, aligned in itertools.product(DTYPES, (True, False)):
         shapes = itertools.product([16, 32, *sizes], sizes)
-        tiles = {tuple(choose_tile(m, n, dtype, aligned, hip=hip).items()) for m, n in shapes}
+        tiles = {tuple(choose_tile(m, n, dtype, aligned, target=target).items()) for m, n in shapes}
         for tile, layout in itertools.product(sorted(tiles), LAYOUTS):
             found += [_build(version, dtype, dict(tile), layout, aligned) for version in ("tiled", "persistent")]
     return found
@@ -292,7 +306,7 @@ def _multiply(a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -
         return out
     programs = multiprocessors(a)
     aligned = vectorises(a) and vectorises(b)
-    tile = tile or choose_tile(m, n, a.dtype, aligned, programs, hip=bool(torch.version.hip))
+    tile = tile or choose_tile(m, n, a.dtype, aligned, programs, target_of(a))
     tiles = -(-m // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
     kernel = persistent if version == "persistent" else tiled
     programs = min(programs, tiles) if version == "persistent" else tiles

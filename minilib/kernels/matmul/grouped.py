@@ -20,7 +20,16 @@ from minilib.kernels.matmul import dense
 from minilib.kernels.matmul import grouped_torch as in_torch
 from minilib.kernels.matmul.dense import multiply_tile, tile_at
 from minilib.kernels.workbench.compiled import Build
-from minilib.kernels.workbench.dispatch import DTYPES, check_floats, jit, launch, runs_kernel, triton, upcasts
+from minilib.kernels.workbench.dispatch import (
+    DTYPES,
+    check_floats,
+    jit,
+    launch,
+    runs_kernel,
+    target_of,
+    triton,
+    upcasts,
+)
 from minilib.numbers.price import Cost
 
 if triton:
@@ -205,11 +214,19 @@ def weight_gradient(
 
 
 def choose_tile(
-    m: int, n: int, groups: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132, hip: bool = False
-) -> dict[str, int]:
-    """`dense.choose_tile` for products of m × n, one a group on average, each on its share of the multiprocessors."""
+    m: int, n: int, groups: int, dtype: torch.dtype, aligned: bool = True, multiprocessors: int = 132,
+    target: str = "sm_80",
+) -> dict[str, int]:  # fmt: skip
+    """`dense.choose_tile` for products of m × n, one a group on average, each on its share of the multiprocessors.
+
+    m is the mean number of rows, tokens over groups. How many each group has, the GPU alone knows, and a launch that
+    waited for it would leave the GPU idle, so one launch has one tile: a hot group's is no larger than a cold one's. A
+    second, larger tile in the same kernel would be a second loop of products, and give every thread its registers. What
+    a hot group loses is bounded: its many tiles are walked in `tile_at`'s order, so that what a small tile reads more
+    (see `tile_traffic`) comes from L2 rather than from memory. A `tile` of the caller's own is the way out.
+    """
     share = -(-multiprocessors // max(1, groups))
-    return dense.fit_to_version(dense.choose_tile(m, n, dtype, aligned, share, hip), "persistent")
+    return dense.fit_to_version(dense.choose_tile(m, n, dtype, aligned, share, target), "persistent")
 
 
 def lanes(groups: int) -> int:
@@ -222,9 +239,9 @@ def builds(target: str, every: bool = False) -> list[Build]:
 
     Every: all tiles of groups of a few rows to thousands, with weights of 64 rows and columns and more.
     """
-    half, hip = torch.bfloat16, target == "gfx942"
-    large = {dtype: choose_tile(8192, 8192, 8, dtype, hip=hip) for dtype in DTYPES}
-    odd = choose_tile(8192, 8192, 8, half, aligned=False, hip=hip)
+    half = torch.bfloat16
+    large = {dtype: choose_tile(8192, 8192, 8, dtype, target=target) for dtype in DTYPES}
+    odd = choose_tile(8192, 8192, 8, half, aligned=False, target=target)
     if not every:
         return [
             *(_build(kernel, dtype, large[dtype]) for dtype in DTYPES for kernel in (product, weight_gradient)),
@@ -236,7 +253,7 @@ def builds(target: str, every: bool = False) -> list[Build]:
     found, sizes = [_build(product, dtype, large[dtype], groups=MANY) for dtype in DTYPES], [64 << i for i in range(8)]
     for dtype, aligned in itertools.product(DTYPES, (True, False)):
         shapes = itertools.product([16, 32, *sizes], sizes, (1, 8, 64, 128))
-        for tile in sorted({tuple(choose_tile(*shape, dtype, aligned, hip=hip).items()) for shape in shapes}):
+        for tile in sorted({tuple(choose_tile(*shape, dtype, aligned, target=target).items()) for shape in shapes}):
             found += [_build(product, dtype, dict(tile), layout, aligned) for layout in ("NN", "NT")]
             if dict(tile)["BLOCK_M"] >= sizes[0]:
                 found.append(_build(weight_gradient, dtype, dict(tile), "TN", aligned))
@@ -271,7 +288,7 @@ def _multiply(x: Tensor, weight: Tensor, offsets: Tensor, tile: dict[str, int] |
     programs = dense.multiprocessors(x)
     if tile is None:
         aligned = dense.vectorises(x) and dense.vectorises(weight[0]) and not weight.stride(0) % 16
-        tile = choose_tile(-(-tokens // groups), n, groups, x.dtype, aligned, programs, bool(torch.version.hip))
+        tile = choose_tile(-(-tokens // groups), n, groups, x.dtype, aligned, programs, target_of(x))
     # Every group but one may end in a tile that is not full, and so may the rows that belong to nobody.
     most = (-(-tokens // tile["BLOCK_M"]) + groups) * -(-n // tile["BLOCK_N"])
     launch(
@@ -289,7 +306,7 @@ def _reduce(x: Tensor, grad: Tensor, offsets: Tensor, tile: dict[str, int] | Non
     programs = dense.multiprocessors(x)
     if tile is None:
         aligned = dense.vectorises(x) and dense.vectorises(grad)
-        tile = choose_tile(k, n, groups, x.dtype, aligned, programs, bool(torch.version.hip))
+        tile = choose_tile(k, n, groups, x.dtype, aligned, programs, target_of(x))
     tiles = groups * -(-k // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
     launch(
         weight_gradient, min(programs, tiles), x, grad, offsets, out, groups, tokens, n, k, *x.stride(), *grad.stride(),

@@ -16,20 +16,28 @@ import math
 import torch
 from torch import Tensor
 
-from minilib.kernels.flash_attention.tiles import target_of
 from minilib.kernels.paged_attention.checks import check_tensors, check_values
-from minilib.kernels.paged_attention.tiles import CASES, EVERY_CASE, HEAD_DIMS, PROGRAMS_PER_SM, choose_tile
+from minilib.kernels.paged_attention.tiles import (
+    CASES,
+    EVERY_CASE,
+    HEAD_DIMS,
+    MAX_SPLITS,
+    choose_split,
+    choose_tile,
+    takes_short_tile,
+)
 from minilib.kernels.workbench.compiled import Build
-from minilib.kernels.workbench.dispatch import DTYPES, launch, runs_kernel, triton, upcasts
+from minilib.kernels.workbench.dispatch import DTYPES, launch, runs_kernel, target_of, triton, upcasts
 from minilib.numbers.price import Cost
 
 if triton:
     import triton.language as tl
 
-MAX_SPLITS = 64  # `merge` holds (splits, head_dim) in registers
-KEYS_PER_SPLIT = 256  # with fewer, writing and merging partial results costs more than another program brings
-
-_jit = triton.jit(do_not_specialize=["num_tokens", "num_seqs", "num_splits"]) if triton else lambda kernel: kernel
+_jit = (
+    triton.jit(do_not_specialize=["num_tokens", "num_seqs", "num_splits", "split_keys"])
+    if triton
+    else lambda kernel: kernel
+)
 
 
 def reference(
@@ -61,7 +69,7 @@ def reference(
 
 def paged_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, block_tables: Tensor, context_lens: Tensor, cu_seqlens_q: Tensor,
-    scale: float | None = None, max_q_len: int | None = None, num_splits: int | None = None, interpret: bool = False,
+    scale: float | None = None, max_q_len: int | None = None, split_keys: int | None = None, interpret: bool = False,
 ) -> Tensor:  # fmt: skip
     """Causal attention of each sequence's query tokens over its keys and values in the paged cache; forward only.
 
@@ -79,7 +87,9 @@ def paged_attention(
         cu_seqlens_q: (num_seqs + 1,) int32: where each sequence's tokens begin in q, from 0.
         scale: factor on the scores; head_dim ** -0.5 if left out.
         max_q_len: the longest q_len, if known: it picks the tile, never the result.
-        num_splits: programs, 1 … 64, that share the keys of one tile; enough to fill the GPU if left out.
+        split_keys: keys that one program takes of a sequence, which so has as many programs as its own length asks for,
+            64 at most; rounded up to whole blocks. `choose_split` if left out: long sequences beside short ones, and
+            few sequences, keep the GPU as full as many alike.
         interpret: run the kernel in Triton's interpreter, on the CPU.
 
     Returns:
@@ -92,8 +102,8 @@ def paged_attention(
     """
     tensors = (q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q)
     check_tensors(tensors, DTYPES)
-    if num_splits is not None and not (isinstance(num_splits, int) and 1 <= num_splits <= MAX_SPLITS):
-        raise ValueError(f"num_splits must be a whole number from 1 to {MAX_SPLITS}, or None, got {num_splits!r}")
+    if split_keys is not None and not (isinstance(split_keys, int) and split_keys > 0):
+        raise ValueError(f"split_keys must be a whole number of keys above 0, or None, got {split_keys!r}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError("q, k_pages or v_pages wants a gradient, and this is forward only: call it in torch.no_grad()")
     if not runs_kernel(q, interpret):
@@ -103,7 +113,7 @@ def paged_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(context_lens) or not len(q):
         return out.zero_()
-    _launch(out, *tensors, q.shape[-1] ** -0.5 if scale is None else scale, max_q_len, num_splits)
+    _launch(out, *tensors, q.shape[-1] ** -0.5 if scale is None else scale, max_q_len, split_keys)
     return out
 
 
@@ -129,15 +139,17 @@ def cost(
 
 @_jit
 def attend(
-    out_ptr, lse_ptr, q_ptr, k_ptr, v_ptr, table_ptr, context_ptr, cu_ptr, scale_log2, num_tokens, num_seqs,
+    out_ptr, lse_ptr, q_ptr, k_ptr, v_ptr, table_ptr, context_ptr, cu_ptr, scale_log2, num_tokens, num_seqs, split_keys,
     stride_qt, stride_qh, stride_kp, stride_kh, stride_ks, stride_vp, stride_vh, stride_vs, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one sequence, for all heads that share one kv head, against one stretch of its keys.
 
-    Grid (num_tokens // BLOCK_Q + num_seqs, num_kv_heads, splits). With SPLIT, `out` receives float32 partial results
-    (splits, num_tokens, num_heads, HEAD_DIM) and `lse` the base-2 logarithms of their sums of exponentials.
+    Grid (num_tokens // BLOCK_Q + num_seqs, num_kv_heads, splits). With SPLIT, program s of the last dimension takes
+    split_keys keys from s · split_keys on, and the last program all that are left. `out` receives float32 partial
+    results (splits, num_tokens, num_heads, HEAD_DIM) and `lse` the base-2 logarithms of their sums of exponentials:
+    -inf past a sequence's end, where no partial result is written.
     """
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     block, kv_head = tl.program_id(0), tl.program_id(1)
@@ -165,10 +177,15 @@ def attend(
 
     begin = 0
     end = tl.where(first < q_len, context - q_len + tl.minimum(first + BLOCK_Q, q_len), 0)
+    out_row = q_row * (GROUP * tl.num_programs(1)) + head
     if SPLIT:
-        stretch = tl.maximum(end + BLOCK_N * tl.num_programs(2) - 1, 0) // (BLOCK_N * tl.num_programs(2)) * BLOCK_N
-        begin = tl.program_id(2) * stretch
-        end = tl.minimum(end, begin + stretch)
+        split = tl.program_id(2)
+        out_row += split.to(tl.int64) * num_tokens * (GROUP * tl.num_programs(1))
+        begin = tl.minimum(split.to(tl.int64) * split_keys, end).to(tl.int32)
+        if begin >= end:
+            tl.store(lse_ptr + out_row, tl.full((BLOCK_M,), -float("inf"), tl.float32), mask=owned)
+            return
+        end = tl.where(split == tl.num_programs(2) - 1, end, tl.minimum(end, begin + split_keys))
     # Pages lie anywhere in a cache of more than 2³¹ elements: 64-bit addresses.
     table_at = table_ptr + seq.to(tl.int64) * stride_table
     k_at, v_at = k_ptr + kv_head.to(tl.int64) * stride_kh + dim, v_ptr + kv_head.to(tl.int64) * stride_vh + dim
@@ -176,39 +193,37 @@ def attend(
     # Page numbers are carried from the round before. Looked up in their own round they are one more level of
     # indirection, on which Triton spends half of the stages: of three buffers of keys on their way one is left.
     page = tl.load(table_at + key // PAGE_SIZE, mask=key < end, other=0).to(tl.int64)
-    top, total = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.full((BLOCK_M,), 0.0, tl.float32)
-    acc = tl.full((BLOCK_M, HEAD_DIM), 0.0, tl.float32)
+    m_M, l_M = tl.full((BLOCK_M,), -float("inf"), tl.float32), tl.full((BLOCK_M,), 0.0, tl.float32)
+    acc_MD = tl.full((BLOCK_M, HEAD_DIM), 0.0, tl.float32)
     for _ in range(begin, end, BLOCK_N):
         there = (key < end)[:, None]  # a slot that nobody owns may hold NaN: it is not read
         slot = (key % PAGE_SIZE).to(tl.int64)
-        k = tl.load(k_at + (page * stride_kp + slot * stride_ks)[:, None], mask=there, other=0.0)
-        v = tl.load(v_at + (page * stride_vp + slot * stride_vs)[:, None], mask=there, other=0.0)
-        visible = key[None, :] <= position[:, None]
+        k_ND = tl.load(k_at + (page * stride_kp + slot * stride_ks)[:, None], mask=there, other=0.0)
+        v_ND = tl.load(v_at + (page * stride_vp + slot * stride_vs)[:, None], mask=there, other=0.0)
+        visible_MN = key[None, :] <= position[:, None]
         key += BLOCK_N
         page = tl.load(table_at + key // PAGE_SIZE, mask=key < end, other=0).to(tl.int64)
         if UPCAST:  # the interpreter multiplies bfloat16 as if it were integers
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        scores = tl.dot(q.to(k.dtype), tl.trans(k), input_precision="ieee")
-        scores = tl.where(visible, scores * scale_log2, -float("inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        base = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that has seen nothing yet: -inf - -inf is NaN
-        weights = tl.exp2(scores - base[:, None])
-        fade = tl.exp2(top - base)
-        total = total * fade + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-        top = new_top
+            k_ND, v_ND = k_ND.to(tl.float32), v_ND.to(tl.float32)
+        s_MN = tl.dot(q.to(k_ND.dtype), tl.trans(k_ND), input_precision="ieee")
+        s_MN = tl.where(visible_MN, s_MN * scale_log2, -float("inf"))
+        new_m_M = tl.maximum(m_M, tl.max(s_MN, 1))
+        base_M = tl.where(new_m_M == -float("inf"), 0.0, new_m_M)  # a row that has seen nothing yet: -inf - -inf is NaN
+        p_MN = tl.exp2(s_MN - base_M[:, None])
+        alpha_M = tl.exp2(m_M - base_M)
+        l_M = l_M * alpha_M + tl.sum(p_MN, 1)
+        acc_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, acc_MD * alpha_M[:, None], input_precision="ieee")
+        m_M = new_m_M
 
-    total = tl.where(total == 0.0, 1.0, total)
-    out_row = q_row * (GROUP * tl.num_programs(1)) + head
+    l_M = tl.where(l_M == 0.0, 1.0, l_M)
     if SPLIT:
-        out_row += tl.program_id(2).to(tl.int64) * num_tokens * (GROUP * tl.num_programs(1))
-        tl.store(lse_ptr + out_row, top + tl.log2(total), mask=owned)
-    tl.store(out_ptr + out_row[:, None] * HEAD_DIM + dim, acc / total[:, None], mask=owned[:, None])
+        tl.store(lse_ptr + out_row, m_M + tl.log2(l_M), mask=owned)
+    tl.store(out_ptr + out_row[:, None] * HEAD_DIM + dim, acc_MD / l_M[:, None], mask=owned[:, None])
 
 
 @_jit
 def merge(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
-    """One row of the result: the mean of its partial results, each weighed by its share of the exponentials' sum."""
+    """One row of the result: the mean of its partial results, each weighted by its share of the exponentials' sum."""
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, BLOCK_S), tl.arange(0, HEAD_DIM)
     there, at = split < num_splits, split.to(tl.int64) * tl.num_programs(0) + row
@@ -216,7 +231,8 @@ def merge(out_ptr, partial_ptr, lse_ptr, num_splits, HEAD_DIM: tl.constexpr, BLO
     top = tl.max(lse, 0)
     share = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top))
     total = tl.sum(share, 0)
-    partial = tl.load(partial_ptr + at[:, None] * HEAD_DIM + dim, mask=there[:, None], other=0.0)
+    # Where no exponential was summed up, nothing was written.
+    partial = tl.load(partial_ptr + at[:, None] * HEAD_DIM + dim, mask=(share != 0.0)[:, None], other=0.0)
     mean = tl.sum(partial * share[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out_ptr + row * HEAD_DIM + dim, mean)
 
@@ -241,22 +257,26 @@ def builds(target: str, every: bool = False) -> list[Build]:
     return found
 
 
-def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale, max_q_len, num_splits):
+def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale, max_q_len, split_keys):
     (num_tokens, num_heads, head_dim), (_, num_kv_heads, page_size, _) = q.shape, k_pages.shape
     num_seqs, group = len(context_lens), num_heads // num_kv_heads
-    tile = choose_tile(head_dim, q.dtype, group, max_q_len or math.ceil(num_tokens / num_seqs), target_of(q))
+    longest = max_q_len or math.ceil(num_tokens / num_seqs)
+    tile = choose_tile(head_dim, q.dtype, group, longest, target_of(q))
     block_q = tile["BLOCK_M"] // group
-    if num_splits is None:
+    capacity = block_tables.shape[1] * page_size  # no context is longer; how long each is, the GPU alone knows
+    if split_keys is None:
         tiles = max(num_seqs, math.ceil(num_tokens / block_q)) * num_kv_heads
-        room = PROGRAMS_PER_SM * torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
-        useful = math.ceil(block_tables.shape[1] * page_size / KEYS_PER_SPLIT)
-        num_splits = max(1, min(round(room / tiles), useful, MAX_SPLITS))
+        processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
+        short = takes_short_tile(q.dtype, group, longest)
+        split_keys = choose_split(capacity, tiles, processors, short, partial_bytes=4 * q.numel())
+    split_keys = math.ceil(min(split_keys, capacity) / tile["BLOCK_N"]) * tile["BLOCK_N"]
+    num_splits = min(math.ceil(capacity / split_keys), MAX_SPLITS) if capacity else 1
     split = num_splits > 1
     partial = q.new_empty((num_splits, *q.shape), dtype=torch.float32) if split else out
     lse = q.new_empty((num_splits, num_tokens, num_heads) if split else 0, dtype=torch.float32)
     launch(
         attend, (num_tokens // block_q + num_seqs, num_kv_heads, num_splits), partial, lse, q, k_pages, v_pages,
-        block_tables, context_lens, cu_seqlens_q, scale * math.log2(math.e), num_tokens, num_seqs,
+        block_tables, context_lens, cu_seqlens_q, scale * math.log2(math.e), num_tokens, num_seqs, split_keys,
         *q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3], block_tables.stride(0),
         GROUP=group, HEAD_DIM=head_dim, PAGE_SIZE=page_size, SPLIT=split, UPCAST=upcasts(q.dtype), **tile,
     )  # fmt: skip

@@ -32,6 +32,7 @@ ONE_PASS = 16384  # widest row that a program keeps in registers; wider ones are
 ONE_PASS_BACKWARD = 32768  # in bytes: the gradient keeps x and dy as they are stored, beside an fp32 row of sums
 TILE = 2048  # values that a program of narrow rows takes at a time
 BLOCK = 4096  # and of a row that is read in blocks
+PREFETCHED = 16384  # bytes of the widest tile of which the backward pass has two more on their way: x, dy, dh of each
 # Rows that models have, of which all kernels are compiled ahead of time.
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 2560, 4096, 5120, 8192, 16384, 20_000)
 
@@ -120,7 +121,7 @@ class _RMSNorm(torch.autograd.Function):
         added = grad if dh is None else as_rows(dh)
         dx = torch.empty(dy.shape, dtype=x.dtype, device=x.device)
         tile = choose_tile(columns, x.element_size(), backward=True)
-        programs = min(-(-num_rows // tile["BLOCK_M"]), _programs(x, tile["num_warps"]))
+        programs = min(-(-num_rows // tile["BLOCK_M"]), _programs(x, tile))
         allocate = torch.empty if tile["ONE_PASS"] else torch.zeros  # what is summed block by block is added to
         partial = allocate(programs, columns, dtype=torch.float32, device=x.device)
         if dx.numel():
@@ -184,16 +185,20 @@ def backward(
     x_ptr, weight_ptr, rstd_ptr, dy_ptr, dh_ptr, dx_ptr, partial_ptr, num_rows, tokens, heads,
     stride_batch, stride_token, stride_head, stride_dy, stride_dh,
     COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ONE_PASS: tl.constexpr, RESIDUAL: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """With n = x · rstd and g = dy · weight: dx = (g − n · mean(g · n)) · rstd + dh, and this program's Σ dy · n.
 
     A program takes every num_programs-th block of rows, so that few partial sums of the weight's gradient are left.
+    With STAGES > 1 it reads the weight once, and the next STAGES - 1 blocks are on their way while it works on one.
     """
     column, inside = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_N) < COLUMNS
     partial = partial_ptr + tl.program_id(0).to(tl.int64) * COLUMNS
     if ONE_PASS:
         dweight = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(tl.program_id(0) * BLOCK_M, num_rows, tl.num_programs(0) * BLOCK_M):
+        if STAGES > 1:
+            weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    for first in tl.range(tl.program_id(0) * BLOCK_M, num_rows, tl.num_programs(0) * BLOCK_M, num_stages=STAGES):
         row = first + tl.arange(0, BLOCK_M)
         x_row = x_ptr + head_offsets(row, tokens, heads, stride_batch, stride_token, stride_head)
         dy_row, dh_row = dy_ptr + row.to(tl.int64) * stride_dy, dh_ptr + row.to(tl.int64) * stride_dh
@@ -201,7 +206,8 @@ def backward(
         rstd = tl.load(rstd_ptr + row, mask=row < num_rows, other=0.0)[:, None]
         if ONE_PASS:
             there = (row < num_rows)[:, None] & inside[None, :]
-            weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            if STAGES == 1:  # the widest rows leave no registers in which to keep it
+                weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
             normed = tl.load(x_row[:, None] + column, mask=there, other=0.0).to(tl.float32) * rstd
             dy = tl.load(dy_row[:, None] + column, mask=there, other=0.0).to(tl.float32)
             if RESIDUAL:  # read now: read last, it takes more registers than a thread of 16 warps has
@@ -247,6 +253,8 @@ def choose_tile(columns: int, size: int = 2, backward: bool = False) -> dict[str
     width = width if one_pass else BLOCK
     warps = min(16, max(4, width // 512))
     tile = {"COLUMNS": columns, "BLOCK_M": max(1, TILE // width), "BLOCK_N": width, "ONE_PASS": one_pass}
+    if backward:
+        tile["STAGES"] = 3 if one_pass and size * max(TILE, width) <= PREFETCHED else 1
     tile |= {"num_warps": warps}
     # Left alone, NVIDIA's assembler aims at 64 registers for these, and spills some; 512 threads may have 128 each.
     return tile | {"maxnreg": 128} if backward and (warps == 16 or not one_pass) else tile
@@ -276,7 +284,10 @@ def builds(target: str, every: bool = False) -> list[Build]:
     return found
 
 
-def _programs(x: Tensor, num_warps: int) -> int:
-    """Programs of the backward pass that a GPU holds at a time: half of the 64 warps that a processor has room for."""
+def _programs(x: Tensor, tile: dict[str, int | bool]) -> int:
+    """Programs of the backward pass that a GPU holds at a time: half of the 64 warps that a processor has room for.
+
+    Programs that prefetch have 96 KiB of shared memory for 16 warps, which is what an A100's processor holds once.
+    """
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    return processors * max(1, 32 // num_warps)
+    return processors * max(1, (32 if tile["STAGES"] == 1 else 16) // tile["num_warps"])

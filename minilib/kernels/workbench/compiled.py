@@ -1,7 +1,8 @@
 """Compile kernels ahead of time, with no GPU at hand, and read what the compiler says of them.
 
-A kernel that spills registers, asks for more shared memory than a program may have, or multiplies matrices without the
-tensor cores is slow before it has run once. The assembler's report says so on any machine.
+A kernel that spills registers, asks for more shared memory than a program may have, multiplies matrices without the
+tensor cores, or has no copy on its way while it multiplies, is slow before it has run once. The compiler's output says
+so on any machine.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from minilib.kernels.workbench.prefetch import copies_in_flight
+
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes that one program may have
+COMPILER_OPTIONS = ("num_warps", "num_stages", "maxnreg")  # what a tile says beside the kernel's constants
 _MATRIX = {"sm_80": r"\bmma\.sync", "sm_90": r"\b(?:wgmma\.mma_async|mma\.sync)", "gfx942": r"\bv_mfma"}
 
 
@@ -59,7 +63,7 @@ class Build:
         cls, kernel: object, name: str, types: Mapping[str, str], options: Mapping[str, object], **others: object
     ) -> Build:
         """A build from what a launch is given by name, constants and compiler options; others: further fields."""
-        compiler = {key: options[key] for key in ("num_warps", "num_stages", "maxnreg") if key in options}
+        compiler = {key: options[key] for key in COMPILER_OPTIONS if key in options}
         constants = {key: value for key, value in options.items() if key not in compiler}
         return cls(kernel, name, types, constants, **compiler, **others)
 
@@ -75,6 +79,8 @@ class Report:
         spilled: bytes per thread of stack and local memory, where registers go for which there is no room.
         shared: bytes of shared memory per program.
         matrix_instructions: tensor-core instructions in the code (mma, wgmma or mfma).
+        copies_in_flight: groups of copies for later blocks on their way as a block's first product begins, in the loop
+            that has fewest; None where no loop multiplies on tensor cores, and for gfx942, which has no such copies.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Report:
     spilled: int
     shared: int
     matrix_instructions: int
+    copies_in_flight: int | None = None
 
 
 def compile_for(target: str, build: Build):
@@ -123,7 +130,9 @@ def read(target: str, name: str, compiled) -> Report:
     else:
         code, usage = compiled.asm["ptx"], _cuda_usage(compiled.asm["cubin"])
         registers, spilled = usage["REG"], usage["STACK"] + usage["LOCAL"]
-    return Report(name, target, registers, spilled, compiled.metadata.shared, len(re.findall(_MATRIX[target], code)))
+    in_flight = None if target == "gfx942" else copies_in_flight(code)
+    dots = len(re.findall(_MATRIX[target], code))
+    return Report(name, target, registers, spilled, compiled.metadata.shared, dots, in_flight)
 
 
 def all_builds(target: str, every: bool = False) -> dict[str, list[Build]]:

@@ -45,6 +45,19 @@ def runs_kernel(tensor: Tensor, interpret: bool) -> bool:
     return triton is not None and (tensor.is_cuda or interpret)
 
 
+def target_of(x: Tensor) -> str:
+    """Whose tiles this tensor's GPU is given: one of `compiled.TARGETS`, or "sm_100"; "sm_80" on a CPU.
+
+    "sm_90" is Hopper: 227 KiB of shared memory a program, a copy engine (TMA), and wgmma, which multiplies from shared
+    memory into registers. "sm_100" is Blackwell for data centres. It has as much shared memory and the copy engine, but
+    no wgmma: tcgen05 accumulates in a memory of its own. It is given Hopper's tiles, which nobody has measured there.
+    """
+    if torch.version.hip:
+        return "gfx942"
+    generation = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+    return {9: "sm_90", 10: "sm_100"}.get(generation, "sm_80")
+
+
 def check_floats(op: str, /, **tensors: Tensor) -> None:
     """Refuse what no kernel here computes: a dtype that is not fp32, fp16 or bf16, or tensors that do not match.
 

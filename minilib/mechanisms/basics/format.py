@@ -13,7 +13,8 @@ _PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T",
 def si(value: float | None, unit: str = "", digits: int = 3) -> str:
     """Write a number with an SI prefix: ``si(1.979e15, "FLOP/s")`` is ``"1.98 PFLOP/s"``; G is 1e9, never 2³⁰.
 
-    Seconds stay seconds above one: a price in kiloseconds helps nobody, so minutes, hours and days are used.
+    Seconds stay seconds above one: a price in kiloseconds helps nobody, so minutes, hours and days are used. Dollars
+    stay dollars below one: "340 m$" reads as millions.
 
     Args:
         value: the number in base units; None, for something that was not measured, is written "–".
@@ -30,6 +31,8 @@ def si(value: float | None, unit: str = "", digits: int = 3) -> str:
     exponent = min(18, max(-9, 3 * math.floor(math.log10(abs(rounded)) / 3)))
     if unit == "s":
         exponent = min(exponent, 0)
+    if unit.startswith("$"):
+        exponent = max(exponent, 0)
     scaled = rounded / 10.0**exponent
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled))))
     return f"{scaled:.{decimals}f} {_PREFIXES[exponent]}{unit}".strip()

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def held() -> Iterator[list[int]]:
-    """Note interrupts instead of raising them, until the body ends. Not to be nested.
+    """Note interrupts instead of raising them, until the body ends.
+
+    Within another one it notes for itself: what it raises at its end comes out within the body of the outer one.
 
     Only the main thread is ever interrupted; in others this does nothing.
 

@@ -3,7 +3,7 @@
 from minilib.mechanisms.replication.plan import (
     ContributionLost,
     CountedTwice,
-    Link,
+    LinkLike,
     NothingToSend,
     Plan,
     PlanError,
@@ -16,7 +16,7 @@ from minilib.mechanisms.replication.plan import (
 __all__ = [
     "ContributionLost",
     "CountedTwice",
-    "Link",
+    "LinkLike",
     "NothingToSend",
     "Plan",
     "PlanError",

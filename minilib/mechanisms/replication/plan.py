@@ -33,7 +33,7 @@ class ContributionLost(PlanError):
     """When the plan is done, a rank lacks a contribution that it should have."""
 
 
-class Link(Protocol):
+class LinkLike(Protocol):
     """What a price needs to know of a way from one rank to another."""
 
     latency: float  # α, seconds for an empty message
@@ -214,9 +214,9 @@ def simulate(
 def seconds(
     plan: Plan,
     chunk_bytes: Sequence[int],
-    link: Link | Callable[[int, int], Link],
+    link: LinkLike | Callable[[int, int], LinkLike],
     reduce_rate: float = float("inf"),
-    bus: Link | None = None,
+    bus: LinkLike | None = None,
 ) -> float:
     """Predicted time: the sum over rounds of the slowest message, α + bytes · β.
 

@@ -25,7 +25,7 @@ class MoEConfig:
         top_groups: groups out of which a token chooses its experts.
         capacity_factor: room of each expert, as a multiple of its even share of the pairs; None for room for all.
         drop: who finds no room in a full expert: by "position", later choices and tokens; by "probability", the pairs
-            of lowest score.
+            whose score, of the gate over all experts, is lowest; weights stay normalised as they were before.
 
     Raises:
         ValueError: if these do not fit together.

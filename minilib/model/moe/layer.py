@@ -4,12 +4,13 @@
      └─────────────────────┴──────────────── shared experts, for every token ───────────────────────────┘
 
 `Routing` is data: which token goes to which expert, with what weight. As attention is, the exchange is passed in: on
-one process rows stay where they are, between ranks they travel to their expert and back (training/expert_parallel.py).
+one process rows stay where they are, between ranks they travel to their expert and back (parallel/expert_parallel.py).
 
 Sources: Shazeer et al. 2017 (the layer); Fedus, Zoph and Shazeer 2021, "Switch Transformers" (capacity); Lepikhin et
 al. 2020, "GShard" (drop by position: all first choices come before any second one); Riquelme et al. 2021, "V-MoE" (drop
-by probability, for one choice a token; for several, pair by pair by the gate's scores, as drop_policy "probs" of
-DeepSpeed); Zhou et al. 2022, "Expert Choice"; Gale et al. 2022, "MegaBlocks" (dropless); DeepSeek-AI 2024,
+by probability, for one choice a token; for several, pair by pair by the gate's scores over all experts, as DeepSpeed's
+drop_policy "probs"; Megatron-LM's "probs" compares weights normalised over a token's choices, unless the softmax comes
+before the choice); Zhou et al. 2022, "Expert Choice"; Gale et al. 2022, "MegaBlocks" (dropless); DeepSeek-AI 2024,
 "DeepSeek-V3" (sigmoid gating, bias, groups, shared experts, routed scaling factor).
 """
 
@@ -190,7 +191,7 @@ def route(logits: Tensor, bias: Tensor, config: MoEConfig) -> Routing:
     if config.choice == "expert":
         return _experts_choose(logits, scores_TE, preference_TE, capacity, config.routed_scaling_factor)
     # 2. Choose: each token's experts, best first.
-    experts_TK = choose(preference_TE, config)
+    experts_TK = choose_experts(preference_TE, config)
     # 3. Weigh: by scores, which the bias has not touched.
     weights_TK = scores_TE.gather(1, experts_TK)
     if config.normalize:
@@ -226,7 +227,7 @@ def _experts_choose(logits: Tensor, scores_TE: Tensor, preference_TE: Tensor, ca
     return Routing(tokens_P, weights_P, wanted_E.cumsum(0).int(), wanted_E, scores_TE, logits)
 
 
-def choose(preference: Tensor, config: MoEConfig) -> Tensor:
+def choose_experts(preference: Tensor, config: MoEConfig) -> Tensor:
     """Each token's top_k experts, best first, out of its top_groups groups: (tokens, num_experts) → (tokens, top_k).
 
     A group is worth the sum of its two best experts. Source: DeepSeek-V3, section 2.1.2.
@@ -240,6 +241,6 @@ def choose(preference: Tensor, config: MoEConfig) -> Tensor:
 
 
 def combine(answers: Tensor, routing: Routing, num_tokens: int) -> Tensor:
-    """Each token's weighed sum of its experts' answers, (num_tokens, hidden_size); zero for a token without one."""
-    weighed = answers * routing.weights[:, None].to(answers.dtype)
-    return weighed.new_zeros(num_tokens, answers.shape[1]).index_add(0, routing.tokens, weighed)
+    """Each token's weighted sum of its experts' answers, (num_tokens, hidden_size); zero for a token without one."""
+    weighted = answers * routing.weights[:, None].to(answers.dtype)
+    return weighted.new_zeros(num_tokens, answers.shape[1]).index_add(0, routing.tokens, weighted)

@@ -24,6 +24,12 @@ def matmul_rates(device: str = "cpu", budget: float = 0.5) -> dict[str, float]:
     return rates
 
 
+def quick_rate(device: str = "cpu", budget: float = 0.1) -> float:
+    """FLOP/s of one fp32 product of moderate size, in a fraction of a second: enough to doubt an older figure."""
+    n = (CUDA_SIZES if device != "cpu" else CPU_SIZES)[-2]
+    return 2 * n**3 / min(measure(_product("fp32", device, n), budget=budget, min_samples=3).samples)
+
+
 def call_overhead(device: str = "cpu", budget: float = 0.3) -> float:
     """Seconds from one small torch call to the next: an addition of one number to one number.
 

@@ -11,15 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minilib.numbers import records
+from minilib.numbers.neighbours import BUSY, Watch
 from minilib.numbers.probes import chase, compute, cuda, memory, system
 
-PROBES_VERSION = 2  # raise it when a probe changes what it measures: cached answers are then asked anew
+PROBES_VERSION = 3  # raise it when a probe changes what it measures: cached answers are then asked anew
 CPU_CHAINS = tuple(2**k for k in (12, 14, 16, 18, 20, 22, 24, 25, 26, 28))  # bytes
+OFF = 1.5  # a remembered figure that is off by more than this factor is not this machine's any more
 CUDA_CHAINS = tuple(2**k for k in (14, 18, 22, 25, 28, 30))
 
 
 def measure_or_recall(device: str, *, refresh: bool, progress: bool) -> dict:
     """A machine's figures as JSON values: from this user's cache if the same libraries measured it, else measured now.
+
+    What is remembered was measured while others left the cores alone; a quick probe checks it before it is used.
 
     Raises:
         ValueError: if `device` is not "auto", "cpu" or "cuda", or is "cuda" without a GPU.
@@ -28,10 +32,17 @@ def measure_or_recall(device: str, *, refresh: bool, progress: bool) -> dict:
     path = _cache_path(device)
     if not refresh and path.is_file():
         try:
-            return json.loads(path.read_text())
+            remembered = json.loads(path.read_text())
         except ValueError:
             path.unlink()  # a cache that cannot be read is no cache
+        else:
+            if not _contradicted(remembered, device):
+                return remembered
+    watch = Watch()
     figures = _survey(device, progress)
+    figures["busy"] = watch.busy
+    if figures["busy"] > BUSY:
+        return figures
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(figures))
@@ -54,6 +65,15 @@ def _survey(device: str, progress: bool) -> dict:
         for key, value in answer.items():
             figures[key] = figures.get(key, {}) | value if isinstance(value, dict) else value
     return figures
+
+
+def _contradicted(figures: dict, device: str) -> bool:
+    """True if a quick probe finds another machine than the one remembered, and others leave the cores alone."""
+    watch = Watch()
+    now = _QUICK_QUESTIONS[device]()
+    known = {"memory_bandwidth": figures["memory_bandwidth"], "fp32": figures["flops"]["fp32"]}
+    off = max(max(now[name] / known[name], known[name] / now[name]) for name in now)
+    return off > OFF and watch.busy <= BUSY
 
 
 def _main_memory() -> dict:
@@ -108,6 +128,12 @@ _CUDA_QUESTIONS: dict[str, Callable[[], dict]] = {
     "calls": lambda: {"call_overhead": compute.call_overhead("cuda"), "seconds": cuda.launch_latencies()},
     "pcie": _pcie,
     "random access": lambda: {"random_access": [(size, cuda.random_access(size)) for size in CUDA_CHAINS]},
+}
+
+
+_QUICK_QUESTIONS: dict[str, Callable[[], dict[str, float]]] = {
+    "cpu": lambda: {"memory_bandwidth": memory.copy_bandwidth(budget=0.1), "fp32": compute.quick_rate()},
+    "cuda": lambda: {"memory_bandwidth": cuda.hbm_copy_bandwidth(budget=0.1), "fp32": compute.quick_rate("cuda")},
 }
 
 

@@ -117,6 +117,11 @@ class DataParallel:
         self._watch = ThreadPoolExecutor(1, "watch") if trace else None
         self._steps, self._started, self._syncing, self._due = 0, 0, True, False
 
+    @property
+    def due(self) -> bool:
+        """Whether gradients have come that `finish` has not averaged yet."""
+        return self._due
+
     def finish(self) -> None:
         """Call after backward: when it returns, every .grad is the average over ranks.
 
@@ -145,7 +150,7 @@ class DataParallel:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backward in here only adds to .grad; the next one outside, or `finish`, averages the sum."""
+        """A backward in this context only adds to .grad; the next one outside, or `finish`, averages the sum."""
         self._syncing, before = False, self._syncing
         try:
             yield

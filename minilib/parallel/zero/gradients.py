@@ -13,10 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minilib.mechanisms.replication import plans
 from minilib.parallel.zero.layout import UnsuitableModel
 from minilib.parallel.zero.row import Row
-from minilib.ranks.collectives import Communicator, Pending
+from minilib.ranks.collectives import Communicator, Pending, ring_plan
 
 
 class LateGradient(RuntimeError):
@@ -120,8 +119,8 @@ class Gradients:
             full[slice(*layout.spans[index])].zero_()
         full[layout.numel :].zero_()
         if self.row.stage == 0:  # a ring at any size: all stages add in one order, and so get the same bits
-            ring = plans.ring("all_reduce", self._comm.world_size)
-            self._pending = self._comm.all_reduce(full, plan=ring, async_op=True)
+            plan = ring_plan("all_reduce", self._comm.world_size)
+            self._pending = self._comm.all_reduce(full, plan=plan, async_op=True)
         else:
             self._pending = self._comm.reduce_scatter(full, async_op=True)
         if self._cut:

@@ -38,7 +38,7 @@ class IncompleteStates(ValueError):
     """Some rank's state is missing; the message says whose."""
 
 
-def save(zero: Partitioned) -> dict:
+def save_slices(zero: Partitioned) -> dict:
     """See `Zero.state_dict`."""
     rows = {}
     for row in zero.rows:
@@ -52,27 +52,32 @@ def save(zero: Partitioned) -> dict:
     return {"slice": index, "num_slices": len(cut), "rows": rows, "param_groups": options}
 
 
-def load(zero: Partitioned, states: Sequence[Mapping]) -> None:
+def load_slices(zero: Partitioned, states: Sequence[Mapping]) -> None:
     """See `Zero.load_state_dict`."""
     saved = _in_order(states)
     _check_rows({row.layout.name: row.layout for row in zero.rows}, saved[0]["rows"])
-    if len(saved[0]["param_groups"]) != len(zero.optimizer.param_groups):
-        raise OtherModel(
-            f"param_groups: the state has {len(saved[0]['param_groups'])}, here are {len(zero.optimizer.param_groups)}"
-        )
+    _check_groups(zero, saved[0]["param_groups"])
     for row in zero.rows:
-        index, cut = _place(zero.stage, zero.comm.rank, row.layout)
         theirs = [state["rows"][row.layout.name] for state in saved]
-        old = _cut_into(row.layout, len(saved))
-        _collect(row.master, row.layout.numel, [each["values"] for each in theirs], old, cut, index)
-        for part in row.parts:
-            first, last = row.layout.group_span(part.group)
-            cuts = row.layout.group_cut(part.group, old), row.layout.group_cut(part.group, cut)
-            moments = [each["optimizer"][part.group] for each in theirs]
-            zero.optimizer.state[part.values] = _moments(part.values, last - first, moments, *cuts, index)
-        row.publish()
-    for group, options in zip(zero.optimizer.param_groups, saved[0]["param_groups"], strict=True):
-        group.update(options)
+        _take_over(zero, row, [each["values"] for each in theirs], _cut_into(row.layout, len(saved)),
+                   {part.group: [each["optimizer"][part.group] for each in theirs] for part in row.parts})  # fmt: skip
+    _set_options(zero, saved[0]["param_groups"])
+
+
+def load_by_name(
+    zero: Partitioned, values: Mapping[str, Tensor], moments: Mapping[str, Mapping], param_groups: Sequence[Mapping]
+) -> None:
+    """See `Zero.load_by_name`: a row whose slices are its parameters, one each."""
+    shapes = {name: shape for row in zero.rows for name, shape in zip(row.layout.names, row.layout.shapes, strict=True)}
+    problem = next(_problems({name: values[name] for name in shapes if name in values}, shapes, shapes), "")
+    if problem:
+        raise OtherModel(problem)
+    _check_groups(zero, param_groups)
+    for row in zero.rows:
+        flat = [values[name].reshape(-1) for name in row.layout.names]
+        theirs = [_flat(moments.get(name, {})) for name in row.layout.names]
+        _take_over(zero, row, flat, row.layout.spans, {part.group: theirs for part in row.parts})
+    _set_options(zero, param_groups)
 
 
 def save_full(zero: Partitioned, rank: int | None) -> dict[str, Tensor]:
@@ -106,6 +111,44 @@ def load_full(zero: Partitioned, state: Mapping[str, Tensor] | None) -> None:
             if zero.comm.rank == 0:
                 buffer.copy_(state[name])
             zero.comm.broadcast(buffer)
+
+
+def _take_over(
+    zero: Partitioned,
+    row: Row,
+    values: Sequence[Tensor],
+    old: Sequence[tuple[int, int]],
+    moments: Mapping[int, Sequence[Mapping]],
+) -> None:
+    """Fill what this rank owns of a row from slices of another cut.
+
+    Args:
+        values: of each old slice.
+        old: (start, stop) of each.
+        moments: group → the optimizer's state of each old slice's part of that group.
+    """
+    index, cut = _place(zero.stage, zero.comm.rank, row.layout)
+    _collect(row.master, row.layout.numel, values, old, cut, index)
+    for part in row.parts:
+        first, last = row.layout.group_span(part.group)
+        cuts = row.layout.group_cut(part.group, old), row.layout.group_cut(part.group, cut)
+        zero.optimizer.state[part.values] = _moments(part.values, last - first, moments[part.group], *cuts, index)
+    row.publish()
+
+
+def _check_groups(zero: Partitioned, saved: Sequence[Mapping]) -> None:
+    if len(saved) != len(zero.optimizer.param_groups):
+        raise OtherModel(f"param_groups: the state has {len(saved)}, here are {len(zero.optimizer.param_groups)}")
+
+
+def _set_options(zero: Partitioned, saved: Sequence[Mapping]) -> None:
+    for group, options in zip(zero.optimizer.param_groups, saved, strict=True):
+        group.update(options)
+
+
+def _flat(moments: Mapping) -> dict:
+    """A parameter's optimizer state with values for each element in a row; a number, such as AdamW's step, as it is."""
+    return {key: x.reshape(-1) if isinstance(x, Tensor) and x.dim() else x for key, x in moments.items()}
 
 
 def _place(stage: int, rank: int, layout: Layout) -> tuple[int, list[tuple[int, int]]]:
@@ -179,13 +222,17 @@ def _moments(
     new: Sequence[tuple[int, int]],
     index: int,
 ) -> dict:
-    """An optimizer's state of one group's part of a row: values for each element are cut anew, others are copied."""
+    """An optimizer's state of one group's part of a row: values for each element are cut anew, others are copied.
+
+    Old slices that have nothing of the group may have the state of another one, and are not read.
+    """
     sizes = [stop - start for start, stop in old]
+    number = next((number for number, size in enumerate(sizes) if size), 0)
     state = {}
-    for key, first in saved[0].items():
-        if isinstance(first, Tensor) and first.shape == (sizes[0],):
+    for key, first in saved[number].items():
+        if isinstance(first, Tensor) and first.shape == (sizes[number],):
             state[key] = torch.zeros_like(part, dtype=first.dtype)
-            _collect(state[key], numel, [each[key] for each in saved], old, new, index)
+            _collect(state[key], numel, [each.get(key) for each in saved], old, new, index)
         else:
             state[key] = _copy(first)
     return state

@@ -1,4 +1,4 @@
-"""ZeRO as the trainer uses it: its state saves as that of one whole model, and loads from it on any number of ranks.
+"""ZeRO as the trainer uses it: its state is saved as that of one whole model, and loaded on any number of ranks.
 
     on ranks    row "layers.0": │ rank 0 ······ │ rank 1 ······ │ padding      values and moments, end to end
     saved       layers.0.qkv.weight, its exp_avg, its exp_avg_sq, …            as model.state_dict() and AdamW have them
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from minilib.ranks.collectives import Communicator
 
 
 class Sharded:
-    """An `engines.Engine` over Zero.
+    """A `training.strategies.Strategy` over Zero.
 
     Args:
         zero: made with the same groups.
@@ -29,20 +30,24 @@ class Sharded:
 
     def __init__(self, zero: Zero, groups: Iterable[Mapping]) -> None:
         name = {parameter: name for name, parameter in zero.model.named_parameters()}
-        self._zero, self.optimizer = zero, zero.optimizer
+        self.zero, self.optimizer = zero, zero.optimizer
         self._names = [[name[parameter] for parameter in group["params"]] for group in groups]
         self._order = [name for names in self._names for name in names]
         self.zero_grad, self.clip_grad_norm, self.step = zero.zero_grad, zero.clip_grad_norm, zero.step
 
-    def full_state_dict(self) -> dict:
-        """See `engines.Engine`; other ranks than 0 get nothing.
+    def no_sync(self) -> AbstractContextManager[None]:
+        """See `Strategy`; stages 2 and 3 reduce every backward, since they hold slices of gradients only."""
+        return self.zero.no_sync() if self.zero.stage < 2 else nullcontext()
 
-        Cost: rank 0 holds the whole state, twice for a moment.
+    def full_state_dict(self) -> dict:
+        """See `Strategy`; ranks other than 0 get an empty dict.
+
+        Cost: rank 0 holds the whole state, and for a time a second copy.
         """
-        model = self._zero.full_state_dict(rank=0)
-        own = self._zero.state_dict()
-        states = [own] if own["num_slices"] == 1 else _gather(own, self._zero.comm)
-        if self._zero.comm.rank > 0:
+        model = self.zero.full_state_dict(rank=0)
+        own = self.zero.state_dict()
+        states = [own] if own["num_slices"] == 1 else _gather(own, self.zero.comm)
+        if self.zero.comm.rank > 0:
             return {}
         moments = _by_name(states)
         state = {number: moments[name] for number, name in enumerate(self._order) if moments[name]}
@@ -54,19 +59,14 @@ class Sharded:
         return {"model": model, "optimizer": {"state": state, "param_groups": groups}}
 
     def load_full_state_dict(self, state: Mapping) -> None:
-        """See `engines.Engine`; each rank keeps its slices of the whole state."""
+        """See `Strategy`; a rank reads the slices of the state that it will own."""
         saved = state["optimizer"]
         moments = {name: saved["state"].get(number, {}) for number, name in enumerate(self._order)}
-        rows = {}
-        for name, row in self._zero.state_dict()["rows"].items():
-            values = torch.cat([state["model"][n].reshape(-1) for n in row["names"]])
-            optimizer = {group: _end_to_end([moments[n] for n in _names(row, group)]) for group in row["optimizer"]}
-            rows[name] = {**row, "values": values, "optimizer": optimizer}
         options = [{key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]]
-        for name, buffer in self._zero.model.named_buffers():
+        for name, buffer in self.zero.model.named_buffers():
             if name in state["model"]:  # the others follow from the config
                 buffer.copy_(state["model"][name])
-        self._zero.load_state_dict([{"slice": 0, "num_slices": 1, "rows": rows, "param_groups": options}])
+        self.zero.load_by_name(state["model"], moments, options)
 
 
 def _by_name(states: Sequence[Mapping]) -> dict[str, dict]:
@@ -86,7 +86,7 @@ def _by_name(states: Sequence[Mapping]) -> dict[str, dict]:
 
 
 def _parts(slices: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """What each of a group's parameters has of the ranks' slices; a number, such as AdamW's step, they all have."""
+    """The slices of all ranks, cut into a group's parameters; a number, such as AdamW's step, is the same for all."""
     if not slices[0].dim():
         return [slices[0].clone() for _ in shapes]
     sizes = [shape.numel() for shape in shapes]
@@ -94,16 +94,8 @@ def _parts(slices: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tenso
     return [part.reshape(shape).clone() for part, shape in zip(whole.split(sizes), shapes, strict=True)]
 
 
-def _end_to_end(moments: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The inverse for one group of one row: what parameters have, one after another."""
-    return {
-        key: torch.cat([each[key].reshape(-1) for each in moments]) if first.dim() else first
-        for key, first in moments[0].items()
-    }
-
-
 def _names(row: Mapping, group: int) -> list[str]:
-    """Of a row's parameters that are in an optimizer's group."""
+    """Names of a row's parameters that are in one group of the optimizer."""
     return [name for name, number in zip(row["names"], row["groups"], strict=True) if number == group]
 
 

@@ -36,8 +36,16 @@ class RanksTimedOut(TimeoutError):
         self.ranks = ranks
 
 
+class WorkingFolderGone(FileNotFoundError):
+    """The working folder of the process that calls `run` was deleted."""
+
+
 class TemporaryFolderTooLong(OSError):
     """The path of the temporary folder leaves no room for the name of a socket in it."""
+
+
+class UnsupportedPython(ImportError):
+    """This Python lacks an interface of CPython's that launch needs; the message names it."""
 
 
 class NestedRun(RuntimeError):

@@ -1,4 +1,4 @@
-"""A rank's side of `minilib.ranks.launch`, whoever started it: its place in torch's group, its value, its failure."""
+"""What a rank does, whether `run` or torchrun started it: join the process group, return a value, report a failure."""
 
 from __future__ import annotations
 
@@ -104,5 +104,4 @@ def failure(error: BaseException, rank: int, world_size: int) -> RankFailed:
 
 def is_ours(filename: str) -> bool:
     """Whether the file is one of launch's own, whose frames tell nothing about a function that failed or hangs."""
-    path = Path(filename)
-    return path.parent.name == "launch" and path.parent.parent.name == "ranks"
+    return Path(filename).parent == Path(__file__).parent

@@ -4,44 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import math
 import os
 import pickle
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import connection, forkserver
+from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 
+from minilib.mechanisms.basics import interrupts
 from minilib.ranks.launch.errors import RankFailed, RanksTimedOut, TemporaryFolderTooLong
+from minilib.ranks.launch.fork_server import ForkServer
 from minilib.ranks.launch.group import value
-from minilib.ranks.launch.member import Member
 from minilib.ranks.launch.pickling import dumps
+from minilib.ranks.launch.process import RankProcess
 from minilib.ranks.launch.rank import Job, Rank
 
-# What the fork server loads once and all ranks share. Nothing else of minilib: a reader may be editing it.
-# Without torch._dynamo, which an optimizer imports when it is made, every rank would spend a second on that.
+# What the fork server imports once, for all ranks. Nothing else of minilib: ranks must see the files that a reader has
+# just edited. Without torch._dynamo, which an optimizer imports when it is made, every rank would spend a second on it.
 PRELOAD = ["torch", "torch.distributed", "torch._dynamo", "numpy.random", "cloudpickle", "minilib.ranks.launch.rank"]
+COLLECTIVE_TIMEOUT = 60.0  # seconds that a collective may take where the caller sets no limit
+MARGIN = 60.0  # seconds by which collectives time out later than the caller's limit, whose error says more
+STANDSTILL = 3600.0  # seconds without a turn for any Python thread of a rank, after which the rank ends itself
 START_TIMEOUT = 120.0  # seconds for the fork server to load them, on a machine that is busy with other things
 END_TIMEOUT = 5.0  # seconds for ranks to end by themselves once all have returned, and for the killed to be gone
 GRACE = 0.3  # seconds in which a death that explains a failure comes to light
 
-server = forkserver.ForkServer()  # starts with the first rank, ends with this process
-server.set_forkserver_preload(PRELOAD)
+server = ForkServer(PRELOAD)
 
 
-def run(fn: Callable, args: tuple, world_size: int, *, timeout: float, backend: str, threads: int) -> list:
-    """`minilib.ranks.launch.run` on processes that are started for the purpose and end with it."""
+def run(fn: Callable, args: tuple, world_size: int, *, timeout: float | None, backend: str, threads: int) -> list:
+    """`minilib.ranks.launch.run` on new processes, which end before it returns."""
     sources = {name: entry for name, entry in linecache.cache.items() if len(entry) == 4 and entry[1] is None}
-    job = Job(_pickled(fn, args), world_size, timeout, backend, threads, dict(os.environ), sources)
+    limit = COLLECTIVE_TIMEOUT if timeout is None else timeout + MARGIN
+    job = Job(_pickled(fn, args), world_size, limit, STANDSTILL, backend, threads, dict(os.environ), sources)
     with (
-        _interrupts_noted() as interrupts,
+        interrupts.held() as noted,
         tempfile.TemporaryDirectory(prefix="minilib-ranks-", ignore_cleanup_errors=True) as folder,
     ):
         (Path(folder) / "job").write_bytes(pickle.dumps(job))
-        ranks = Ranks(interrupts)
+        ranks = Ranks(noted)
         try:
             ranks.start(world_size, folder)
             ranks.wait(timeout)
@@ -49,7 +54,7 @@ def run(fn: Callable, args: tuple, world_size: int, *, timeout: float, backend: 
         finally:
             ranks.end()
             ranks.show_output()
-        files = [member.rank.file("value") for member in ranks.members]
+        files = [process.rank.file("value") for process in ranks.processes]
         return [value(file.read_bytes(), rank, world_size) for rank, file in enumerate(files)]
 
 
@@ -62,18 +67,17 @@ class Ranks:
 
     def __init__(self, interrupts: list[int]) -> None:
         self.interrupts = interrupts
-        self.members: list[Member] = []
-        self.dead: list[Member] = []  # whose process ended before the function returned, the first one first
-        self.failed: list[Member] = []  # whose function raised, the first one first
+        self.processes: list[RankProcess] = []
+        self.dead: list[RankProcess] = []  # whose process ended before the function returned, the first one first
+        self.failed: list[RankProcess] = []  # whose function raised, the first one first
         self.reports, self.report = os.pipe()
 
     def start(self, world_size: int, folder: str) -> None:
         """Ask the fork server for the ranks."""
-        prepare = {"sys_path": sys.path, "sys_argv": sys.argv, "dir": str(Path.cwd())}
         for number in range(world_size):
-            # Not a multiprocessing.Process: that would run the main script again in every rank.
+            rank = Rank(number, folder)
             try:
-                pipes = server.connect_to_new_process([self.report])
+                self.processes.append(RankProcess(rank, *server.start(rank, [self.report])))
             except OSError as error:
                 if "AF_UNIX path too long" not in str(error):
                     raise
@@ -81,25 +85,20 @@ class Ranks:
                     f"the fork server's socket would lie in {tempfile.gettempdir()}, whose path is too long for that: "
                     "set TMPDIR to a folder with a path of at most 70 bytes"
                 ) from None
-            member = Member(Rank(number, folder), *pipes)
-            self.members.append(member)
-            with open(member.pipe, "wb", closefd=False) as pipe, contextlib.suppress(BrokenPipeError):
-                pipe.write(pickle.dumps(prepare) + pickle.dumps(member.rank))
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float | None) -> None:
         """Wait until all functions have returned.
 
         Raises:
             RankFailed: as soon as a function raises or its process ends.
-            RanksTimedOut: `timeout` seconds after the last rank has started.
+            RanksTimedOut: `timeout` seconds after the last rank has started, unless that is None.
             KeyboardInterrupt: if the user interrupts.
         """
-        if not self._until(
-            lambda: all(member.pid is not None or member.ended for member in self.members), START_TIMEOUT
-        ):
+        if not self._until(self._have_started, START_TIMEOUT):
             raise RanksTimedOut(f"the fork server did not start the ranks within {START_TIMEOUT:g} s", ())
-        if not self._until(lambda: self.dead or self.failed or self._running() == [], timeout):
-            raise self._timed_out(timeout)
+        limit = math.inf if timeout is None else timeout
+        if not self._until(lambda: self.dead or self.failed or self._running() == [], limit):
+            raise self._timed_out(limit)
         if self.interrupts:
             raise KeyboardInterrupt
         if self.dead or self.failed:
@@ -107,36 +106,39 @@ class Ranks:
 
     def let_end(self) -> None:
         """Tell the ranks that all have returned, and let them end by themselves."""
-        for member in self.members:
+        for process in self.processes:
             with contextlib.suppress(BrokenPipeError):  # it died after it had returned, which nobody needs to know
-                os.write(member.pipe, b"!")
-        self._until(lambda: all(member.ended for member in self.members), END_TIMEOUT)
+                os.write(process.pipe, b"!")
+        self._until(lambda: all(process.ended for process in self.processes), END_TIMEOUT)
 
     def end(self) -> None:
         """Kill whatever still runs and release what the ranks held here."""
         deadline = time.monotonic() + END_TIMEOUT
         while True:
-            for member in self.members:  # again and again: a rank may only just have got the pid to kill it by
-                member.kill()
-            if all(member.ended for member in self.members) or time.monotonic() > deadline:
+            for process in self.processes:  # again and again: a rank may only just have got the pid to kill it by
+                process.kill()
+            if all(process.ended for process in self.processes) or time.monotonic() > deadline:
                 break
             self._listen(0.1)
-        for member in self.members:
-            os.close(member.status)
-            os.close(member.pipe)  # a rank that starts even later finds nobody at its other end, and ends
+        for process in self.processes:
+            os.close(process.status)
+            os.close(process.pipe)  # a rank that starts even later finds nobody at its other end, and ends
         os.close(self.reports)
         os.close(self.report)
 
     def show_output(self) -> None:
         """Print what the ranks printed, rank by rank."""
-        for member in self.members:
+        for process in self.processes:
             for kind, stream in (("out", sys.stdout), ("err", sys.stderr)):
-                path = member.rank.file(kind)
+                path = process.rank.file(kind)
                 if stream is not None and path.exists():
                     stream.write(path.read_text(encoding="utf-8", errors="replace"))
 
-    def _running(self) -> list[Member]:
-        return [member for member in self.members if member.report != "value"]
+    def _have_started(self) -> bool:
+        return all(process.pid is not None or process.ended for process in self.processes)
+
+    def _running(self) -> list[RankProcess]:
+        return [process for process in self.processes if process.report != "value"]
 
     def _until(self, condition: Callable[[], object], seconds: float) -> bool:
         """Listen until the condition holds or the user interrupts; False if neither happens in time."""
@@ -145,75 +147,55 @@ class Ranks:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            self._listen(min(remaining, 0.1))  # a signal does not wake it, so look up now and then
+            self._listen(min(remaining, 0.1))  # a signal does not wake it, so look now and then
         return True
 
     def _listen(self, seconds: float) -> None:
-        """Take in what the ranks and the fork server have to say, if they say it in time."""
-        living = {member.status: member for member in self.members if not member.ended}
+        """Read what ranks and the fork server report within `seconds`."""
+        living = {process.status: process for process in self.processes if not process.ended}
         ready = connection.wait([self.reports, *living], max(0.0, seconds))
         if self.reports in ready:  # before any death, which is of no interest once the function has returned
             for line in os.read(self.reports, 65536).decode().splitlines():
                 kind, number = line.split()
-                self.members[int(number)].report = kind
+                self.processes[int(number)].report = kind
                 if kind == "failure":
-                    self.failed.append(self.members[int(number)])
-        for member in (living[status] for status in ready if status != self.reports):
-            member.read_status()
-            if member.ended and not member.report:
-                self.dead.append(member)
+                    self.failed.append(self.processes[int(number)])
+        for process in (living[status] for status in ready if status != self.reports):
+            process.read_status()
+            if process.ended and not process.report:
+                self.dead.append(process)
 
     def _first_failure(self) -> RankFailed:
         """The failure that came first, not one that came of it."""
 
         # A rank that raised still holds its connections, but one that died has broken those of others: they raise or
-        # abort, and we may hear of that before we hear of the death.
-        def cause() -> Member | None:
-            return next((member for member in self.dead if member.code != -signal.SIGABRT), None)
+        # abort, and the report of that may come before the fork server's report of the death.
+        def cause() -> RankProcess | None:
+            return next((process for process in self.dead if process.code != -signal.SIGABRT), None)
 
         self._until(cause, GRACE)
         if not self.dead:
             return pickle.loads(self.failed[0].rank.file("failure").read_bytes())
         first = cause() or self.dead[0]
         number = first.rank.rank
-        return RankFailed(f"rank {number} of {len(self.members)} {first.epitaph()}{first.stack()}", number)
+        return RankFailed(f"rank {number} of {len(self.processes)} {first.epitaph()}{first.stack()}", number)
 
     def _timed_out(self, timeout: float) -> RanksTimedOut:
         """Which ranks have not returned, and where they are."""
         running = self._running()
-        for member in running:
+        for process in running:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(member.pid, signal.SIGUSR1)
+                os.kill(process.pid, signal.SIGUSR1)
         stacks: list[str] = []
         for _ in range(25):  # half a second at most: a rank that is stopped or starting will not answer
             time.sleep(0.02)
-            before, stacks = stacks, [member.stack() for member in running]
+            before, stacks = stacks, [process.stack() for process in running]
             if all(stacks) and stacks == before:
                 break
-        message = f"{len(running)} of {len(self.members)} ranks had not returned after {timeout:g} s"
-        for member, stack in zip(running, stacks, strict=True):
-            message += f"\nrank {member.rank.rank} was here:{stack or ' not known, it did not answer'}"
-        return RanksTimedOut(message, tuple(member.rank.rank for member in running))
-
-
-@contextlib.contextmanager
-def _interrupts_noted() -> Iterator[list[int]]:
-    """Note SIGINT in a list, and raise KeyboardInterrupt at the end: none may fall between two steps of cleaning up.
-
-    Only the main thread is ever interrupted.
-    """
-    noted: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield noted
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if noted:
-            raise KeyboardInterrupt from None
+        message = f"{len(running)} of {len(self.processes)} ranks had not returned after {timeout:g} s"
+        for process, stack in zip(running, stacks, strict=True):
+            message += f"\nrank {process.rank.rank} was here:{stack or ' not known, it did not answer'}"
+        return RanksTimedOut(message, tuple(process.rank.rank for process in running))
 
 
 def _pickled(fn: Callable, args: tuple) -> bytes:

@@ -1,8 +1,8 @@
-"""What happens inside a rank that `minilib.ranks.launch.local` started: join, call the function, hand over its value.
+"""A rank's process: join the group, call the function, hand its value to the process that called `run` (the starter).
 
-A rank and its starter share a folder, whose files are named below, and two pipes. Up the one go reports, one line
-each ("value 3", "failure 1"); down the other comes a byte once all ranks have returned, or the pipe's end when the
-starter is no more.
+The starter makes a folder for the call, whose files `Rank.file` names, and two kinds of pipe. Ranks write their reports
+into one that they share, a line each ("value 3", "failure 1"). Each rank reads another: the starter writes a byte into
+it once all ranks have returned, and it ends when the starter ends.
 """
 
 from __future__ import annotations
@@ -11,36 +11,38 @@ import faulthandler
 import linecache
 import os
 import pickle
+import select
 import shutil
 import signal
 import sys
 import threading
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
+from typing import TextIO
 
+from minilib.ranks.launch.fork_server import inherited_fds
 from minilib.ranks.launch.group import call, failure, join, leave
-
-MARGIN = 60.0  # seconds that torch and the watchdog wait longer than the starter, who knows more of what went wrong
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all ranks are to do.
+    """The call that all ranks make.
 
     Args:
         call: (fn, args), pickled by cloudpickle.
         world_size: number of ranks.
-        timeout: seconds that the starter waits for the last of them to return.
+        collective_timeout: seconds that a collective may take.
+        standstill: seconds after which a rank ends itself if none of its Python threads gets a turn.
         backend: of torch.distributed.
         threads: torch's threads per rank.
-        environment: the starter's os.environ; the fork server's own may be older.
-        sources: linecache entries of what is no file, such as notebook cells, so that tracebacks show their lines.
+        environment: os.environ of the starter when it called `run`.
+        sources: the starter's linecache entries of code that is in no file, such as notebook cells, for tracebacks.
     """
 
     call: bytes
     world_size: int
-    timeout: float
+    collective_timeout: float
+    standstill: float
     backend: str
     threads: int
     environment: dict[str, str]
@@ -49,24 +51,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank. Multiprocessing's fork server unpickles it in a fresh fork and calls `_bootstrap`, no more.
+    """One rank: the fork server unpickles it in a new process and calls `_bootstrap`.
 
     Args:
-        rank: its number.
-        folder: where the job lies, and where the rank writes its files.
+        rank: number of the rank.
+        folder: path of the folder with the file "job", into which the rank writes its own files.
     """
 
     rank: int
     folder: str
 
     def file(self, kind: str) -> Path:
-        """What the rank writes: "out" and "err" (what it prints), "stack", and at last "value" or "failure"."""
+        """Path of a file that the rank writes: "out" and "err" (what it prints), "stack", then "value" or "failure"."""
         return Path(self.folder) / f"{self.rank}.{kind}"
 
     def _bootstrap(self, starter: int) -> None:
         os.setsid()  # a process group of its own: its children die with it, and ^C in a terminal does not reach it
-        all_returned = threading.Event()
-        threading.Thread(target=self._listen, args=(starter, all_returned), daemon=True).start()
         try:
             job = pickle.loads((Path(self.folder) / "job").read_bytes())
             self._redirect()
@@ -75,8 +75,11 @@ class Rank:
             os._exit(1)
         faulthandler.enable(stack, all_threads=False)
         faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
-        # The last resort, should the starter be gone and this process never let the listening thread run.
-        faulthandler.dump_traceback_later(job.timeout + MARGIN, exit=True, file=stack)
+        all_returned = threading.Event()
+        listener = threading.Thread(
+            target=self._listen, args=(starter, all_returned, job.standstill, stack), daemon=True
+        )
+        listener.start()
         try:
             kind, content = "value", self._value(job)
         except BaseException as error:
@@ -84,13 +87,15 @@ class Rank:
         sys.stdout.flush()
         sys.stderr.flush()
         self.file(kind).write_bytes(content)
-        [reports] = forkserver.get_inherited_fds()
+        [reports] = inherited_fds()
         os.write(reports, f"{kind} {self.rank}\n".encode())
-        # A rank that ends breaks the connections of those that still run. So one that has returned waits for the
-        # others, and one that has failed waits to be killed: then no other failure can come of its own.
+        # A rank that ends breaks the connections of those that still run. So a rank that has returned waits for the
+        # others, and a rank that has failed waits to be killed: then no failure is the consequence of another.
         all_returned.wait()
-        leave()
-        os._exit(0)  # and nothing more: what runs at a normal exit can abort a process that has done its work
+        # Gloo takes 0.05 s to destroy a group of 4 and has nothing to save; NCCL may have work in flight between GPUs.
+        if job.backend != "gloo":
+            leave()
+        os._exit(0)  # without what runs at a normal exit, which can abort a process whose gloo threads live
 
     def _value(self, job: Job) -> bytes:
         linecache.cache.update(job.sources)
@@ -107,7 +112,7 @@ class Rank:
         numpy.random.seed()
         torch.set_num_threads(job.threads)
         store = dist.FileStore(str(Path(self.folder) / "rendezvous"), job.world_size)
-        join(job.backend, job.timeout + MARGIN, store=store, rank=self.rank, world_size=job.world_size)
+        join(job.backend, job.collective_timeout, store=store, rank=self.rank, world_size=job.world_size)
         fn, args = pickle.loads(job.call)
         return call(fn, args, self.rank, job.world_size)
 
@@ -120,8 +125,16 @@ class Rank:
         text = {"buffering": 1, "encoding": "utf-8", "errors": "replace", "closefd": False}
         sys.stdout, sys.stderr = open(1, "w", **text), open(2, "w", **text)  # noqa: SIM115
 
-    def _listen(self, starter: int, all_returned: threading.Event) -> None:
-        """Wait for the starter's byte; at the pipe's end, clean up in its place and kill this rank and its children."""
+    def _listen(self, starter: int, all_returned: threading.Event, standstill: float, stack: TextIO) -> None:
+        """Wait for the starter's byte; if the pipe ends instead, delete the folder, kill this rank and its children.
+
+        C code that holds the interpreter's lock keeps this thread from noticing that the starter has ended: the process
+        exits after `standstill` seconds without a turn for this thread.
+        """
+        while True:
+            faulthandler.dump_traceback_later(standstill, exit=True, file=stack)
+            if select.select([starter], [], [], standstill / 2)[0]:
+                break
         if os.read(starter, 1):
             all_returned.set()
             return

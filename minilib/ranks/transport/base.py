@@ -1,4 +1,4 @@
-"""What a message between two ranks is, and what collectives ask of whoever carries it.
+"""A message between two ranks, and the protocol of a transport, which sends and receives messages for collectives.
 
 `group.py` sends over a process group, `shared.py` through memory that ranks of one host share, and
 `shaped.py` as if over a slower link.
@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Combine = Callable[[Tensor, Tensor], object]  # (what is there, what came): adds to what is there
+Combine = Callable[[Tensor, Tensor], object]  # (buffer, received): adds the received values to the buffer
 
 LABEL_BYTES = 128
 
@@ -42,14 +42,14 @@ class Message:
     label: str | None
 
     def head(self) -> bytes:
-        """What travels ahead of the content: the label and the content's size, or nothing."""
+        """The bytes that are sent before the content: the label and the content's size; empty without a label."""
         if self.label is None:
             return b""
         size = f", {self.content.nbytes} bytes".encode()
         return self.label.encode()[: LABEL_BYTES - len(size)] + size
 
     def check(self, rank: int, theirs: bytes) -> None:
-        """Compare the head that came, padded with zeros, with one's own.
+        """Compare the received head, padded with zeros, with the head of this message.
 
         Raises:
             CollectiveMismatch: if they differ.
@@ -69,30 +69,35 @@ class Transport(Protocol):
     world_size: int
 
     def empty(self, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor that this transport sends from without a copy, if it can; all ranks ask for the same."""
+        """An uninitialised buffer, (numel,), which this transport sends without a copy if it can.
+
+        A collective: all ranks call it with the same arguments.
+        """
 
     def exchange(self, send: Message | None, receive: Message | None, combine: Combine | None) -> None:
         """Send one message and receive one, both at once; either may be None. Returns when both are done.
 
         Args:
-            send, receive: the messages.
-            combine: adds what comes to what is there; None to take it over.
+            send: the message to send, or None.
+            receive: the message to receive, or None.
+            combine: adds the received values to the buffer; None if they replace its content.
 
         Raises:
-            CollectiveMismatch: if the label or the size of what comes is another.
-            CollectiveFailed: if nothing comes within the timeout, or the other rank is lost.
+            CollectiveMismatch: if the label or the size of the received message differs.
+            CollectiveFailed: if no message is received within the timeout, or the other rank is lost.
         """
 
     def close(self) -> None:
-        """Give back what the transport holds."""
+        """Release the connections and the memory of the transport."""
 
 
 def take(into: Tensor, arrived: Tensor, combine: Combine | None) -> None:
-    """Take over what came, or combine it with what is there.
+    """Copy received values into a buffer, or combine them with its content.
 
     Args:
-        into: (n,) of any dtype.
-        arrived: uint8, the bytes of as many values or more.
+        into: the buffer, (n,) of any dtype.
+        arrived: uint8, the bytes of at least n received values.
+        combine: adds the received values to the buffer; None if they replace its content.
     """
     values = arrived[: into.nbytes].view(into.dtype)
     if combine is None:

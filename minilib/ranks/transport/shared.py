@@ -1,10 +1,11 @@
 """Messages between ranks of one host through memory that both map, as NCCL's shared-memory transport does.
 
-Each pair of ranks has a socket and, each way, a few slots of memory. The sender copies a piece into a free slot and
-says so over the socket; the receiver adds it from there to what it has, and gives the slot back. A tensor from `empty`
-is itself mapped by all ranks: its sender only says where to look, and the receiver adds from there.
+Each pair of ranks has a socket and, in each direction, a few slots of memory. The sender copies a piece into a free
+slot and notifies the receiver over the socket; the receiver adds the piece to its buffer straight from the slot, and
+notifies the sender that the slot is free. All ranks map a tensor from `empty`: the sender sends only the offset of
+the content, and the receiver adds from that tensor.
 
-A socket, not a flag in memory: who waits on it sleeps, and it breaks when the other rank dies.
+A socket, not a flag in memory: a rank that waits on a socket sleeps, and the socket is closed when the other rank dies.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from minilib.ranks.transport.shared_memory import SLOT_BYTES, SLOTS, Peer, map_m
 
 @dataclass(frozen=True)
 class _Region:
-    """A tensor that every rank maps: one's own, and everybody else's."""
+    """A tensor from `empty`: this rank's own, and the mappings of the other ranks' by rank."""
 
     mine: Tensor
     theirs: dict[int, Tensor]
 
     def offset(self, part: Tensor) -> int | None:
-        """Where in it a part begins, in bytes; None if it is elsewhere."""
+        """Offset of a part in this rank's tensor, in bytes; None if the part is not in it."""
         start = part.data_ptr() - self.mine.data_ptr()
         return start if 0 <= start < len(self.mine) else None
 
@@ -37,13 +38,13 @@ class SharedMemoryTransport:
 
     Args:
         group: process group, over which ranks find each other; the default group if left out.
-        timeout: seconds to wait for a sign of another rank.
+        timeout: seconds to wait for a notice from another rank.
 
     Raises:
         NotOneHost: if the group spans several hosts.
-        CollectiveFailed: if ranks do not find each other.
+        CollectiveFailed: if ranks cannot connect.
 
-    Cost: SLOTS · SLOT_BYTES for each pair of ranks that ever talk, each way; 2 copies a byte, or 1 from `empty`.
+    Cost: SLOTS · SLOT_BYTES for each pair of ranks and direction; 2 copies a byte, or 1 from `empty`.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 60.0) -> None:

@@ -1,6 +1,7 @@
-"""Memory that two ranks of one host both map, and the socket over which they speak of it.
+"""Memory that two ranks of one host both map, and the socket over which they exchange notices about it.
 
-Nothing of it has a name in the file system once the ranks have met, so nothing is left behind, however they end.
+Once the ranks are connected, neither the memory nor the socket has a name in the file system, so nothing is left behind
+however a rank ends.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class NotOneHost(CollectiveFailed):
 
 
 class Slot:
-    """Room for a piece of content, below a head that says what it belongs to and whether it lies elsewhere.
+    """A buffer for a piece of content, after a head with the label and the place of the content.
 
     Args:
         memory: _SLOT bytes of uint8.
@@ -44,20 +45,20 @@ class Slot:
         self._head, self.content = memoryview(memory[:_HEAD_BYTES].numpy()), memory[_HEAD_BYTES:]
 
     def write_head(self, label: bytes, region: int, offset: int) -> None:
-        """Write a label, the number of a region (-1 if content is in slots), and where in it the content begins."""
+        """Write a label, the number of a region (-1 if the content is in slots), and the offset in the region."""
         _HEAD.pack_into(self._head, 0, label, region, offset)
 
     def read_head(self) -> tuple[bytes, int, int]:
-        """Label, region and offset."""
+        """The label, the region and the offset."""
         return _HEAD.unpack_from(self._head)
 
 
 class Peer:
-    """Another rank: its socket, the slots that this rank fills and those that it empties.
+    """Another rank: the socket to that rank, the slots that this rank fills, and the slots that this rank empties.
 
     Args:
-        rank: its number.
-        connection: a connected Unix socket, both sides at the beginning of this handshake.
+        rank: number of the other rank.
+        connection: Unix socket connected to the other rank, which begins the same handshake.
         timeout: seconds to wait for the handshake.
     """
 
@@ -66,18 +67,25 @@ class Peer:
         self.socket.setblocking(False)
         self.free, self.filled = SLOTS, 0
         self._next_to, self._next_of = 0, 0
-        self._descriptors: list[int] = []  # that came and wait to be mapped
+        self._descriptors: list[int] = []  # received, not yet mapped
         with new_memory(SLOTS * _SLOT) as descriptor:
             mine, theirs = map_memory(descriptor), self.trade(descriptor, timeout)
         self._to = [Slot(memory) for memory in mine.view(SLOTS, _SLOT)]
         self._of = [Slot(memory) for memory in theirs.view(SLOTS, _SLOT)]
 
     def trade(self, descriptor: int, timeout: float) -> Tensor:
-        """Let it map memory of one's own, and map as much of its.
+        """Send the other rank a descriptor of memory, receive a descriptor from it, and map that.
+
+        Args:
+            descriptor: memory of this rank, for the other rank to map.
+            timeout: seconds to wait for the other rank's descriptor.
+
+        Returns:
+            The other rank's memory, uint8, as many bytes as this rank's.
 
         Raises:
-            CollectiveMismatch: if it offers more or less.
-            CollectiveFailed: if it offers nothing in time, or is gone.
+            CollectiveMismatch: if the other rank's memory has another size.
+            CollectiveFailed: if no descriptor is received in time, or the other rank is gone.
         """
         try:
             socket.send_fds(self.socket, [_MEMORY], [descriptor])
@@ -99,18 +107,18 @@ class Peer:
             os.close(other)
 
     def next_free(self) -> Slot:
-        """The slot to fill; then `say_filled`."""
+        """The slot to fill next; call `say_filled` afterwards."""
         return self._to[self._next_to]
 
     def next_filled(self) -> Slot:
-        """The slot to empty; then `say_free`."""
+        """The slot to empty next; call `say_free` afterwards."""
         return self._of[self._next_of]
 
     def say_filled(self) -> None:
-        """Tell the other rank.
+        """Notify the other rank that the next slot is filled.
 
         Raises:
-            CollectiveFailed: if it is gone.
+            CollectiveFailed: if the other rank is gone.
         """
         self._next_to, self.free = (self._next_to + 1) % SLOTS, self.free - 1
         try:
@@ -119,16 +127,16 @@ class Peer:
             raise CollectiveFailed(f"rank {self.rank} is gone: {error}") from error
 
     def say_free(self) -> None:
-        """Tell the other rank, if it still cares: having sent all it had to, it may have left."""
+        """Notify the other rank that the next slot is empty, unless that rank has sent everything and is gone."""
         self._next_of, self.filled = (self._next_of + 1) % SLOTS, self.filled - 1
         with contextlib.suppress(OSError):
             self.socket.send(_FREE)
 
     def hear(self) -> None:
-        """Take in what it said.
+        """Receive the notices and descriptors that the other rank has sent.
 
         Raises:
-            CollectiveFailed: if it is gone.
+            CollectiveFailed: if the other rank is gone.
         """
         try:
             heard, descriptors, _, _ = socket.recv_fds(self.socket, 4096, 1)
@@ -143,7 +151,7 @@ class Peer:
         self.free += heard.count(_FREE)
 
     def close(self) -> None:
-        """Hang up, which the other rank hears; memory goes with its last tensor."""
+        """Close the socket, which the other rank notices; memory is freed with the last tensor that maps it."""
         self.socket.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
@@ -151,11 +159,11 @@ class Peer:
 
 
 def meet(rank: int, world_size: int, group: dist.ProcessGroup | None, timeout: float) -> dict[int, Peer]:
-    """Connect every pair of ranks; the sockets' names are removed again.
+    """Connect every pair of ranks, and remove the names of the sockets from the file system.
 
     Raises:
         NotOneHost: if the ranks are on several hosts.
-        CollectiveFailed: if a rank does not come, or is lost.
+        CollectiveFailed: if a rank does not connect in time, or is lost.
     """
     hosts: list = [None] * world_size
     dist.all_gather_object(hosts, (socket.gethostname(), _boot()), group=group)
@@ -178,7 +186,7 @@ def meet(rank: int, world_size: int, group: dist.ProcessGroup | None, timeout: f
 def _connect(
     place: Path, rank: int, world_size: int, group: dist.ProcessGroup | None, timeout: float
 ) -> dict[int, socket.socket]:
-    """A socket to each other rank: this one calls on those before it, and those after it call here."""
+    """A socket to every other rank: this rank connects to lower ranks, and accepts connections from higher ranks."""
     connections: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(timeout)
@@ -198,7 +206,7 @@ def _connect(
 
 
 def wait_for(sockets: list[socket.socket], timeout: float) -> set[int]:
-    """Sleep until sockets have something to read, or have been hung up; their descriptors, none after `timeout`."""
+    """Sleep until sockets can be read or are closed by the peer; their descriptors, none after `timeout` seconds."""
     poll = select.poll()  # not select, which knows no descriptor beyond 1023
     for each in sockets:
         poll.register(each, select.POLLIN)
@@ -207,7 +215,7 @@ def wait_for(sockets: list[socket.socket], timeout: float) -> set[int]:
 
 @contextlib.contextmanager
 def new_memory(size: int) -> Iterator[int]:
-    """A descriptor, for a while, of `size` bytes of zeroed memory without a name."""
+    """A descriptor of `size` bytes of zeroed memory without a name, closed at the end of the with block."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("shared")
     else:

@@ -11,19 +11,33 @@ Source: Kwon et al., "Efficient Memory Management for Large Language Model Servi
 
 from __future__ import annotations
 
+import logging
+import math
+
+import psutil
 import torch
 from torch import Tensor
 
 from minilib.mechanisms.paging import Copy, FramePool, PageTable
 from minilib.model.config import ModelConfig
 
+HOST_SHARE, GPU_SHARE = 0.5, 0.9  # of the memory that is free when a pool is sized; a host has other work to do
+
+logger = logging.getLogger(__name__)
+
+
+class CacheTooLarge(MemoryError):
+    """The pages do not fit into memory; the message has the numbers."""
+
 
 class PagedCache:
     """A pool of pages and the tensors behind them.
 
+    The tensors are not initialised: memory of the host is taken page by page, when tokens are first written to it.
+
     Args:
         config: of the model whose keys and values are kept.
-        num_pages: pages on the device.
+        num_pages: pages on the device; see `default_num_pages`.
         page_size: tokens in a page.
         num_swap_pages: pages in host memory that sequences can be moved to.
         dtype: of keys and values.
@@ -31,6 +45,7 @@ class PagedCache:
 
     Raises:
         ValueError: if page_size or num_pages is below 1.
+        CacheTooLarge: if there is less memory than the pages take.
 
     Cost: 2 · num_layers · num_kv_heads · head_dim · page_size numbers a page.
     """
@@ -51,9 +66,9 @@ class PagedCache:
         self.config, self.page_size = config, page_size
         self.pool, self.swap_pool = FramePool(num_pages), FramePool(num_swap_pages)
         page = (config.num_kv_heads, page_size, config.head_dim)
-        # zeros: a slot that was never written is masked, but 0 · NaN would still be NaN
-        self.k, self.v = (torch.zeros(config.num_layers, num_pages, *page, dtype=dtype, device=device) for _ in "kv")
-        self.swap_k, self.swap_v = (torch.zeros(config.num_layers, num_swap_pages, *page, dtype=dtype) for _ in "kv")
+        self.k, self.v = _pages("num_pages", config.num_layers, num_pages, page, dtype, torch.device(device))
+        host = torch.device("cpu")
+        self.swap_k, self.swap_v = _pages("num_swap_pages", config.num_layers, num_swap_pages, page, dtype, host)
 
     @property
     def num_slots(self) -> int:
@@ -95,6 +110,54 @@ class PagedCache:
         _copy(self.swap_k, self.k, copies)
         _copy(self.swap_v, self.v, copies)
         return len(copies)
+
+
+def default_num_pages(
+    config: ModelConfig, page_size: int, max_sequences: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Pages for as many full sequences as may run at once, but no more than a share of the memory that is free.
+
+    Raises:
+        ValueError: if page_size is below 1.
+        CacheTooLarge: if not even one page fits.
+    """
+    if page_size < 1:
+        raise ValueError(f"page_size must be at least 1 token, got {page_size!r}")
+    page_bytes = config.kv_values_per_token * page_size * dtype.itemsize
+    pages_per_sequence = -(-config.max_position // page_size)
+    free = free_bytes(device)
+    fit = int(free * (GPU_SHARE if device.type == "cuda" else HOST_SHARE)) // page_bytes
+    if not fit:
+        raise CacheTooLarge(f"a page takes {page_bytes:,} bytes, and {free:,} are free; choose a smaller page_size")
+    num_pages = min(fit, max_sequences * pages_per_sequence)
+    logger.info(
+        "KV cache: num_pages=%d of %d tokens, %d bytes; %d sequences of %d tokens fit, %d may run; %d bytes were free",
+        num_pages, page_size, num_pages * page_bytes, num_pages // pages_per_sequence, config.max_position,
+        max_sequences, free,
+    )  # fmt: skip
+    if num_pages < pages_per_sequence:
+        logger.warning("the KV cache holds no sequence of max_position = %d tokens", config.max_position)
+    return num_pages
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a device, or the host, can still give."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _pages(
+    name: str, num_layers: int, num_pages: int, page: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of so many pages, (num_layers, num_pages, *page) each, with whatever the memory holds."""
+    shape = (num_layers, num_pages, *page)
+    needed, free = 2 * math.prod(shape) * dtype.itemsize, free_bytes(device)
+    message = f"{name}={num_pages} takes {needed:,} bytes on {device}, and {free:,} are free; give fewer pages"
+    if needed > free:
+        raise CacheTooLarge(message)
+    try:
+        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+    except RuntimeError as error:  # what torch raises on any device
+        raise CacheTooLarge(message) from error
 
 
 def _copy(source: Tensor, target: Tensor, copies: list[Copy]) -> None:

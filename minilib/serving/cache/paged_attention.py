@@ -8,6 +8,10 @@ three ways, all in plain torch, because what is fast depends on how much there i
     one query, most of the pool's pages   leave pages where they are: bring each its sequence's query, merge the parts
 
 The last is the softmax that can be merged (chapter 03): each page gives a part, and parts of one sequence add up.
+
+No result depends on a slot that its sequence does not own, whatever that slot holds: a masked key has the weight 0,
+but 0 · NaN is NaN. The kernel does not read such slots. On a CPU the unwritten end of a sequence's last page, which is
+its own since this step writes to that page, is filled with zeros, and short tables are padded with a page of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilib.kernels.paged_attention import paged_attention
 from minilib.mechanisms.paging import PageTable
 from minilib.serving.cache.paged import PagedCache
 
@@ -48,6 +51,10 @@ class PagedAttention:
     def __init__(self, cache: PagedCache, work: list[Work]) -> None:
         self.cache = cache
         self.slots = torch.from_numpy(_rows_of_new(cache, work)).to(cache.k.device)
+        if not cache.k.is_cuda:
+            unwritten = torch.from_numpy(_rows_of_unwritten(cache, work))
+            for pages in (cache.k, cache.v):
+                pages.view(len(pages), -1, cache.config.head_dim).index_fill_(1, unwritten, 0)
         self.layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
         ends = np.cumsum([entry.num_queries for entry in work])
         self.parts = _on_gpu(cache, work, ends) if cache.k.is_cuda else _on_cpu(cache, work, ends)
@@ -66,15 +73,32 @@ class PagedAttention:
 
 
 def _rows_of_new(cache: PagedCache, work: list[Work]) -> np.ndarray:
-    """Where the new tokens go, if every (page, head, place) is a row of its own: token by token, head by head."""
-    size, heads = cache.page_size, cache.config.num_kv_heads
+    """The slots that the new tokens go to."""
+    size = cache.page_size
     new = [(entry.table, range(entry.table.length - entry.num_queries, entry.table.length)) for entry in work]
     page = np.array([table.frames[slot // size] for table, slots in new for slot in slots])
     place = np.array([slot % size for _, slots in new for slot in slots])
-    return ((page[:, None] * heads + np.arange(heads)) * size + place[:, None]).ravel()
+    return _rows(cache, page, place)
+
+
+def _rows_of_unwritten(cache: PagedCache, work: list[Work]) -> np.ndarray:
+    """The slots behind each sequence's last token in its last page."""
+    last = np.array([entry.table.frames[-1] for entry in work])
+    used = np.array([entry.table.length - (len(entry.table.frames) - 1) * cache.page_size for entry in work])
+    sequence, place = np.nonzero(np.arange(cache.page_size) >= used[:, None])
+    return _rows(cache, last[sequence], place)
+
+
+def _rows(cache: PagedCache, page: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """The rows of these slots, if every (page, head, place) is a row of its own: slot by slot, head by head."""
+    heads = cache.config.num_kv_heads
+    return ((page[:, None] * heads + np.arange(heads)) * cache.page_size + place[:, None]).ravel()
 
 
 def _on_gpu(cache: PagedCache, work: list[Work], ends: np.ndarray) -> list[tuple]:
+    # Here, so that serving on a CPU never loads Triton: it takes 70 MiB.
+    from minilib.kernels.paged_attention import paged_attention
+
     tables = np.zeros((len(work), max(len(entry.table.frames) for entry in work)), dtype=np.int32)
     for row, entry in zip(tables, work, strict=True):
         row[: len(entry.table.frames)] = entry.table.frames
@@ -145,6 +169,7 @@ class Gathered:
         """Several sequences with one query each, the longest first."""
         tables = np.zeros((len(members), len(members[0][1].frames)), dtype=np.int64)
         for row, (_, table) in zip(tables, members, strict=True):
+            row[:] = table.frames[0]
             row[: len(table.frames)] = table.frames
         lengths = np.array([table.length for _, table in members])
         return cls._make(cache, tables, lengths[:, None])
@@ -170,8 +195,14 @@ class Gathered:
         if batch == q.shape[0]:  # queries that share keys are queries of one head, to read the keys once
             q, shape = q.unflatten(1, (kv_heads, -1)), q.shape
             return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(shape)
-        mixed = F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=self.mask, enable_gqa=True)
-        return mixed[0].transpose(0, 1)
+        q = q.transpose(0, 1)[None]
+        if (k.sum(dtype=torch.float64) + v.sum(dtype=torch.float64)).isfinite():
+            return _attend(q, k, v, self.mask)
+        # A key that is not finite would reach the queries before it, whose pages other requests may come to share.
+        masks = self.mask.split(1, dim=2)
+        seen = [int((mask == 0).sum()) for mask in masks]
+        one_by_one = zip(q.split(1, dim=2), masks, seen, strict=True)
+        return torch.cat([_attend(q, k[:, :, :n], v[:, :, :n], mask[..., :n]) for q, mask, n in one_by_one])
 
     def _gather(self, pages: Tensor) -> Tensor:
         num_pages, heads, page_size, head_dim = pages.shape
@@ -224,6 +255,11 @@ class InPlace:
         mixed = q.new_zeros(self.batch + 1, num_heads * head_dim).index_add_(0, self.owner, parts)
         total = q.new_zeros(self.batch + 1, num_heads).index_add_(0, self.owner, weights.sum(-1))
         return mixed[:-1].view(q.shape) / total[:-1, :, None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """One sequence: (1, heads, queries, head_dim) → (queries, heads, head_dim)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
 
 
 def _mask(hidden: np.ndarray, dtype: torch.dtype) -> Tensor:

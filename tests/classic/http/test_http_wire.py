@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilib.classic.http.wire import (
@@ -102,7 +102,6 @@ def test_a_task_that_is_late_and_cancelled_is_cancelled():
     asyncio.run(check())
 
 
-@settings(deadline=None)
 @given(st.integers(200, 206), st.binary(max_size=50), st.booleans())
 def test_what_is_encoded_is_decoded(status, body, keep_alive):
     message = Response(status, body, "c/d; e=f", keep_alive)
@@ -138,7 +137,6 @@ PIECES += [
 SOUP = st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=12).map(b"".join)
 
 
-@settings(deadline=None)
 @given(SOUP)
 @example(GET + b": nameless\r\n\r\n")
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n")

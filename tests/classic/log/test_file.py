@@ -69,7 +69,7 @@ def test_damage_never_passes_for_a_record(tmp_path):
         LogFile(path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.binary(max_size=40), max_size=8), st.data())
 def test_a_stream_is_taken_in_whatever_pieces_it_comes(tmp_path_factory, records, data):
     folder = tmp_path_factory.mktemp("stream")

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from minilib.kernels.flash_attention import attention as op
+from minilib.kernels import flash_attention as op
 from minilib.kernels.flash_attention.backward import choose_tiles
 from minilib.kernels.flash_attention.forward import choose_tile
 from tests.kernels.place import DTYPES, Place, assert_close

@@ -88,7 +88,7 @@ def own_tiles(place: Place, dtype: str) -> None:
 
 def largest_tile(place: Place) -> None:
     """That of many rows, on groups that do not fill it."""
-    tile = op.choose_tile(8192, 8192, 8, torch.bfloat16, hip=bool(torch.version.hip))
+    tile = op.choose_tile(8192, 8192, 8, torch.bfloat16, target="gfx942" if torch.version.hip else "sm_80")
     agrees(place, *inputs(place, (0, 130), 36, 70, 3, "bf16"), (0, 130), "bf16", tile)
 
 

@@ -57,7 +57,7 @@ def more_tiles_than_programs(place: Place, dtype: str) -> None:
 def default_tiles(place: Place) -> None:
     """The tile of a large product, on one that it does not divide."""
     a, b = place.random(130, 70, dtype="bf16", scale=0.1), place.random(70, 260, dtype="bf16", seed=1)
-    tile = op.choose_tile(8192, 8192, torch.bfloat16, hip=bool(torch.version.hip))
+    tile = op.choose_tile(8192, 8192, torch.bfloat16, target="gfx942" if torch.version.hip else "sm_80")
     assert_close(op.matmul(a, b, interpret=place.interpret, tile=tile), a.double() @ b.double(), "bf16")
 
 

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,8 +28,15 @@ def quick(monkeypatch, tmp_path):
         "disk": ask("disk", {"bandwidths": {"disk_read": 1e9}}),
     }
     monkeypatch.setattr(survey, "_CPU_QUESTIONS", questions)
+    monkeypatch.setattr(survey, "_QUICK_QUESTIONS", {"cpu": lambda: {"memory_bandwidth": 1e10, "fp32": 1e11}})
+    beside(monkeypatch, 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return asked
+
+
+def beside(monkeypatch, share):
+    """Have others take a share of the cores."""
+    monkeypatch.setattr(survey, "Watch", lambda: SimpleNamespace(busy=share))
 
 
 def test_answers_are_merged_and_a_question_without_answer_leaves_a_gap(quick):
@@ -43,6 +51,49 @@ def test_a_machine_is_measured_once(quick):
     assert quick == ["memory", "flops", "chain", "disk"]
     Machine.measure("cpu", progress=False, refresh=True)
     assert len(quick) == 8
+
+
+def test_a_machine_measured_beside_others_says_so_and_is_measured_anew(quick, monkeypatch):
+    beside(monkeypatch, 0.4)
+    machine = Machine.measure("cpu", progress=False)
+    assert machine.busy == 0.4
+    assert "others took: 40% of the cores" in " ".join(": ".join(row) for row in machine.table().rows)
+    beside(monkeypatch, 0.0)
+    machine = Machine.measure("cpu", progress=False)
+    assert len(quick) == 8 and machine.busy == 0.0
+    assert "others took" not in str(machine)
+    Machine.measure("cpu", progress=False)
+    assert len(quick) == 8
+
+
+def test_a_refresh_beside_others_does_not_replace_what_is_remembered(quick, monkeypatch):
+    remembered = Machine.measure("cpu", progress=False)
+    beside(monkeypatch, 0.4)
+    assert Machine.measure("cpu", progress=False, refresh=True).busy == 0.4
+    assert Machine.measure("cpu", progress=False) == remembered
+
+
+@pytest.mark.parametrize("figure", ["memory_bandwidth", "fp32"])
+@pytest.mark.parametrize(("factor", "anew"), [(1.0, False), (1.4, False), (1.6, True), (0.7, False), (0.6, True)])
+def test_a_remembered_machine_is_checked_before_it_is_used(figure, factor, anew, quick, monkeypatch):
+    Machine.measure("cpu", progress=False)
+    now = {"memory_bandwidth": 1e10, "fp32": 1e11}
+    now[figure] *= factor
+    monkeypatch.setattr(survey, "_QUICK_QUESTIONS", {"cpu": lambda: now})
+    Machine.measure("cpu", progress=False)
+    assert len(quick) == (8 if anew else 4)
+
+
+def test_a_check_beside_others_says_nothing(quick, monkeypatch):
+    Machine.measure("cpu", progress=False)
+    beside(monkeypatch, 0.4)
+    monkeypatch.setattr(survey, "_QUICK_QUESTIONS", {"cpu": lambda: {"memory_bandwidth": 1e9, "fp32": 1e10}})
+    Machine.measure("cpu", progress=False)
+    assert len(quick) == 4
+
+
+def test_the_quick_questions_ask_for_figures_that_a_survey_has():
+    assert set(survey._QUICK_QUESTIONS["cpu"]()) == {"memory_bandwidth", "fp32"}
 
 
 def test_other_library_versions_measure_again(quick, monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minilib.parallel.data.data_parallel import METHODS, DataParallel
-from minilib.ranks.collectives import Communicator, chunk_of
+from minilib.ranks.collectives import SMALL_BYTES, Communicator
 from minilib.ranks.launch import run
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
@@ -70,11 +70,12 @@ def sends_naively() -> tuple[tuple[int, int], int]:
 
 
 def test_naive_sends_messages_for_every_parameter():
-    """Of two ranks each sends one half and then the other, of sizes that may be odd."""
-    for rank, (messages, nbytes) in enumerate(run(sends_naively, 2)):
-        halves = [[4 * len(chunk_of(torch.empty(n), r, 2)) for r in range(2)] for n in (301 * 101, 101, 303, 3)]
-        assert messages == 4 * 2
-        assert nbytes == sum(sum(pair) for pair in halves), rank
+    """Two ranks: the large matrix by a ring, two halves a rank of odd sizes; the small ones by a tree, up and down."""
+    sizes = [4 * n for n in (301 * 101, 101, 303, 3)]
+    assert [size > SMALL_BYTES for size in sizes] == [True, False, False, False]
+    for messages, nbytes in run(sends_naively, 2):
+        assert messages == 2 + 3
+        assert nbytes == sum(sizes)
 
 
 # When it is sent

@@ -6,7 +6,15 @@ from torch import nn
 
 from minilib.parallel.zero import StepWithoutBackward, Zero
 from minilib.parallel.zero.gradients import LateGradient
-from minilib.parallel.zero.layout import FROZEN, OUTER, UnsuitableModel, group_of, layouts_of, units_of
+from minilib.parallel.zero.layout import (
+    FROZEN,
+    OUTER,
+    UnsuitableModel,
+    check_parameters,
+    group_of,
+    layouts_of,
+    units_of,
+)
 from minilib.ranks import launch
 from minilib.ranks.agreement import RanksDiffer
 from tests.parallel.zero.models import Block, Odd, communicator, decoder, groups, loss_of, odd_zero
@@ -68,12 +76,12 @@ def test_unknown_options(options, words):
 
 
 @pytest.mark.parametrize(("model", "words"), [
-    (nn.Linear(2, 2, device="meta"), "weight is torch.float32, torch.strided, on meta; ZeRO here takes dense"),
+    (nn.Linear(2, 2, device="meta"), "weight is torch.float32, torch.strided, on meta; .* takes dense torch.float32"),
     (Odd().bfloat16(), r"embed.weight is torch.bfloat16.* convert it with model.to\('cpu', torch.float32\)"),
 ])  # fmt: skip
 def test_parameters_that_do_not_fit(model, words):
     with pytest.raises(UnsuitableModel, match=words):
-        Zero(model, None)
+        check_parameters(model, torch.float32, torch.device("cpu"))
 
 
 def test_groups_and_blocks_that_do_not_fit():

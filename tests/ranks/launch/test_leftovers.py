@@ -70,6 +70,19 @@ def test_nothing_is_left_of_twenty_calls():
     assert ended == ["value", "RankFailed", "RankFailed", "RanksTimedOut", "ReturnNotPicklable"] * 4
 
 
+def test_ranks_end_quietly_with_their_groups_and_messages_still_there(capfd):
+    def leaves_all_open(kept=[]):  # noqa: B006 - what is in it lives until the process ends
+        rank = dist.get_rank()
+        halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        dist.all_reduce(torch.ones(1000), group=halves[rank // 2])
+        kept.append((halves, dist.isend(torch.ones(1_000_000), rank ^ 1), dist.irecv(torch.ones(1), (rank + 2) % 4)))
+        return os.getpid()
+
+    for _ in range(3):
+        assert not any(runs(pid) for pid in run(leaves_all_open, 4))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_children_of_ranks_end_with_them(fails, tmp_path):
     def spawn():

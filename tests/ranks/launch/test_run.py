@@ -1,3 +1,5 @@
+import ast
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from minilib.ranks import launch
-from minilib.ranks.launch import NestedRun, RankFailed, RanksTimedOut, ReturnNotPicklable, run
+from minilib.ranks.launch import NestedRun, RankFailed, RanksTimedOut, ReturnNotPicklable, WorkingFolderGone, run
 
 # What comes back
 
@@ -102,6 +104,22 @@ def test_two_calls_at_once_do_not_meet():
         assert [call.result() for call in calls] == [[2.0 * x] * 2 for x in range(6)]
 
 
+def test_a_fork_of_this_process_runs_ranks_of_its_own():
+    servers = run(os.getppid, 1)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            os.write(writer, repr(run(os.getppid, 2) + run(os.getppid, 1)).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader) as pipe:
+        first, *others = ast.literal_eval(pipe.read())
+    assert others == [first] * 2 and first not in servers
+    assert run(os.getppid, 1) == servers
+
+
 # Failures
 
 
@@ -120,7 +138,8 @@ def test_the_first_failure_is_reported_not_what_came_of_it(capfd):
     message = str(caught.value)
     assert message.startswith("rank 2 of 3 failed:\nTraceback")
     assert message.endswith("ValueError: out of luck")
-    assert 'raise ValueError("out of luck")' in message and "launch" not in message.replace("test_launch", "")
+    assert 'raise ValueError("out of luck")' in message
+    assert message.count('File "') == 1, "frames of launch are left out"
     assert capfd.readouterr().out == "about to fail\n"
 
 
@@ -164,6 +183,35 @@ def test_ranks_that_hang_are_named_with_the_line_where_they_hang():
     assert "launch/rank.py" not in message
 
 
+def test_without_a_timeout_a_function_takes_as_long_as_it_likes(monkeypatch):
+    monkeypatch.setattr(launch.local, "COLLECTIVE_TIMEOUT", 0.3)
+    assert run(time.sleep, 1, 1.0) == [None]
+    with pytest.raises(RanksTimedOut, match="1 of 1 ranks had not returned after 0.3 s"):
+        run(time.sleep, 1, 60, timeout=0.3)
+
+
+def test_without_a_timeout_a_collective_that_hangs_raises(monkeypatch):
+    monkeypatch.setattr(launch.local, "COLLECTIVE_TIMEOUT", 5.0)
+
+    def wait_for_rank_1():
+        if dist.get_rank() == 0:
+            dist.recv(torch.zeros(1), 1)
+
+    with pytest.raises(RankFailed, match=r"^rank 0 of 2 failed:(.|\n)*in wait_for_rank_1(.|\n)*5000 ?ms"):
+        run(wait_for_rank_1, 2)
+
+
+def test_a_rank_that_holds_the_interpreters_lock_ends_itself_at_last(monkeypatch):
+    monkeypatch.setattr(launch.local, "STANDSTILL", 2.0)
+
+    def hold():
+        ctypes.PyDLL(None).sleep(60)
+
+    with pytest.raises(RankFailed, match=r"^rank 0 of 1 exited with code 1 before its function returned(.|\n)*in hold"):
+        run(hold, 1)
+    assert run(time.sleep, 1, 3.0) == [None]  # lets other threads have their turns
+
+
 def test_a_rank_that_is_stopped_times_out_too():
     with pytest.raises(RanksTimedOut, match="rank 0 was here: not known, it did not answer"):
         run(lambda: os.kill(os.getpid(), signal.SIGSTOP), 1, timeout=0.3)
@@ -203,6 +251,13 @@ def test_a_run_within_a_run_is_refused():
 def test_an_unknown_backend_is_torchs_to_refuse():
     with pytest.raises(RankFailed, match="rank 0 of 1 failed(.|\n)*carrier-pigeon"):
         run(int, 1, backend="carrier-pigeon")
+
+
+def test_a_deleted_working_folder_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with pytest.raises(WorkingFolderGone, match="working folder of this process was deleted.*os.chdir"):
+        run(int, 1)
 
 
 @pytest.mark.parametrize("world_size", [0, -1, 2.0, True, "2", None])

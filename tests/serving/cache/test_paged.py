@@ -1,10 +1,17 @@
 """Pages keep their content when they are copied, swapped and shared."""
 
+import logging
+
+import psutil
 import pytest
 import torch
 
 from minilib.mechanisms.paging import Copy, OutOfFrames
-from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache import paged as paged_cache
+from minilib.serving.cache.paged import CacheTooLarge, PagedCache, default_num_pages
+from minilib.serving.engine import Engine
+from minilib.serving.llm import LLM
+from tests.serving.served import models
 from tests.serving.texts import LAYERS, PAGE_SIZES, Texts, config
 
 
@@ -98,3 +105,53 @@ def test_bytes_are_those_of_the_tensors(page_size):
 def test_sizes_that_make_no_sense_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         PagedCache(config(), *sizes)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("max_sequences, share", [(3, 10), (3, 0.4), (256, 0.01)])
+def test_the_default_pool_is_what_may_run_at_once_or_a_share_of_memory(
+    monkeypatch, caplog, page_size, max_sequences, share
+):
+    """Counted in sequences of full length, of which memory has room for `share` times as many as may run."""
+    per_sequence, page_bytes = -(-512 // page_size), config().kv_values_per_token * page_size * 4
+    free = int(max_sequences * per_sequence * page_bytes * share / paged_cache.HOST_SHARE)
+    monkeypatch.setattr(paged_cache, "free_bytes", lambda device: free)
+    with caplog.at_level(logging.INFO):
+        found = default_num_pages(config(), page_size, max_sequences, torch.float32, CPU)
+    assert found == max_sequences * per_sequence if share > 1 else 0 < found * page_bytes <= free * 0.5
+    assert share > 1 or (found + 1) * page_bytes > free * paged_cache.HOST_SHARE
+    assert f"num_pages={found}" in caplog.text and f"{found * page_bytes} bytes" in caplog.text
+    assert Engine(models()[1], page_size=page_size, max_sequences=2).cache.num_slots >= 1
+
+
+def test_memory_that_is_too_small_is_said_with_its_numbers(monkeypatch):
+    monkeypatch.setattr(paged_cache, "free_bytes", lambda device: 100_000)
+    page_bytes = 16 * 4 * config().kv_values_per_token
+    with pytest.raises(CacheTooLarge, match=f"num_pages=1000 takes {1000 * page_bytes:,} bytes .* 100,000 are free"):
+        PagedCache(config(), 1000)
+    with pytest.raises(CacheTooLarge, match="num_swap_pages=1000"):
+        PagedCache(config(), 1, num_swap_pages=1000)
+    with pytest.raises(CacheTooLarge, match="smaller page_size"):
+        LLM(models()[1], page_size=10_000)
+    assert default_num_pages(config(), 16, 256, torch.float32, CPU) == 50_000 // page_bytes
+
+
+def test_what_torch_cannot_allocate_is_said_with_its_numbers(monkeypatch):
+    monkeypatch.setattr(paged_cache, "free_bytes", lambda device: 10**18)
+    with pytest.raises(CacheTooLarge, match="num_pages=1000000000000"):
+        paged_cache._pages("num_pages", 2, 10**12, (2, 16, 8), torch.float32, CPU)
+
+
+def test_pages_are_not_touched_before_they_are_used():
+    """Half a GiB of pages, and no memory taken."""
+    shape = config(num_kv_heads=2, head_dim=64)
+    free = psutil.virtual_memory().available
+    if free < 2**30:
+        pytest.skip(f"only {free:,} bytes are free")
+    before = psutil.Process().memory_info().rss
+    cache = PagedCache(shape, 2**29 // (shape.kv_values_per_token * 16 * 4), 16)
+    assert cache.k.nbytes + cache.v.nbytes == 2**29
+    assert psutil.Process().memory_info().rss - before < 2**25

@@ -120,6 +120,7 @@ def test_shared_pages_and_a_mostly_empty_pool_are_gathered(monkeypatch):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_other_dtypes_come_out_as_they_went_in(dtype, tolerance):
     cache = PagedCache(config(), 20, 16, dtype=dtype)
+    cache.k.fill_(7), cache.v.fill_(7)
     tables = [cache.new_table() for _ in range(2)]
     tables[0].append(20)
     tables[1].append(1)
@@ -129,7 +130,8 @@ def test_other_dtypes_come_out_as_they_went_in(dtype, tolerance):
     for part in (slice(20), slice(20, 21)):
         expected = contiguous(*(x[None, part].double() for x in (q, k, v)))[0]
         torch.testing.assert_close(out[part].double(), expected, rtol=tolerance, atol=tolerance)
-    assert not cache.k[0].any() and not cache.v[0].any()
+    full = tables[0].frames[0]
+    assert (cache.k[0, full] == 7).all() and (cache.v[0, full] == 7).all(), "another layer's slots"
 
 
 def test_a_long_text_in_bf16_is_as_exact_in_place_as_gathered(monkeypatch):
@@ -140,6 +142,7 @@ def test_a_long_text_in_bf16_is_as_exact_in_place_as_gathered(monkeypatch):
         cache = PagedCache(shape, 600, 16, dtype=torch.bfloat16)
         table = cache.new_table()
         table.append(length)
+        cache.k.zero_(), cache.v.zero_()
         cache.v[0, :, 0, :, 0] = 1
         cache.v[0, 300:, 0, :, 1] = 1
         q, k, v = torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), torch.ones(1, 1, 8)

@@ -1,23 +1,27 @@
-"""A packed model computes what the model does, whichever way its rows go."""
+"""A packed model computes what the model did, holds its weights once, and leaves nobody with stale ones."""
 
 import copy
+import gc
 
 import pytest
 import torch
 from torch import nn
 
+from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.serving.cpu import packing
-from minilib.serving.cpu.packing import FewCallsRMSNorm, PackedLinear, packed
+from minilib.model.files import CheckpointError
+from minilib.serving.cpu.packing import FewCallsRMSNorm, PackedLinear, PackedModel, pack
+from minilib.serving.llm import LLM
+from tests.serving.test_detokenizer import TRAINED
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 8, 33])
-@pytest.mark.parametrize("plain_rows", [0, 3])
-def test_product_of_any_number_of_rows(rows, plain_rows):
-    linear = nn.Linear(24, 40, bias=False)
-    layer = PackedLinear(linear)
-    layer.plain_rows = plain_rows
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_product_of_any_number_of_rows(rows, shared, bias):
+    linear = nn.Linear(24, 40, bias=bias)
+    layer = PackedLinear(copy.deepcopy(linear), shared)
     x = torch.randn(rows, 24)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), linear(x), rtol=1e-5, atol=1e-5)
@@ -29,43 +33,83 @@ def test_norm_of_small_and_large_rows(scale):
     nn.init.normal_(norm.weight)
     x, residual = (scale * torch.randn(5, 48) for _ in "xr")
     with torch.inference_mode():
-        torch.testing.assert_close(FewCallsRMSNorm(norm)(x), norm(x), rtol=1e-5, atol=1e-6)
-        y, total = FewCallsRMSNorm(norm)(x, residual)
+        packed = FewCallsRMSNorm(copy.deepcopy(norm))
+        torch.testing.assert_close(packed(x), norm(x), rtol=1e-5, atol=1e-6)
+        y, total = packed(x, residual)
         torch.testing.assert_close(total, x + residual, rtol=0, atol=0)
         torch.testing.assert_close(y, norm(x + residual), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("tie", [False, True])
-def test_a_packed_decoder_has_the_decoders_logits_and_leaves_it_alone(qk_norm, tie):
-    config = ModelConfig(64, 32, 48, 2, 4, 2, 8, max_position=64, qk_norm=qk_norm, tie_embeddings=tie)
-    model = Decoder(config).eval()
+def decoder(qk_norm=False, tie=True):
+    model = Decoder(ModelConfig(64, 32, 48, 2, 4, 2, 8, max_position=64, qk_norm=qk_norm, tie_embeddings=tie)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    before = copy.deepcopy(model.state_dict())
-    twin = packed(model)
-    tokens = torch.randint(64, (9,))
+    return model
+
+
+def logits(model, tokens):
     attention = lambda layer, q, k, v: q * k.repeat_interleave(2, 1) + v.repeat_interleave(2, 1)  # noqa: E731
     with torch.inference_mode():
-        expected = model(tokens, torch.arange(9), attention)
-        torch.testing.assert_close(twin(tokens, torch.arange(9), attention), expected, rtol=1e-4, atol=1e-4)
-    assert not any(isinstance(module, (nn.Linear, nn.RMSNorm)) for module in twin.modules())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        return model(tokens, torch.arange(len(tokens)), attention)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_packed_decoder_has_the_decoders_logits(qk_norm, tie):
+    model = decoder(qk_norm, tie)
+    tokens = torch.randint(64, (9,))
+    expected = logits(model, tokens)
+    assert pack(model) is model and pack(model) is model
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, (nn.Linear, nn.RMSNorm)) for module in model.modules())
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_whoever_holds_a_parameter_holds_nothing_or_what_is_served(tie):
+    """Weights cannot grow stale: those that were moved are gone, and the table that is shared is used as it is."""
+    model = decoder(tie=tie)
+    held = dict(model.named_parameters())
+    pack(model)
+    assert {name for name, parameter in held.items() if parameter.numel()} == {"embed.weight"}
+    with torch.no_grad():
+        for parameter in held.values():
+            parameter.zero_()
+    assert logits(model, torch.arange(5)).count_nonzero() == 0
+
+
+def test_a_packed_model_refuses_what_needs_plain_weights(tmp_path):
+    model = pack(decoder())
+    assert model.to("cpu").float() is model
+    for move in (lambda: model.to("meta"), model.double, model.state_dict, lambda: checkpoint.save(model, tmp_path)):
+        with pytest.raises((PackedModel, CheckpointError), match="pack"):
+            move()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_packed_is_left_as_it_is():
     model = nn.Sequential(nn.Linear(4, 4, bias=False)).bfloat16()
-    assert packed(model) is model
+    assert pack(model) is model and type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("faster_up_to", [0, 1, 3, 4])
-def test_few_rows_go_the_way_that_was_measured_to_be_faster(monkeypatch, faster_up_to):
-    """Clocks that say plain weights win up to so many rows."""
-    layers = [PackedLinear(nn.Linear(8, 8, bias=False))]
+def tensor_bytes():
+    """Bytes of all tensors that are reachable, each storage once; packed ones have no storage that could be seen."""
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    plain = [tensor for tensor in tensors if tensor.layout == torch.strided]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in plain)}
+    opaque = {id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors if tensor.is_mkldnn}
+    return sum(storages.values()) + sum(opaque.values())
 
-    def fastest(run, times=4):
-        run()
-        return 1.0 if not layers[0].plain_rows or layers[0].plain_rows > faster_up_to else 0.5
 
-    monkeypatch.setattr(packing, "_fastest", fastest)
-    assert packing._plain_rows(layers) == faster_up_to
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_loaded_llm_holds_its_weights_once(tmp_path, tie, stored):
+    config = ModelConfig(TRAINED.get_vocab_size(), 64, 160, 3, 4, 2, 16, max_position=64, tie_embeddings=tie)
+    checkpoint.save(Decoder(config), tmp_path, stored)
+    TRAINED.save(str(tmp_path / "tokenizer.json"))
+    gc.collect()
+    before = tensor_bytes()
+    llm = LLM.load(tmp_path, num_pages=9)
+    gc.collect()
+    pool = llm.engine.cache.k.nbytes + llm.engine.cache.v.nbytes
+    weights = 4 * config.num_parameters
+    assert weights <= tensor_bytes() - before - pool <= 1.05 * weights

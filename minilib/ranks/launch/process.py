@@ -1,4 +1,4 @@
-"""A rank's process, as the process that had it started knows it."""
+"""The process of a rank, seen from the process that called `run`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import os
 import re
 import signal
 from dataclasses import dataclass
-from multiprocessing import forkserver
 
+from minilib.ranks.launch.fork_server import read_number
 from minilib.ranks.launch.group import is_ours
 from minilib.ranks.launch.rank import Rank
 
 
 @dataclass
-class Member:
-    """A rank as the process that started it knows it.
+class RankProcess:
+    """The process of a rank: what has been heard of it, and how to end it.
 
     Args:
         rank: what was sent to the fork server.
-        status: file descriptor from which the fork server lets us read the rank's pid, then its exit code.
-        pipe: file descriptor that the rank listens to.
-        pid: its process, and the group of its children, once it has one.
-        ended: whether the process is no more.
-        code: its exit code, negative for a signal; None while it runs, or if the fork server died before it.
-        report: "value" or "failure", once the rank has written that file.
+        status: file descriptor from which `read_number` reads the process's pid, then its exit code.
+        pipe: file descriptor, the write end of the pipe that the process reads.
+        pid: number of the process, and of the process group of its children; None until the fork server has sent it.
+        ended: whether the process has ended.
+        code: exit code, negative for a signal; None while the process runs, or if the fork server died first.
+        report: "value" or "failure" once the rank has written that file, else empty.
     """
 
     rank: Rank
@@ -37,9 +37,9 @@ class Member:
     report: str = ""
 
     def read_status(self) -> None:
-        """Take in the next number from the fork server."""
+        """Read the pid or the exit code that the fork server has sent."""
         try:
-            number = forkserver.read_signed(self.status)
+            number = read_number(self.status)
         except EOFError:
             self.ended = True
             return
@@ -69,11 +69,12 @@ class Member:
         """The stack that the process has written, if it has: innermost call first, with source lines where known."""
         path = self.rank.file("stack")
         shown: list[str] = []
+        outer = False  # whether the frames are launch's own and their callers
         for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
             frame = re.match(r'\s*File "(.*)", line (\d+) in ', line)
-            if frame and is_ours(frame[1]):
-                break
-            shown.append(line)
-            if frame:
-                shown.append("    " + linecache.getline(frame[1], int(frame[2])).strip())
+            outer = frame is not None and (outer or is_ours(frame[1]))  # each thread's stack begins with another line
+            if not outer:
+                shown.append(line)
+                if frame:
+                    shown.append("    " + linecache.getline(frame[1], int(frame[2])).strip())
         return "".join("\n" + line for line in shown if line.strip())

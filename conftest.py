@@ -1,0 +1,3 @@
+"""What every run of pytest here needs, that of notebooks included."""
+
+pytest_plugins = ["tools.busy_cells"]
