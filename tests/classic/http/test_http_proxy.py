@@ -14,8 +14,8 @@ import pytest
 
 from minilib.classic.http.backend import Backend
 from minilib.classic.http.policies_by_key import BoundedHashing, Sticky
-from minilib.classic.http.proxy import PAUSE, Proxy
-from minilib.classic.http.wire import Client
+from minilib.classic.http.proxy import Proxy
+from minilib.classic.http.wire import Client, SharedTimeout
 from minilib.mechanisms.balancing import LeastLoaded, RoundRobin, TwoChoices
 from tests.classic.http.http_cases import ask, bad_backend, held, raw, run, until
 from tests.classic.http.test_http_wire import BAD_REQUESTS
@@ -23,6 +23,16 @@ from tests.classic.http.test_http_wire import BAD_REQUESTS
 pytestmark = pytest.mark.filterwarnings("error")
 REQUEST = b"GET /k?work=0 HTTP/1.1\r\nHost: a\r\n"
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood"
+
+
+@pytest.fixture(autouse=True)
+def no_pause_ends_by_itself(monkeypatch):
+    monkeypatch.setattr("minilib.classic.http.proxy.PAUSE", 60.0)
+
+
+def end_pause(proxy):
+    """Who is down may be tried again from now on."""
+    proxy._retry_at = [retry_at and retry_at - 60.0 for retry_at in proxy._retry_at]
 
 
 class Heard(RoundRobin):
@@ -126,8 +136,9 @@ def test_killed_while_requests_flow_none_is_lost(policy):
         assert len({(each["backend"], each["served"]) for each in said}) == len(said), "an answer for each request"
         before, served = len(answers), backends[victim].served
         await backends[victim].start()
-        await asyncio.sleep(2 * PAUSE)
-        assert proxy.loads()[victim] == 0, "may be tried again"
+        assert proxy.loads()[victim] == math.inf
+        end_pause(proxy)
+        assert proxy.loads()[victim] == 0
         more = [await client.get(f"/k{number}?work=0") for number in range(60)]
         assert {answer.status for answer in more} == {200} and len(answers) == before
         assert backends[victim].served > served, "who is back is chosen again"
@@ -135,8 +146,7 @@ def test_killed_while_requests_flow_none_is_lost(policy):
     on_stage(check, policy)
 
 
-def test_with_nobody_left_the_answer_says_why(monkeypatch):
-    monkeypatch.setattr("minilib.classic.http.proxy.PAUSE", 0.2)
+def test_with_nobody_left_the_answer_says_why():
     policy = Heard()
 
     async def check(backends, proxy, client):
@@ -149,9 +159,10 @@ def test_with_nobody_left_the_answer_says_why(monkeypatch):
         assert proxy.loads() == [math.inf] * 3 and sorted(policy.chosen[1:]) == [0, 1, 2], "each was tried once"
         proxy.check_invariants()
         await backends[1].start()
-        await until(lambda: proxy.loads() == [0, 0, 0])
+        end_pause(proxy)
+        assert proxy.loads() == [0, 0, 0]
         assert json.loads((await client.get("/k")).body)["backend"] == 1
-        await until(lambda: proxy.loads()[1] == 0)
+        assert proxy.loads()[1] == 0
 
     on_stage(check, policy)
 
@@ -159,8 +170,8 @@ def test_with_nobody_left_the_answer_says_why(monkeypatch):
 def test_who_takes_too_long_is_left():
     async def check(backends, proxy, client):
         assert (await client.get("/k?work=9")).status == 504
-        assert proxy.loads()[1] == math.inf
-        await until(lambda: proxy.loads() == [0, 0])
+        assert proxy.loads() == [math.inf, math.inf]
+        end_pause(proxy)
         answer = await client.get("/k")
         assert answer.status == 504 and b"2 backends failed, the last one: not done within 0.05 s" in answer.body
 
@@ -178,7 +189,8 @@ def test_who_failed_is_tried_again_with_one_request_at_a_time():
             assert (await client.get("/k")).status == 200 and policy.chosen == [0, 1]
             assert proxy.loads() == [math.inf, 0]
             await bad.start()
-            await until(lambda: proxy.loads() == [0, 0])
+            end_pause(proxy)
+            assert proxy.loads() == [0, 0]
             async with held(good, bad):
                 waiting = [asyncio.create_task(client.get("/k")) for _ in range(5)]
                 await until(lambda: good.queue_length == 4 and bad.queue_length == 1)
@@ -228,22 +240,22 @@ MISBEHAVIOUR = {
 
 
 @pytest.mark.parametrize("behave", MISBEHAVIOUR.values(), ids=MISBEHAVIOUR)
-def test_a_backend_that_misbehaves_is_left_for_another(behave, monkeypatch):
+def test_a_backend_that_misbehaves_is_left_for_another(behave):
     async def main():
         good, policy = Backend(7), Heard()
         async with bad_backend(behave) as bad:
-            async with before([bad, await good.start()], policy, answer_within=0.05) as proxy:
+            async with before([bad, await good.start()], policy, answer_within=0.1) as proxy:
                 (status, body), (again, _) = await ask(proxy.port, "/k", "/k")
                 assert (status, json.loads(body)["backend"], again) == (200, 7, 200)
                 assert policy.chosen[:3] == [0, 1, 1] and good.served == 2
-            async with before([bad], answer_within=0.05) as proxy:
+            async with before([bad], answer_within=0.1) as proxy:
                 (status, _), (again, _) = await ask(proxy.port, "/k", "/k")
                 assert status in (502, 504) and again == 503
-                await until(lambda: proxy.loads() == [0])
+                end_pause(proxy)
+                assert proxy.loads() == [0]
                 assert (await ask(proxy.port, "/k"))[0][0] == status and proxy.loads() == [math.inf]
         await good.kill()
 
-    monkeypatch.setattr("minilib.classic.http.proxy.PAUSE", 0.1)
     run(main)
 
 
@@ -417,26 +429,32 @@ def test_answers_are_not_swapped_between_clients():
 
 
 def test_a_response_that_comes_late_is_not_taken_for_the_next_one():
+    told = asyncio.Event()
+
     async def late(reader, writer):
         while head := await reader.readuntil(b"\r\n\r\n"):
             path = head.split(b" ")[1]
-            await asyncio.sleep(0.05 if path == b"/slow" else 0)
+            if path == b"/slow":
+                await asyncio.wait_for(told.wait(), 5)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path))
 
     async def main():
         async with bad_backend(late) as port:
-            client = Client(port, timeout=0.03)
+            client = Client(port)
             assert (await client.get("/first")).body == b"/first"
+            patient, client._timeout = client._timeout, SharedTimeout(0.01)
             with pytest.raises(TimeoutError):
                 await client.get("/slow")
-            await asyncio.sleep(0.1)
+            client._timeout = patient
+            told.set()
+            await asyncio.sleep(0.01)
             assert (await client.get("/next")).body == b"/next"
             client.check_invariants()
-            await client.close()
-            client = Client(port)
+            told.clear()
             in_use = asyncio.create_task(client.get("/slow"))
-            await asyncio.sleep(0.01)
+            await until(lambda: not client._idle)
             await client.close()
+            told.set()
             assert (await in_use).body == b"/slow", "close leaves a connection in use alone"
             client.check_invariants()
 

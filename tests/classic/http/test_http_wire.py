@@ -62,38 +62,51 @@ def test_a_message_is_read_when_it_is_complete_and_not_before():
         asyncio.run(check(function, data, message))
 
 
+async def turns():
+    """Let the event loop do all that is due."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 def test_a_shared_timeout_ends_what_is_late_and_nothing_else():
     async def check():
-        shared, loop = SharedTimeout(0.05), asyncio.get_running_loop()
-        timers, call_at = [], loop.call_at
-        loop.call_at = lambda *given, **more: timers.append(call_at(*given, **more)) or timers[-1]
+        loop, now, timers = asyncio.get_running_loop(), [0.0], []
+        call_at, loop.time = loop.call_at, lambda: now[0]
+        loop.call_at = lambda *given, **more: timers.append(given[0]) or call_at(*given, **more)
+        shared, done = SharedTimeout(5), asyncio.Event()
         late = asyncio.create_task(shared.wait_for(asyncio.Event().wait()))
         for number in range(100):
             assert await shared.wait_for(asyncio.sleep(0, number)) == number
-        assert len(timers) == 1, "one timer for all"
-        await asyncio.sleep(0.02)
-        later = asyncio.create_task(shared.wait_for(asyncio.sleep(0.045, "in time")))
-        with pytest.raises(TimeoutError, match="not done within 0.05 s"):
-            await late
-        assert late.cancelling() == 0 and not later.done() and await later == "in time"
         with pytest.raises(ZeroDivisionError):
             await shared.wait_for(asyncio.to_thread(divmod, 1, 0))
-        cancelled = asyncio.create_task(shared.wait_for(asyncio.sleep(9)))
-        await asyncio.sleep(0)
-        cancelled.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await cancelled
+        now[0] = 3.0
+        in_time = asyncio.create_task(shared.wait_for(done.wait()))
+        await turns()
+        assert timers == [5.0] and not late.done(), "one timer for all"
+        now[0] = 5.0
+        await turns()
+        assert timers == [5.0, 8.0] and late.done() and not in_time.done()
+        with pytest.raises(TimeoutError, match="not done within 5 s"):
+            await late
+        assert late.cancelling() == 0
+        done.set()
+        assert await in_time
+        now[0] = 8.0
+        await turns()
+        assert timers == [5.0, 8.0] and shared._timer is None, "nobody waits any more"
 
     asyncio.run(check())
 
 
-def test_a_task_that_is_late_and_cancelled_is_cancelled():
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_is_cancelled_by_another_is_not_late(is_late):
     async def check():
-        shared = SharedTimeout(0.01)
-        task = asyncio.create_task(shared.wait_for(asyncio.sleep(9)))
-        await asyncio.sleep(0)
-        while asyncio.get_running_loop().time() < shared._deadlines[task]:
-            pass
+        loop, now = asyncio.get_running_loop(), [0.0]
+        loop.time = lambda: now[0]
+        shared = SharedTimeout(5)
+        task = asyncio.create_task(shared.wait_for(asyncio.Event().wait()))
+        await turns()
+        now[0] = 6.0 * is_late
         shared._expire()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
