@@ -6,6 +6,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from minilib.book import plot
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.replication import Plan, simulate
 
 
@@ -24,7 +25,7 @@ def draw(plan: Plan, title: str, columns: int = 4):
     """
     moments: list[list[dict[int, frozenset[int]]]] = []
     simulate(plan, lambda number, state: moments.append([dict(holds) for holds in state]))
-    rows = -(-len(moments) // columns)
+    rows = ceil_div(len(moments), columns)
     with plot.style():
         size = (0.9 + 2.3 * columns, 0.5 + rows * (0.75 + 0.34 * plan.world_size))
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from minilib.classic.swapping import Clock, Fifo, Pager
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import Copy, FramePool, PageTable
 
 
@@ -136,7 +137,7 @@ class ProcessMemory:
         if count < 0:
             raise ValueError(f"a process reserves 0 bytes or more, got {count!r}")
         address, end = self.table.length, self.table.length + count
-        self.table.reserve(-(-end // self.memory.page_size) - len(self.table.frames))
+        self.table.reserve(ceil_div(end, self.memory.page_size) - len(self.table.frames))
         self.table.length = end
         return address
 

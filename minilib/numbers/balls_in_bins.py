@@ -16,6 +16,8 @@ import math
 
 import numpy as np
 
+from minilib.mechanisms.basics.arithmetic import next_power_of_two
+
 
 def expected_max_load(num_balls: int, num_bins: int, d: int = 1) -> float:
     """Balls in the fullest bin, on average.
@@ -103,7 +105,7 @@ def _max_at_most(load: int, num_balls: int, num_bins: int) -> float:
     log_pmf = np.array([k * math.log(mean) - mean - math.lgamma(k + 1) for k in range(load + 1)])
     pmf = np.exp(log_pmf)
     below = pmf.sum()
-    length = 1 << (load * num_bins).bit_length()  # more than the largest sum, and quick to transform
+    length = next_power_of_two(load * num_bins + 1)  # more than the largest sum, and quick to transform
     transform = np.fft.fft(pmf / below, length) ** num_bins
     wave = np.exp(2j * np.pi * (np.arange(length) * num_balls % length) / length)
     adds_up = float(np.mean(transform * wave).real)

@@ -19,6 +19,7 @@ from minilib.mechanisms.basics.format import Table, si
 from minilib.numbers.machine import Machine
 
 BOUNDS = ("compute", "memory", "communication", "overhead")
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}  # of a value of each dtype in memory
 
 
 @dataclass(frozen=True)

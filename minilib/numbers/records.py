@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from minilib.mechanisms.basics.files import written_whole
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 REQUIRED = ("machine", "date", "commit", "command", "versions")
@@ -58,9 +60,8 @@ class Record:
         """Write ``results/<machine>/<name>.json`` and return its path."""
         path = root / _check_name(machine) / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
-        partial.replace(path)  # a reader sees the old record or the new one, never half of one
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
         return path
 
     @property

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import Check, measure
-from minilib.numbers.price import Cost, price
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+from minilib.numbers.price import BYTES, Cost, price
 
 
 @dataclass(frozen=True)

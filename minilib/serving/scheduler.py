@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import insort
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import OutOfFrames
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.request import Sequence, Status
@@ -134,7 +135,7 @@ class Scheduler:
         if not self.waiting:
             return None
         sequence = self.waiting[0]
-        pages = -(-len(sequence.token_ids) // self.cache.page_size)
+        pages = ceil_div(len(sequence.token_ids), self.cache.page_size)
         width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
         if pages > self.cache.pool.num_free or width > self.max_sequences:
             return None

@@ -15,6 +15,7 @@ from numbers import Integral
 
 import numpy as np
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.sharding import RangePartitioner
 
 
@@ -86,7 +87,7 @@ class ShardedSampler:
     def __len__(self) -> int:
         """Steps left in this epoch, the same on all ranks; at least 1."""
         left = self.num_samples - self.position
-        return left // self.global_batch_size if self.drop_last else -(-left // self.global_batch_size)
+        return left // self.global_batch_size if self.drop_last else ceil_div(left, self.global_batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch, step by step; iterate again for the next epoch."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.model import weights as checkpoint
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
@@ -55,7 +56,7 @@ def paging(machine: Machine) -> dict:
 def _counts() -> dict:
     """Slots taken and wasted on the chapter's trace, and requests that fit: counted, not timed."""
     lengths, longest = long_tailed(200, mean=250, longest=1024), 1024
-    paged = [-(-n // PAGE) * PAGE for n in lengths]
+    paged = [ceil_div(n, PAGE) * PAGE for n in lengths]
     budget = 32 * longest
     return {
         "mean_length": float(np.mean(lengths)),
@@ -69,7 +70,7 @@ def _counts() -> dict:
 def _equal(model: Decoder, peer, batch: int, prompt: int = 32, new: int = 96) -> dict:
     """Output tokens per second of `batch` requests of one length, ours and transformers'."""
     prompts = torch.randint(MODEL.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(batch))
-    engine = Engine(model, num_pages=batch * -(-(prompt + new) // PAGE))
+    engine = Engine(model, num_pages=batch * ceil_div(prompt + new, PAGE))
 
     def ours() -> list[int]:
         for row in range(batch):

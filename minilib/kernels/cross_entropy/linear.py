@@ -15,7 +15,8 @@ from torch import Tensor
 
 from minilib.kernels.cross_entropy import logits as rowwise
 from minilib.kernels.workbench.dispatch import check_floats
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.numbers.price import BYTES, Cost
 
 SHARE = 8  # all logits over those that exist at a time
 REDUCTIONS = ("mean", "sum")
@@ -92,7 +93,7 @@ def chunk_tokens(tokens: int, vocab: int, max_logits: int | None = None) -> int:
     if max_logits is not None and max_logits < max(1, vocab):
         raise ValueError(f"max_logits={max_logits} has no room for the {vocab} logits of one token")
     most = max(1, tokens // SHARE if max_logits is None else max_logits // max(1, vocab))
-    return -(-tokens // max(1, -(-tokens // most)))
+    return ceil_div(tokens, max(1, ceil_div(tokens, most)))
 
 
 def cost(
@@ -105,9 +106,9 @@ def cost(
     every chunk reads weight in one product or two, and writes its fp32 gradient, which all but the first read before.
     FLOPs are those of the matrix products alone. Without a gradient there is one product and one read of the logits.
     """
-    size, gradients = 4 if dtype == "fp32" else 2, hidden_grad + weight_grad
+    size, gradients = BYTES[dtype], hidden_grad + weight_grad
     passes = 2 + gradients if gradients else 0  # over the logits, for what the losses alone do not need
-    chunks = -(-tokens // max(1, chunk_tokens(tokens, vocab, max_logits)))
+    chunks = ceil_div(tokens, max(1, chunk_tokens(tokens, vocab, max_logits)))
     weights = size * chunks * (1 + hidden_grad) + 4 * max(0, 2 * chunks - 1) * weight_grad  # bytes for each weight
     moved = size * tokens * vocab * (2 + passes) + weights * hidden_size * vocab
     moved += size * tokens * hidden_size * (1 + gradients)

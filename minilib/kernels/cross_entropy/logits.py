@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import DTYPES, as_rows, check_floats, jit, launch, runs_kernel, triton
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -78,7 +79,7 @@ def cross_entropy(
 
 def cost(rows: int, vocab: int, dtype: str = "bf16", backward: bool = False) -> Cost:
     """Forward 4 FLOPs a logit (max, −, exp, Σ) and one read; backward 5 (−, exp, ÷, −, ·), one read and one write."""
-    size, values = 4 if dtype == "fp32" else 2, rows * vocab
+    size, values = BYTES[dtype], rows * vocab
     # A row's target is 8 bytes; its loss or the gradient thereof, its maximum and its sum are 4 each.
     return Cost((5 if backward else 4) * values, (2 if backward else 1) * size * values + 20 * rows, calls=1)
 
@@ -255,7 +256,7 @@ def choose_tile(vocab: int, backward: bool = False) -> dict[str, int]:
     A thread brings 16 bytes (of 16-bit logits) a load. Backward it takes 32 registers and an SM is full of threads, so
     that one load in flight is enough; a second one costs occupancy where the vocabulary is odd and loads are narrow.
     """
-    width = max(32, 1 << (vocab - 1).bit_length())
+    width = max(32, next_power_of_two(vocab))
     lanes = min(LANES, width)
     tile = {"LANES": lanes, "num_warps": max(1, lanes // 256)}
     return tile if backward else tile | {"DEPTH": min(DEPTH, width // lanes)}

@@ -21,7 +21,7 @@ from minilib.kernels.flash_attention.backward import gradients
 from minilib.kernels.flash_attention.forward import attend
 from minilib.kernels.flash_attention.tiles import HEAD_DIMS, Problem
 from minilib.kernels.workbench.dispatch import check_floats, runs_kernel
-from minilib.numbers.price import Cost
+from minilib.numbers.price import BYTES, Cost
 
 
 def reference(
@@ -103,7 +103,7 @@ def cost(
     multiply seven times, 14 · head_dim FLOPs: to go without atomics, dQ is summed in one kernel and dK and dV in
     another, and each computes the scores and the probabilities' gradients for itself.
     """
-    size, seen = (4 if dtype == "fp32" else 2), min(q_len, k_len)
+    size, seen = BYTES[dtype], min(q_len, k_len)
     pairs = seen * (k_len - seen) + seen * (seen + 1) // 2 if causal else q_len * k_len
     queries, keys = batch * q_len * num_heads, batch * k_len * num_kv_heads
     if backward:  # q, k, v, out, dout and lse in; dq, dk and dv out
@@ -123,7 +123,7 @@ def materialised_cost(
     All pairs are computed and moved, the hidden ones too, so `causal` changes nothing. Forward S is written and read,
     then P. Backward does four products (no recomputation): P is read twice, dP and dS are written, dP read, dS twice.
     """
-    size, pairs = (4 if dtype == "fp32" else 2), batch * num_heads * q_len * k_len
+    size, pairs = BYTES[dtype], batch * num_heads * q_len * k_len
     tensors = cost(batch, num_heads, num_kv_heads, q_len, k_len, head_dim, causal, dtype, backward).bytes
     tensors -= 4 * batch * q_len * num_heads  # lse: P is kept instead
     if backward:

@@ -29,6 +29,7 @@ from minilib.kernels.flash_attention.tiles import (
 )
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import launch, target_of, triton
+from minilib.mechanisms.basics.arithmetic import ceil_div
 
 if triton:
     import triton.language as tl
@@ -56,19 +57,19 @@ def gradients(
     for_keys, for_queries = choose_tiles(problem.head_dim, q.dtype, problem.causal, problem.varlen, target_of(q))
     for_keys, for_queries = keys_tile or for_keys, queries_tile or for_queries
     strides, constants = problem.strides(q, k, v, grad), problem.constants(q.dtype)
-    blocks = -(-problem.max_q // ROWS)
+    blocks = ceil_div(problem.max_q, ROWS)
     launch(
         prepare, blocks * problem.batch * problem.num_heads, delta, out, grad, lse, grad_lse, cu_q, problem.q_len,
         problem.num_heads, blocks, 1, *problem.strides(grad), HEAD_DIM=problem.head_dim, VARLEN=problem.varlen,
         BLOCK_M=ROWS,
     )  # fmt: skip
-    blocks = -(-problem.max_k // for_keys["BLOCK_N"])
+    blocks = ceil_div(problem.max_k, for_keys["BLOCK_N"])
     launch(
         backward_keys, blocks * problem.batch * problem.num_kv_heads, dk, dv, q, k, v, grad, lse, delta, cu_q, cu_k,
         problem.scale, *sizes, blocks, problem.section(problem.max_q * problem.group, q.itemsize, problem.num_kv_heads),
         *strides, **constants, **for_keys,
     )  # fmt: skip
-    blocks = -(-problem.max_q // for_queries["BLOCK_M"])
+    blocks = ceil_div(problem.max_q, for_queries["BLOCK_M"])
     launch(
         backward_queries, blocks * problem.batch * problem.num_heads, dq, q, k, v, grad, lse, delta, cu_q, cu_k,
         problem.scale, *sizes, blocks, problem.section(problem.max_k, q.itemsize, problem.num_heads), *strides,

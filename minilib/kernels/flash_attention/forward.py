@@ -29,6 +29,7 @@ from minilib.kernels.flash_attention.tiles import (
 )
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import launch, target_of, triton
+from minilib.mechanisms.basics.arithmetic import ceil_div
 
 if triton:
     import triton.language as tl
@@ -56,7 +57,7 @@ def attend(
     if not q.numel() or not k.numel():  # nobody sees a key
         return out.zero_(), lse.fill_(-torch.inf)
     tile = tile or choose_tile(problem.head_dim, q.dtype, target_of(q))
-    blocks, tma = -(-problem.max_q // tile["BLOCK_M"]), suits_copy_engine(k, v)
+    blocks, tma = ceil_div(problem.max_q, tile["BLOCK_M"]), suits_copy_engine(k, v)
     read = [describe(x, tile["BLOCK_N"]) for x in (k, v)] if tma else (k, v)
     launch(
         forward, blocks * problem.batch * problem.num_heads, out, lse, q, *read, cu_q, cu_k, problem.scale,

@@ -21,7 +21,8 @@ from minilib.kernels.workbench.dispatch import (
     triton,
     upcasts,
 )
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -84,7 +85,7 @@ def matmul(
 
 def cost(m: int, n: int, k: int, dtype: str = "bf16") -> Cost:
     """2 m n k FLOPs; A and B are read once, C is written once."""
-    moved = (4 if dtype == "fp32" else 2) * (m * k + k * n + m * n)
+    moved = BYTES[dtype] * (m * k + k * n + m * n)
     return Cost(flops=2 * m * n * k, bytes=moved, calls=1, dtype=dtype)
 
 
@@ -93,7 +94,7 @@ def tile_traffic(m: int, n: int, k: int, BLOCK_M: int, BLOCK_N: int, dtype: str 
 
     L2 serves what neighbours load; only the rest comes from memory. For "naive", BLOCK_M is 1.
     """
-    return (4 if dtype == "fp32" else 2) * (m * k * -(-n // BLOCK_N) + k * n * -(-m // BLOCK_M))
+    return BYTES[dtype] * (m * k * ceil_div(n, BLOCK_N) + k * n * ceil_div(m, BLOCK_M))
 
 
 class _Matmul(torch.autograd.Function):
@@ -210,10 +211,8 @@ def choose_tile(
     """
     small = dtype == torch.float32 or not aligned
     block_m, block_n = (64, 64) if small else (128, 128 if target == "gfx942" else 256)
-    block_m, block_n = (
-        max(16, min(block, 1 << max(0, size - 1).bit_length())) for block, size in ((block_m, m), (block_n, n))
-    )
-    while max(block_m, block_n) > 64 and -(-m // block_m) * -(-n // block_n) < multiprocessors:
+    block_m, block_n = (max(16, min(block, next_power_of_two(size))) for block, size in ((block_m, m), (block_n, n)))
+    while max(block_m, block_n) > 64 and ceil_div(m, block_m) * ceil_div(n, block_n) < multiprocessors:
         block_m, block_n = (block_m, block_n // 2) if block_n >= block_m else (block_m // 2, block_n)
     deep = {"gfx942": (64, 2), "sm_80": (32, 4)}  # with a BLOCK_K of 64 an A100 spills
     block_k, stages = (16, 3) if small else deep.get(target, (64, 3))
@@ -302,12 +301,12 @@ def _multiply(a: Tensor, b: Tensor, version: str, tile: dict[str, int] | None) -
         return out
     arguments = (a, b, out, m, n, k, *a.stride(), *b.stride())
     if version == "naive":
-        launch(naive, m * -(-n // NAIVE_N), *arguments, BLOCK_N=NAIVE_N, BLOCK_K=NAIVE_K)
+        launch(naive, m * ceil_div(n, NAIVE_N), *arguments, BLOCK_N=NAIVE_N, BLOCK_K=NAIVE_K)
         return out
     programs = multiprocessors(a)
     aligned = vectorises(a) and vectorises(b)
     tile = tile or choose_tile(m, n, a.dtype, aligned, programs, target_of(a))
-    tiles = -(-m // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
+    tiles = ceil_div(m, tile["BLOCK_M"]) * ceil_div(n, tile["BLOCK_N"])
     kernel = persistent if version == "persistent" else tiled
     programs = min(programs, tiles) if version == "persistent" else tiles
     launch(kernel, programs, *arguments, UPCAST=upcasts(a.dtype), **fit_to_version(tile, version))

@@ -30,7 +30,8 @@ from minilib.kernels.workbench.dispatch import (
     triton,
     upcasts,
 )
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -105,7 +106,7 @@ def cost(rows: Sequence[int], n: int, k: int, dtype: str = "bf16", backward: boo
     Backward: both gradients, twice the FLOPs; dx reads dy and those weights, dweight reads x and dy and is written for
     every group. `rows` are those of each group; rows that belong to nobody are not counted, nor are offsets.
     """
-    size, total, used = 4 if dtype == "fp32" else 2, sum(rows), sum(count > 0 for count in rows)
+    size, total, used = BYTES[dtype], sum(rows), sum(count > 0 for count in rows)
     moved = total * (k + n) + used * k * n
     if backward:
         moved += total * (k + n) + len(rows) * k * n
@@ -225,13 +226,13 @@ def choose_tile(
     a hot group loses is bounded: its many tiles are walked in `tile_at`'s order, so that what a small tile reads more
     (see `tile_traffic`) comes from L2 rather than from memory. A `tile` of the caller's own is the way out.
     """
-    share = -(-multiprocessors // max(1, groups))
+    share = ceil_div(multiprocessors, max(1, groups))
     return dense.fit_to_version(dense.choose_tile(m, n, dtype, aligned, share, target), "persistent")
 
 
 def lanes(groups: int) -> int:
     """GROUPS for so many: a power of two, at least 32, with room for the rows that belong to nobody."""
-    return max(32, 1 << groups.bit_length())
+    return max(32, next_power_of_two(groups + 1))
 
 
 def builds(target: str, every: bool = False) -> list[Build]:
@@ -288,9 +289,9 @@ def _multiply(x: Tensor, weight: Tensor, offsets: Tensor, tile: dict[str, int] |
     programs = dense.multiprocessors(x)
     if tile is None:
         aligned = dense.vectorises(x) and dense.vectorises(weight[0]) and not weight.stride(0) % 16
-        tile = choose_tile(-(-tokens // groups), n, groups, x.dtype, aligned, programs, target_of(x))
+        tile = choose_tile(ceil_div(tokens, groups), n, groups, x.dtype, aligned, programs, target_of(x))
     # Every group but one may end in a tile that is not full, and so may the rows that belong to nobody.
-    most = (-(-tokens // tile["BLOCK_M"]) + groups) * -(-n // tile["BLOCK_N"])
+    most = (ceil_div(tokens, tile["BLOCK_M"]) + groups) * ceil_div(n, tile["BLOCK_N"])
     launch(
         product, min(programs, most), x, weight, offsets, out, groups, tokens, n, k, *x.stride(), *weight.stride(),
         GROUPS=lanes(groups), UPCAST=upcasts(x.dtype), **dense.fit_to_version(tile, "persistent"),
@@ -307,7 +308,7 @@ def _reduce(x: Tensor, grad: Tensor, offsets: Tensor, tile: dict[str, int] | Non
     if tile is None:
         aligned = dense.vectorises(x) and dense.vectorises(grad)
         tile = choose_tile(k, n, groups, x.dtype, aligned, programs, target_of(x))
-    tiles = groups * -(-k // tile["BLOCK_M"]) * -(-n // tile["BLOCK_N"])
+    tiles = groups * ceil_div(k, tile["BLOCK_M"]) * ceil_div(n, tile["BLOCK_N"])
     launch(
         weight_gradient, min(programs, tiles), x, grad, offsets, out, groups, tokens, n, k, *x.stride(), *grad.stride(),
         UPCAST=upcasts(x.dtype), **dense.fit_to_version(tile, "persistent"),

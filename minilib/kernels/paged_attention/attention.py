@@ -28,7 +28,8 @@ from minilib.kernels.paged_attention.tiles import (
 )
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import DTYPES, launch, runs_kernel, target_of, triton, upcasts
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, round_up
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -55,7 +56,7 @@ def reference(
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     for i, context in enumerate(contexts):
         tokens = slice(starts[i], starts[i + 1])
-        pages = block_tables[i, : math.ceil(context / k_pages.shape[2])].long()
+        pages = block_tables[i, : ceil_div(context, k_pages.shape[2])].long()
         # (pages, kv heads, page_size, head_dim) → (kv heads, context, head_dim), then a kv head for each query head
         k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, :context].to(wide) for x in (k_pages, v_pages))
         k, v = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)
@@ -133,7 +134,7 @@ def cost(
     visible = sum(queries * (context - queries) + queries * (queries + 1) // 2 for context, queries in pairs)
     read = [context for context, queries in pairs if queries]
     numbers = 2 * head_dim * (num_kv_heads * sum(read) + num_heads * sum(q_lens))
-    moved = (4 if dtype == "fp32" else 2) * numbers + 4 * sum(math.ceil(context / page_size) for context in read)
+    moved = BYTES[dtype] * numbers + 4 * sum(ceil_div(context, page_size) for context in read)
     return Cost(4 * head_dim * num_heads * visible, moved, calls=1, dtype=dtype)
 
 
@@ -260,17 +261,17 @@ def builds(target: str, every: bool = False) -> list[Build]:
 def _launch(out, q, k_pages, v_pages, block_tables, context_lens, cu_seqlens_q, scale, max_q_len, split_keys):
     (num_tokens, num_heads, head_dim), (_, num_kv_heads, page_size, _) = q.shape, k_pages.shape
     num_seqs, group = len(context_lens), num_heads // num_kv_heads
-    longest = max_q_len or math.ceil(num_tokens / num_seqs)
+    longest = max_q_len or ceil_div(num_tokens, num_seqs)
     tile = choose_tile(head_dim, q.dtype, group, longest, target_of(q))
     block_q = tile["BLOCK_M"] // group
     capacity = block_tables.shape[1] * page_size  # no context is longer; how long each is, the GPU alone knows
     if split_keys is None:
-        tiles = max(num_seqs, math.ceil(num_tokens / block_q)) * num_kv_heads
+        tiles = max(num_seqs, ceil_div(num_tokens, block_q)) * num_kv_heads
         processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
         short = takes_short_tile(q.dtype, group, longest)
         split_keys = choose_split(capacity, tiles, processors, short, partial_bytes=4 * q.numel())
-    split_keys = math.ceil(min(split_keys, capacity) / tile["BLOCK_N"]) * tile["BLOCK_N"]
-    num_splits = min(math.ceil(capacity / split_keys), MAX_SPLITS) if capacity else 1
+    split_keys = round_up(min(split_keys, capacity), tile["BLOCK_N"])
+    num_splits = min(ceil_div(capacity, split_keys), MAX_SPLITS) if capacity else 1
     split = num_splits > 1
     partial = q.new_empty((num_splits, *q.shape), dtype=torch.float32) if split else out
     lse = q.new_empty((num_splits, num_tokens, num_heads) if split else 0, dtype=torch.float32)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from minilib.kernels.workbench.dispatch import DTYPES
+from minilib.mechanisms.basics.arithmetic import next_power_of_two
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 GROUPS = (1, 4, 7, 8, 16, 32, 64, 128)  # query heads to a kv head: what models have, and all heads to one
@@ -69,8 +70,8 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
     stretch = 8192 if decode else 16384
     if full and short == 128:  # so many rows leave few registers for scores
         stretch = 4096
-    elif target == "sm_80" and head_dim >= 128:  # and wgmma, which takes K and V from shared memory, is Hopper's
-        stretch = 8192
+    elif (target == "sm_80" and head_dim >= 128) or (target == "gfx942" and head_dim == 128):
+        stretch = 8192  # wgmma, which takes K and V from shared memory, is Hopper's
     block_n = min(64, max(16, stretch // (head_dim * dtype.itemsize)))
     # With 3 stages, not with 2, the next block is on its way while one is multiplied. gfx942 has 64 KiB of shared
     # memory where an A100 has 164: a deeper pipeline leaves room for one program.
@@ -85,7 +86,7 @@ def choose_tile(head_dim: int, dtype: torch.dtype, group: int, q_len: int, targe
 
 
 def _short_rows(group: int) -> int:
-    return max(16, 1 << (group - 1).bit_length())  # tl.dot wants 16 rows
+    return max(16, next_power_of_two(group))  # tl.dot wants 16 rows
 
 
 # All that is compiled ahead of time; in float32 decode and prefill are the same.

@@ -23,7 +23,8 @@ from minilib.kernels.workbench.dispatch import (
     runs_kernel,
     triton,
 )
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -84,7 +85,7 @@ def rms_norm(
 
 def cost(rows: int, columns: int, dtype: str = "bf16", residual: bool = False) -> Cost:
     """4 FLOPs a value (², Σ, · rstd, · weight), 5 with a residual; each tensor read or written once, and rstd."""
-    size = 4 if dtype == "fp32" else 2
+    size = BYTES[dtype]
     passes, flops = (4, 5) if residual else (2, 4)
     moved = size * (passes * rows * columns + columns) + 4 * rows
     return Cost(flops=flops * rows * columns, bytes=moved, calls=1, dtype="fp32")
@@ -101,7 +102,7 @@ class _RMSNorm(torch.autograd.Function):
         rstd = torch.empty(num_rows, dtype=torch.float32, device=x.device)
         if y.numel():
             launch(
-                forward, -(-num_rows // tile["BLOCK_M"]), heads, added, weight, y, y if h is None else h, rstd,
+                forward, ceil_div(num_rows, tile["BLOCK_M"]), heads, added, weight, y, y if h is None else h, rstd,
                 num_rows, *heads.shape[1:3], *heads.stride()[:3], added.stride(0), eps,
                 **tile, RESIDUAL=residual is not None,
             )  # fmt: skip
@@ -121,7 +122,7 @@ class _RMSNorm(torch.autograd.Function):
         added = grad if dh is None else as_rows(dh)
         dx = torch.empty(dy.shape, dtype=x.dtype, device=x.device)
         tile = choose_tile(columns, x.element_size(), backward=True)
-        programs = min(-(-num_rows // tile["BLOCK_M"]), _programs(x, tile))
+        programs = min(ceil_div(num_rows, tile["BLOCK_M"]), _programs(x, tile))
         allocate = torch.empty if tile["ONE_PASS"] else torch.zeros  # what is summed block by block is added to
         partial = allocate(programs, columns, dtype=torch.float32, device=x.device)
         if dx.numel():
@@ -248,7 +249,7 @@ def choose_tile(columns: int, size: int = 2, backward: bool = False) -> dict[str
 
     The width is one of them: a model has few, and each is compiled without the masks and the arithmetic it can spare.
     """
-    width = 1 << max(4, (columns - 1).bit_length())
+    width = max(16, next_power_of_two(columns))
     one_pass = width <= ONE_PASS and not (backward and size * width > ONE_PASS_BACKWARD)
     width = width if one_pass else BLOCK
     warps = min(16, max(4, width // 512))
@@ -277,7 +278,7 @@ def builds(target: str, every: bool = False) -> list[Build]:
         strides = (f"stride_{name}" for name in ("batch", "token", "head", "residual", "dy", "dh"))
         types = dict.fromkeys(names, f"*{dtype}") | dict.fromkeys(("num_rows", "tokens", "heads", *strides), "i32")
         types |= {"rstd_ptr": "*fp32", "partial_ptr": "*fp32", "eps": "fp32"}
-        tile = choose_tile(columns, 4 if dtype == "fp32" else 2, kernel is backward) | {"RESIDUAL": residual}
+        tile = choose_tile(columns, BYTES[dtype], kernel is backward) | {"RESIDUAL": residual}
         name = "forward" if kernel is forward else "backward"
         what = f"{name}, {dtype}, {columns} columns{', residual' * residual}"
         found.append(Build.of(kernel, what, types, tile))

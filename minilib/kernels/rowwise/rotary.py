@@ -23,7 +23,8 @@ from minilib.kernels.workbench.dispatch import (
     runs_kernel,
     triton,
 )
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -75,7 +76,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, interpret: bool = False) -> Tens
 
 def cost(tokens: int, heads: int, head_dim: int, dtype: str = "bf16") -> Cost:
     """3 FLOPs a value (·, ·, +); each is read and written once, and so are one cosine and one sine a token's value."""
-    size = 4 if dtype == "fp32" else 2
+    size = BYTES[dtype]
     moved = 2 * size * tokens * (heads + 1) * head_dim
     return Cost(flops=3 * tokens * heads * head_dim, bytes=moved, calls=1, dtype="fp32")
 
@@ -98,7 +99,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     num_rows, tile = x.shape[:-1].numel(), choose_tile(x.shape[-1])
     if out.numel():
         launch(
-            turn, -(-num_rows // tile["BLOCK_M"]), heads, cos, sin, out, num_rows, *heads.shape[1:3],
+            turn, ceil_div(num_rows, tile["BLOCK_M"]), heads, cos, sin, out, num_rows, *heads.shape[1:3],
             *heads.stride()[:3], cos.stride(0), sin.stride(0), **tile, BACK=back,
         )  # fmt: skip
     return out
@@ -129,7 +130,7 @@ def turn(
 
 def choose_tile(head_dim: int) -> dict[str, int]:
     """The kernel's constants and num_warps for heads of this size: 16 pairs a thread."""
-    width = 1 << max(0, head_dim // 2 - 1).bit_length()
+    width = next_power_of_two(head_dim // 2)
     return {"HALF": head_dim // 2, "BLOCK_M": max(1, TILE // width), "BLOCK_N": width, "num_warps": 4}
 
 

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import DTYPES, as_rows, check_floats, jit, launch, runs_kernel, triton
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -53,7 +54,7 @@ def softmax(x: Tensor, interpret: bool = False) -> Tensor:
 
 def cost(rows: int, columns: int, dtype: str = "bf16") -> Cost:
     """5 FLOPs a value (max, −, exp, Σ, ÷); each is read once and written once."""
-    size = 4 if dtype == "fp32" else 2
+    size = BYTES[dtype]
     return Cost(flops=5 * rows * columns, bytes=2 * size * rows * columns, calls=1, dtype="fp32")
 
 
@@ -139,7 +140,7 @@ def backward(
 
 def choose_tile(columns: int) -> dict[str, int | bool]:
     """BLOCK_M, BLOCK_N, ONE_PASS and num_warps for rows of this width: about 16 bytes in flight a thread and load."""
-    width = 1 << max(4, (columns - 1).bit_length())
+    width = max(16, next_power_of_two(columns))
     one_pass = width <= ONE_PASS
     width = width if one_pass else TILE
     warps = min(16, max(4, width // 1024))
@@ -163,4 +164,4 @@ def builds(target: str, every: bool = False) -> list[Build]:
 def _launch(kernel, *arguments) -> None:
     *_, rows, columns, _ = arguments
     tile = choose_tile(columns)
-    launch(kernel, -(-rows // tile["BLOCK_M"]), *arguments, **tile)
+    launch(kernel, ceil_div(rows, tile["BLOCK_M"]), *arguments, **tile)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import DTYPES, as_rows, check_floats, jit, launch, runs_kernel, triton
-from minilib.numbers.price import Cost
+from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two
+from minilib.numbers.price import BYTES, Cost
 
 if triton:
     import triton.language as tl
@@ -55,7 +56,7 @@ def swiglu(gate_up: Tensor, interpret: bool = False) -> Tensor:
 
 def cost(rows: int, columns: int, dtype: str = "bf16") -> Cost:
     """5 FLOPs an output (exp, +, ÷, ·, ·); its gate and its up are read once, and it is written once."""
-    size = 4 if dtype == "fp32" else 2
+    size = BYTES[dtype]
     return Cost(flops=5 * rows * columns, bytes=3 * size * rows * columns, calls=1, dtype="fp32")
 
 
@@ -120,7 +121,7 @@ def backward(
 
 def choose_tile(columns: int) -> dict[str, int]:
     """The kernels' constants and num_warps for rows of this many outputs: 16 outputs a thread."""
-    width = min(WIDEST, 1 << max(0, columns - 1).bit_length())
+    width = min(WIDEST, next_power_of_two(columns))
     return {"COLUMNS": columns, "BLOCK_M": TILE // width, "BLOCK_N": width, "num_warps": 4}
 
 
@@ -142,5 +143,5 @@ def builds(target: str, every: bool = False) -> list[Build]:
 def _launch(kernel, columns: int, *arguments) -> None:
     """Launch over all rows of the first argument; tensors come first, then num_rows and strides."""
     tile = choose_tile(columns)
-    programs = -(-len(arguments[0]) // tile["BLOCK_M"]) * -(-columns // tile["BLOCK_N"])
+    programs = ceil_div(len(arguments[0]), tile["BLOCK_M"]) * ceil_div(columns, tile["BLOCK_N"])
     launch(kernel, programs, *arguments, **tile)

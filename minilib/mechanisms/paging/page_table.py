@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
+
 
 class OutOfFrames(MemoryError):
     """The pool has too few free frames; nothing was changed."""
@@ -260,4 +262,4 @@ class PageTable:
         if count < 0:
             raise ValueError(f"a table grows by 0 slots or more, got {count!r}")
         first = self.length // self.page_size
-        return range(first, -(-(self.length + count) // self.page_size) if count else first)
+        return range(first, ceil_div(self.length + count, self.page_size) if count else first)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
+
 
 class IncompleteSlices(ValueError):
     """Slices that overlap, leave a gap, or end before the elements do."""
@@ -58,7 +60,7 @@ def slices(num_elements: int, num_shards: int, multiple: int = 1) -> list[tuple[
             f"slices need num_elements ≥ 0, num_shards ≥ 1 and multiple ≥ 1, "
             f"got {num_elements!r}, {num_shards!r} and {multiple!r}"
         )
-    length = -(-num_elements // (num_shards * multiple)) * multiple
+    length = ceil_div(num_elements, num_shards * multiple) * multiple
     return [(shard * length, (shard + 1) * length) for shard in range(num_shards)]
 
 

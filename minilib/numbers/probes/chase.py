@@ -18,6 +18,8 @@ import time
 
 import numpy as np
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
+
 LINE = 64  # bytes; the cache line of every x86-64 and nearly every arm64 server
 MIN_STEPS, MAX_STEPS = 1 << 17, 1 << 20
 
@@ -79,7 +81,7 @@ def _ring(lines: int, seed: int) -> tuple[np.ndarray, int]:
     """One cycle through all lines in random order; the first word of a line holds the address of the next line."""
     order = np.random.default_rng(seed).permutation(lines)
     ring = np.zeros((lines + 1, LINE // 8), dtype=np.uint64)
-    base = -(-ring.ctypes.data // LINE) * LINE  # numpy aligns to 16 bytes; a line starts at a multiple of 64
+    base = ceil_div(ring.ctypes.data, LINE) * LINE  # numpy aligns to 16 bytes; a line starts at a multiple of 64
     offset = (base - ring.ctypes.data) // 8
     first_words = ring.reshape(-1)[offset : offset + lines * (LINE // 8) : LINE // 8]
     first_words[order] = base + np.roll(order, -1).astype(np.uint64) * np.uint64(LINE)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from minilib.mechanisms.basics.files import written_whole
 from minilib.numbers import records
 from minilib.numbers.neighbours import BUSY, Watch
 from minilib.numbers.probes import chase, compute, cuda, memory, system
@@ -44,9 +45,8 @@ def measure_or_recall(device: str, *, refresh: bool, progress: bool) -> dict:
     if figures["busy"] > BUSY:
         return figures
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(figures))
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(figures))
     return figures
 
 

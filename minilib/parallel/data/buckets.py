@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from minilib.mechanisms.basics.arithmetic import round_up
 from minilib.ranks.collectives import Communicator, Pending
 
 CACHE_LINE = 64  # bytes
@@ -60,7 +61,7 @@ def cut(parameters: Sequence[nn.Parameter], limit: float) -> list[list[nn.Parame
 def allocate(groups: Sequence[Sequence[nn.Parameter]], comm: Communicator) -> list[Bucket]:
     """Buckets in one piece of memory that the communicator sends from, each beginning where a cache line does."""
     sizes = [sum(p.nbytes for p in parameters) for parameters in groups]
-    starts = [0, *accumulate(-(-size // CACHE_LINE) * CACHE_LINE for size in sizes)]
+    starts = [0, *accumulate(round_up(size, CACHE_LINE) for size in sizes)]
     memory = comm.empty(starts[-1], torch.uint8)
     parts = [memory[start : start + size] for start, size in zip(starts, sizes, strict=False)]
     return [Bucket(parameters, part.view(parameters[0].dtype)) for parameters, part in zip(groups, parts, strict=True)]

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
+
 STAGES = (0, 1, 2, 3)
 
 
@@ -71,7 +73,7 @@ def expected_bytes(
         ValueError: if the stage or the precision is unknown, or a number is too small.
     """
     dtypes = _checked(num_parameters, world_size, stage, precision)
-    share = -(-num_parameters // world_size)
+    share = ceil_div(num_parameters, world_size)
     held = {name: share if stage >= cut else num_parameters for name, cut in _CUT_FROM.items()}
     optimizer = (dtypes.mixed + moments) * dtypes.masters.itemsize
     each = {"parameters": dtypes.parameters.itemsize, "gradients": dtypes.gradients.itemsize, "optimizer": optimizer}

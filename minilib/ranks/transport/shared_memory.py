@@ -21,11 +21,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minilib.mechanisms.basics.arithmetic import round_up
 from minilib.ranks.transport.base import LABEL_BYTES, CollectiveFailed, CollectiveMismatch
 
 SLOTS, SLOT_BYTES = 4, 2**20  # smaller slots stay in a core's own cache, but wake the other rank more often
 _HEAD = struct.Struct(f"{LABEL_BYTES}sqq")
-_HEAD_BYTES = -(-_HEAD.size // 64) * 64  # content begins with a cache line
+_HEAD_BYTES = round_up(_HEAD.size, 64)  # content begins with a cache line
 _SLOT = _HEAD_BYTES + SLOT_BYTES
 _FILLED, _FREE, _MEMORY = b"f", b"e", b"m"
 

@@ -18,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import Copy, FramePool, PageTable
 from minilib.model.config import ModelConfig
 
@@ -124,7 +125,7 @@ def default_num_pages(
     if page_size < 1:
         raise ValueError(f"page_size must be at least 1 token, got {page_size!r}")
     page_bytes = config.kv_values_per_token * page_size * dtype.itemsize
-    pages_per_sequence = -(-config.max_position // page_size)
+    pages_per_sequence = ceil_div(config.max_position, page_size)
     free = free_bytes(device)
     fit = int(free * (GPU_SHARE if device.type == "cuda" else HOST_SHARE)) // page_bytes
     if not fit:
