@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from minilib.classic.http.experiment import run_bursts, run_experiment
-from minilib.classic.http.load import exponential_work, zipf_keys
+from minilib.classic.http.experiment import exponential_work, run_bursts, run_experiment, zipf_keys
 from minilib.mechanisms.balancing import Policy, Random, TwoChoices
 from minilib.model import corpus, tokenizer
 from minilib.model.config import ModelConfig

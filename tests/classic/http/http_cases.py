@@ -73,6 +73,19 @@ async def until(condition):
 
 
 @asynccontextmanager
+async def held(*backends):
+    """Keep backends from starting a request, so that queues build up."""
+    for backend in backends:
+        await backend._worker.acquire()
+    try:
+        yield
+    finally:
+        for backend in backends:
+            backend._free_at = asyncio.get_running_loop().time()
+            backend._worker.release()
+
+
+@asynccontextmanager
 async def bad_backend(behave):
     """A server that does `behave(reader, writer)` with each connection; yields its port."""
     tasks = set()
