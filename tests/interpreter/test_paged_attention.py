@@ -112,7 +112,7 @@ def test_each_sequence_has_the_programs_that_its_own_length_asks_for(contexts, s
     with poisoned_outputs():
         check(args, expected, TOLERANCE["fp32"], split_keys=split_keys)
     function, programs, (partial, lse, *_) = seen[0]
-    assert function is kernel.attend and programs[2] == splits  # room for the longest, and for a spare page
+    assert function is kernel.attend_pages and programs[2] == splits  # room for the longest, and for a spare page
     if splits == 1:
         assert len(seen) == 1 and not lse.numel()
         return
@@ -120,7 +120,7 @@ def test_each_sequence_has_the_programs_that_its_own_length_asks_for(contexts, s
     working = (lse > -math.inf).sum((0, 2)) // 2  # of each token's two heads
     assert working.tolist() == [math.ceil(n / size) for n in contexts if n]
     assert partial.isfinite().any(-1).equal(lse > -math.inf)
-    assert seen[1][0] is kernel.merge and len(seen) == 2
+    assert seen[1][0] is kernel.merge_splits and len(seen) == 2
 
 
 def test_the_interpreter_still_cannot_multiply_bf16():
@@ -134,7 +134,7 @@ def test_the_interpreter_still_cannot_multiply_bf16():
 def test_a_program_writes_its_own_rows_alone(monkeypatch):
     """The interpreter runs programs one after another: what one writes into another's rows is written over, unseen."""
     args, _ = make_case([(9, 9)], (7, 1))
-    whole = kernel.attend
+    whole = kernel.attend_pages
 
     class First:
         def __getitem__(self, grid):
