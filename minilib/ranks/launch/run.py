@@ -10,28 +10,8 @@ import pickle
 from collections.abc import Callable
 
 from minilib.ranks.launch import local
-from minilib.ranks.launch.errors import (
-    NestedRun,
-    RankFailed,
-    RanksTimedOut,
-    ReturnNotPicklable,
-    TemporaryFolderTooLong,
-    UnsupportedPython,
-    WorkingFolderGone,
-)
+from minilib.ranks.launch.errors import NestedRun, RankFailed
 from minilib.ranks.launch.group import call, failure, join, leave, running, value
-
-__all__ = [
-    "NestedRun",
-    "RankFailed",
-    "RanksTimedOut",
-    "ReturnNotPicklable",
-    "TemporaryFolderTooLong",
-    "UnsupportedPython",
-    "WorkingFolderGone",
-    "hosts",
-    "run",
-]
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what it puts in the environment
 FAILURE = "minilib.ranks.launch/failure"  # the key under which the first rank to fail says so
