@@ -140,7 +140,7 @@ def test_a_program_writes_its_own_rows_alone(monkeypatch):
         def __getitem__(self, grid):
             return whole[(1, 1, 1)]
 
-    monkeypatch.setattr(kernel, "attend", First())
+    monkeypatch.setattr(kernel, "attend_pages", First())
     written = kernel.paged_attention(*args, interpret=True).isfinite().all(-1).nonzero().tolist()
     rows = 16 // 7  # tokens in a tile of 16 rows, for a group of 7
     assert written == [[token, head] for token in range(rows) for head in range(7)]

@@ -24,6 +24,7 @@ _INTERFACES = {  # name in multiprocessing.forkserver: its parameters
     "ForkServer.set_forkserver_preload": ("self", "modules_names"),
     "ForkServer.ensure_running": ("self",),
     "ForkServer.connect_to_new_process": ("self", "fds"),
+    "ForkServer._stop_unlocked": ("self",),
     "get_inherited_fds": (),
     "read_signed": ("fd",),
 }
@@ -94,6 +95,23 @@ class ForkServer(forkserver.ForkServer):
         if self._owner != os.getpid():
             self.__init__(self._names)
         super().ensure_running()
+
+    def forget(self, pid: int | None) -> None:
+        """Wait for the end of a fork server that has died, so that the next process gets another one.
+
+        Its connections break a moment before the operating system counts it among the dead.
+
+        Args:
+            pid: of the dead one; nothing is done if another one runs already.
+        """
+        with self._lock:
+            if pid is not None and self._forkserver_pid == pid:
+                self._stop_unlocked()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the fork server; None before the first process."""
+        return self._forkserver_pid
 
     def start(self, process: Bootstrapped, fds: Sequence[int]) -> tuple[int, int]:
         """Start a process in the working folder, with the sys.path and sys.argv, of this one.

@@ -71,6 +71,7 @@ class Ranks:
         self.dead: list[RankProcess] = []  # whose process ended before the function returned, the first one first
         self.failed: list[RankProcess] = []  # whose function raised, the first one first
         self.reports, self.report = os.pipe()
+        self._server_pid: int | None = None
 
     def start(self, world_size: int, folder: str) -> None:
         """Ask the fork server for the ranks."""
@@ -78,6 +79,7 @@ class Ranks:
             rank = Rank(number, folder)
             try:
                 self.processes.append(RankProcess(rank, *server.start(rank, [self.report])))
+                self._server_pid = server.pid
             except OSError as error:
                 if "AF_UNIX path too long" not in str(error):
                     raise
@@ -125,6 +127,8 @@ class Ranks:
             os.close(process.pipe)  # a rank that starts even later finds nobody at its other end, and ends
         os.close(self.reports)
         os.close(self.report)
+        if any(process.vanished for process in self.processes):
+            server.forget(self._server_pid)
 
     def show_output(self) -> None:
         """Print what the ranks printed, rank by rank."""

@@ -36,6 +36,11 @@ class RankProcess:
     code: int | None = None
     report: str = ""
 
+    @property
+    def vanished(self) -> bool:
+        """Whether the fork server died before the process, or with it."""
+        return self.ended and self.code is None
+
     def read_status(self) -> None:
         """Read the pid or the exit code that the fork server has sent."""
         try:
