@@ -385,6 +385,7 @@ class Foreign(BaseHTTPRequestHandler):
 def test_a_server_and_a_client_of_the_standard_library_on_either_side():
     async def main():
         with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
+            server.daemon_threads = False  # so that closing the server waits for them, and for their sockets
             threading.Thread(target=server.serve_forever, args=(0.01,)).start()
             try:
                 client = Client(server.server_port)
