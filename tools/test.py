@@ -58,7 +58,7 @@ def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
     return {
         "ruff": [sys.executable, "-m", "ruff", "check", "--quiet", "."],
         # many of them wait, for ranks and for timeouts: on two cores three workers took 353 s where two took 410
-        "unit": [*pytest, "-n", "3", "--dist", "worksteal", f"--junitxml={reports['unit']}", "--ignore=tests/interpreter", "tests"],
+        "unit": [*both, "-n", "3", f"--junitxml={reports['unit']}", "--ignore=tests/interpreter", "tests"],
         # Triton decides at import whether it interprets, so its interpreter has processes of its own
         "interpreter": [*both, f"--junitxml={reports['interpreter']}", "tests/interpreter"],
         # what solutions say is counted, so two may run at a time
