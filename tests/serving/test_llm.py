@@ -14,7 +14,7 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
-from tests.serving.served import assert_idle, finish
+from tests.serving.served import assert_idle, finish, random_weights
 from tests.serving.test_detokenizer import CUT, TRAINED
 
 CONFIG = ModelConfig(TRAINED.get_vocab_size(), 16, 24, 1, 2, 1, 8, max_position=64)
@@ -24,13 +24,7 @@ DRAWN = SamplingParams(max_tokens=12, temperature=2.0, seed=5, n=2)
 
 @functools.cache
 def model():
-    decoder = Decoder(CONFIG).double()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
-    return decoder
+    return random_weights(Decoder(CONFIG), scale=1)
 
 
 @pytest.fixture
