@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from minilib.mechanisms.replication import Plan, Transfer, plans
-from minilib.ranks.combine import COMBINE, check, check_contiguous
-from minilib.ranks.pieces import Pieces, buffer_for, chunks_of, content_of, exchange
+from minilib.ranks.combine import COMBINE, check_contiguous, check_tensor
+from minilib.ranks.pieces import Pieces, buffer_for, chunks_of, content_of, exchange_pieces
 from minilib.ranks.rank_steps import steps_of
 from minilib.ranks.transport.base import CollectiveFailed, CollectiveMismatch, Combine, Message, Transport
 
@@ -155,7 +155,7 @@ class Communicator:
         if len(inputs) != n or len(outputs) != n:
             raise ValueError(f"all_to_all takes {n} inputs and outputs, got {len(inputs)} and {len(outputs)}")
         for tensor in (*inputs, *outputs):
-            check(tensor, None)
+            check_tensor(tensor, None)
             check_contiguous(tensor)
         dtypes = {str(tensor.dtype) for tensor in (*inputs, *outputs)}
         if len(dtypes) > 1:
@@ -194,7 +194,7 @@ class Communicator:
 
     def _start(self, plan: Plan, collective: str, tensor: Tensor, op: str | None, async_op: bool) -> Pending | None:
         """Check the call and walk through its plan, now or in the background."""
-        check(tensor, op)
+        check_tensor(tensor, op)
         if (plan.collective, plan.world_size) != (collective, self.world_size):
             wanted, found = f"{collective} of {self.world_size} ranks", f"{plan.collective} of {plan.world_size}"
             raise ValueError(f"{wanted} cannot follow a plan for {found}")
@@ -262,7 +262,7 @@ class Communicator:
             if send:
                 self.traffic.messages += 1
                 self.traffic.bytes += send.content.nbytes
-            exchange(self.transport, send, receive, places, combine if step.into and step.into.reduce else None)
+            exchange_pieces(self.transport, send, receive, places, combine if step.into and step.into.reduce else None)
 
 
 def chunk_of(tensor: Tensor, rank: int, world_size: int) -> Tensor:

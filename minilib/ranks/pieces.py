@@ -39,7 +39,7 @@ def buffer_for(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else pieces[0].new_empty(sum(map(len, pieces)))
 
 
-def exchange(
+def exchange_pieces(
     transport: Transport,
     send: Message | None,
     receive: Message | None,
