@@ -122,7 +122,7 @@ class _Outgoing:
         """Fill a slot, if one is free; True if it did."""
         if self._at == len(self._pieces) or not self.peer.free:
             return False
-        slot, piece = self.peer.next_free(), self._pieces[self._at]
+        slot, piece = next(self.peer.to_fill), self._pieces[self._at]
         if self._at == 0:
             slot.write_head(self._message.head(), self._region, self._offset)
         slot.content[: len(piece)].copy_(piece)
@@ -151,7 +151,7 @@ class _Incoming:
         """Empty a slot, if one is filled; True if it did."""
         if self.done or not self.peer.filled:
             return False
-        slot, region, offset = self.peer.next_filled(), -1, 0
+        slot, region, offset = next(self.peer.to_empty), -1, 0
         if self._at == 0:
             label, region, offset = slot.read_head()
             self._message.check(self._rank, label)
