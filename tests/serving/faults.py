@@ -11,7 +11,7 @@ import torch
 from minilib.mechanisms.paging import FramePool
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from tests.serving.served import random_weights
+from tests.model.random_weights import randomize
 from tests.serving.test_detokenizer import BYTES
 
 CONFIG = ModelConfig(37, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)
@@ -33,9 +33,10 @@ class Faulty(Decoder):
 
 @functools.cache
 def model():
-    decoder = Faulty(CONFIG)
+    """Weights so large, in float64, that no rounding decides which token is likeliest."""
+    decoder = Faulty(CONFIG).double()
     decoder.unembed.weight = torch.nn.Parameter(decoder.unembed.weight.detach().clone())
-    random_weights(decoder)
+    randomize(decoder, seed=5, scale=2)
     with torch.no_grad():
         decoder.embed.weight[NAN] = math.nan
         decoder.embed.weight[INF] = math.inf

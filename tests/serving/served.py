@@ -24,16 +24,6 @@ def models():
         return theirs, weights.load(folder, torch.float64)
 
 
-def random_weights(decoder, scale=2.0):
-    """Fill a decoder with weights in float64, so that no rounding decides which token is likeliest; returns it."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in decoder.double().parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, scale * parameter.shape[1] ** -0.5, generator=generator)
-    return decoder
-
-
 def prompt(length, seed=None):
     """Random tokens; prompts of different lengths share no prefix."""
     return tuple(oracle.tokens(length, 1, VOCAB, 1000 + length if seed is None else seed)[0].tolist())

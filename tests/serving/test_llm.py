@@ -13,7 +13,8 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
-from tests.serving.served import assert_idle, finish, random_weights
+from tests.model.random_weights import randomize
+from tests.serving.served import assert_idle, finish
 from tests.serving.test_detokenizer import CUT, TRAINED
 
 CONFIG = ModelConfig(TRAINED.get_vocab_size(), 16, 24, 1, 2, 1, 8, max_position=64)
@@ -23,7 +24,7 @@ DRAWN = SamplingParams(max_tokens=12, temperature=2.0, seed=5, n=2)
 
 @functools.cache
 def model():
-    return random_weights(Decoder(CONFIG), scale=1)
+    return randomize(Decoder(CONFIG).double(), seed=5)
 
 
 @pytest.fixture
