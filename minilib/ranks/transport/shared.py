@@ -27,11 +27,6 @@ class _Region:
     mine: Tensor
     theirs: dict[int, Tensor]
 
-    def offset(self, part: Tensor) -> int | None:
-        """Offset of a part in this rank's tensor, in bytes; None if the part is not in it."""
-        start = part.data_ptr() - self.mine.data_ptr()
-        return start if 0 <= start < len(self.mine) else None
-
 
 class SharedMemoryTransport:
     """For CPU tensors and ranks of one host.
@@ -85,10 +80,10 @@ class SharedMemoryTransport:
         self._peers, self._regions = {}, []
 
     def _locate(self, content: Tensor) -> tuple[int, int]:
-        """Region and offset of a tensor from `empty`; -1 if it is none."""
+        """Region and offset in bytes of a tensor from `empty`, or of a part of one; region -1 for any other."""
         for number, region in enumerate(self._regions):
-            offset = region.offset(content)
-            if offset is not None:
+            offset = content.data_ptr() - region.mine.data_ptr()
+            if 0 <= offset < len(region.mine):
                 return number, offset
         return -1, 0
 
