@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.files import CheckpointError
@@ -90,7 +90,7 @@ def test_whoever_holds_a_parameter_holds_nothing_or_what_is_served(tie):
 def test_a_packed_model_refuses_what_needs_plain_weights(tmp_path):
     model = pack(decoder())
     assert model.to("cpu").float() is model
-    for move in (lambda: model.to("meta"), model.double, model.state_dict, lambda: checkpoint.save(model, tmp_path)):
+    for move in (lambda: model.to("meta"), model.double, model.state_dict, lambda: weights.save(model, tmp_path)):
         with pytest.raises((PackedModel, CheckpointError), match="pack"):
             move()
     assert list(tmp_path.iterdir()) == []
@@ -114,12 +114,12 @@ def tensor_bytes():
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_a_loaded_llm_holds_its_weights_once(tmp_path, tie, stored):
     config = ModelConfig(TRAINED.get_vocab_size(), 64, 160, 3, 4, 2, 16, max_position=64, tie_embeddings=tie)
-    checkpoint.save(Decoder(config), tmp_path, stored)
+    weights.save(Decoder(config), tmp_path, stored)
     TRAINED.save(str(tmp_path / "tokenizer.json"))
     gc.collect()
     before = tensor_bytes()
     llm = LLM.load(tmp_path, num_pages=9)
     gc.collect()
     pool = llm.engine.cache.k.nbytes + llm.engine.cache.v.nbytes
-    weights = 4 * config.num_parameters
-    assert weights <= tensor_bytes() - before - pool <= 1.05 * weights
+    parameter_bytes = 4 * config.num_parameters
+    assert parameter_bytes <= tensor_bytes() - before - pool <= 1.05 * parameter_bytes
