@@ -251,11 +251,12 @@ def old_python(minor: int) -> str | None:
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory):
-    """A virtual environment with nothing but pip, which runs from the wheel that Python has at hand."""
+    """A virtual environment with nothing but pip, unpacked from the wheel that Python has at hand."""
     folder = tmp_path_factory.mktemp("venv") / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     pip = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
-    Path(next(folder.glob("lib/*/site-packages")), "pip.pth").write_text(str(pip))
+    with zipfile.ZipFile(pip) as wheel:  # compiled once; from the wheel itself, every run would compile pip anew
+        wheel.extractall(next(folder.glob("lib/*/site-packages")))
     return folder
 
 
