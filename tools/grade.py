@@ -119,13 +119,23 @@ def grade(
             learner = submission.read(notebook, shown(notebook))
             released = made.release()
             submission.check_exercise(exercise, released, learner, solutions)
-            handed_in = submission.prepare(learner, released)
-            points = _run(made, handed_in)
-            graded = made.graded_notebook()
-            found = [_grade_of(task, points, handed_in, graded, made) for task in tasks(released)]
-            return Grades(found, _notes(handed_in), made.feedback(), made.log)
+            found, notes = grade_in(made, learner, released)
+            return Grades(found, notes, made.feedback(), made.log)
     except (FileNotFoundError, CourseError) as error:
         raise CannotGrade(str(error)) from error
+
+
+def grade_in(made: Course, learner: NotebookNode, released: NotebookNode) -> tuple[list[TaskGrade], list[str]]:
+    """Grade a notebook in a course that has released its exercise: the grades, and what else the learner should know.
+
+    Raises:
+        CannotGrade: if a cell keeps the notebook from running to its end and cannot be left out.
+        CourseError: if nbgrader failed.
+    """
+    handed_in = submission.prepare(learner, released)
+    points = _run(made, handed_in)
+    graded = made.graded_notebook()
+    return [_grade_of(task, points, handed_in, graded, made) for task in tasks(released)], _notes(handed_in)
 
 
 def shown(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Set-up: what it decides, what it never takes for done, and the one sentence in which it fails."""
 
+import compileall
 import ensurepip
 import json
 import os
@@ -255,8 +256,10 @@ def venv(tmp_path_factory):
     folder = tmp_path_factory.mktemp("venv") / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     pip = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
-    with zipfile.ZipFile(pip) as wheel:  # compiled once; from the wheel itself, every run would compile pip anew
-        wheel.extractall(next(folder.glob("lib/*/site-packages")))
+    packages = next(folder.glob("lib/*/site-packages"))
+    with zipfile.ZipFile(pip) as wheel:
+        wheel.extractall(packages)
+    compileall.compile_dir(packages, quiet=1)  # once; from the wheel itself, every run would compile pip anew
     return folder
 
 
