@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 from tests.graders.answers import Answers
 from tests.graders.sheet_runner import Run
 from tools.grade import grade_in
+from tools.grading import submission
 from tools.grading.cells import Task, by_grade_id, grade_id, tasks
 from tools.grading.course import SOLUTIONS, course
 
@@ -86,7 +87,9 @@ def shortcomings(answered: dict[str, Answers], there: list[Task]) -> list[str]:
     return found
 
 
-def disagreements(exercise: str, answered: dict[str, Answers], run: Run, solutions: Path = SOLUTIONS) -> list[str]:
+def disagreements(
+    exercise: str, answered: dict[str, Answers], folder: Path, run: Run, solutions: Path = SOLUTIONS
+) -> list[str]:
     """Sentences about answers that get more or fewer points than they should; none if the graders are right.
 
     All sheets run without Jupyter. The blank exercise and the solution are graded by nbgrader, and the first sheet as a
@@ -95,6 +98,7 @@ def disagreements(exercise: str, answered: dict[str, Answers], run: Run, solutio
     Args:
         exercise: name of the exercise.
         answered: its declared answers.
+        folder: for the notebook of a learner.
         run: runs sheets' cells.
         solutions: folder of the sources.
     """
@@ -116,8 +120,10 @@ def disagreements(exercise: str, answered: dict[str, Answers], run: Run, solutio
             found += judge(plan[where], visible, f"{where}, visible tests")
             points = made.grade(notebook, learner)
             found += compare(scores[where], {name: points[test] for name, test in tests.items()}, where)
-        grades, _ = grade_in(made, fill(blank, plan["sheet 0"]), blank)
-    return found + compare(scores["sheet 0"], {task.task: task.points for task in grades}, "sheet 0")
+        path = folder / f"{exercise}.ipynb"
+        nbformat.write(fill(blank, plan["sheet 0"]), path)
+        grades = grade_in(made, blank, submission.read(path, path.name), solutions)
+    return found + compare(scores["sheet 0"], {task.task: task.points for task in grades.tasks}, "sheet 0")
 
 
 def scored(notebooks: list[NotebookNode], run: Run) -> list[dict[str, Score]]:

@@ -70,7 +70,7 @@ def test_bad_graders_are_told(tmp_path, run_sheets):
     leaning = Answers(correct=("def triple(x):\n    return double(x) + x",), wrong=TRIPLE.wrong)
     answered = {"task_1": DOUBLE, "task_2": leaning, "task_3": NEGATE}
     author.save(source, "small", tmp_path / "solutions")
-    found = harness.disagreements("small", answered, run_sheets, tmp_path / "solutions")
+    found = harness.disagreements("small", answered, tmp_path, run_sheets, tmp_path / "solutions")
     assert {line.partition(" (")[0] for line in found} == {
         "task_1: nobody notices the mistake 'forgets the sign'",
         "task_2: a right answer gets 0 of 2",
