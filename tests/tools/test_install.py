@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from tools import install
@@ -217,6 +218,11 @@ def test_too_little_disk_is_said_before_anything_is_downloaded(monkeypatch):
 
 def test_the_pin_is_read_from_constraints():
     assert install.pinned("torch").count(".") == 2
+
+
+def test_no_process_of_jupyter_parses_a_grammar_when_it_starts():
+    assert jsonschema.validate(1, {"type": "integer"}) is None
+    assert "rfc3987_syntax" not in sys.modules
 
 
 def test_interrupting_ends_with_130_and_kills_pip(monkeypatch, capsys):
