@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from minilib.ranks.launch import local
+from tests.graders.preloaded import preloaded_kernels
 
 # Threads cost small tensors far more than they save when the cores are shared with other tests: one of these tests took
 # 14 s with two threads and 1.1 s with one. Only these folders measure what all cores can do.
@@ -24,6 +25,13 @@ def ranks_share_what_tests_on_ranks_import():
     """The fork server of this process loads them once; otherwise every rank would, for a quarter of a second each."""
     ours = sorted(name for name in sys.modules if name.startswith(ON_RANKS))
     local.server.preload([*local.PRELOAD, *ours])
+
+
+@pytest.fixture(scope="session")
+def preloaded():
+    """Kernels that Jupyter starts from here are forks of one process, which has loaded torch; its socket."""
+    with preloaded_kernels() as door:
+        yield door
 
 
 @pytest.fixture(scope="module", autouse=True)

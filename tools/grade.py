@@ -117,15 +117,30 @@ def grade(
     try:
         with course(exercise, solutions, timeout=timeout, on_cell=on_cell) as made:
             learner = submission.read(notebook, shown(notebook))
-            released = made.release()
-            submission.check_exercise(exercise, released, learner, solutions)
-            handed_in = submission.prepare(learner, released)
-            points = _run(made, handed_in)
-            graded = made.graded_notebook()
-            found = [_grade_of(task, points, handed_in, graded, made) for task in tasks(released)]
-            return Grades(found, _notes(handed_in), made.feedback(), made.log)
+            return grade_in(made, made.release(), learner, solutions)
     except (FileNotFoundError, CourseError) as error:
         raise CannotGrade(str(error)) from error
+
+
+def grade_in(made: Course, released: NotebookNode, learner: NotebookNode, solutions: Path) -> Grades:
+    """Grade a learner's notebook in a course that has released its exercise.
+
+    Args:
+        made: the course.
+        released: what it has released.
+        learner: what `submission.read` made of the learner's file; not changed.
+        solutions: folder of the sources.
+
+    Raises:
+        CannotGrade: if it is the notebook of another exercise, or never runs to its end.
+        CourseError: if nbgrader failed.
+    """
+    submission.check_exercise(made.exercise, released, learner, solutions)
+    handed_in = submission.prepare(learner, released)
+    points = _run(made, handed_in)
+    graded = made.graded_notebook()
+    found = [_grade_of(task, points, handed_in, graded, made) for task in tasks(released)]
+    return Grades(found, _notes(handed_in), made.feedback(), made.log)
 
 
 def shown(path: Path) -> str:

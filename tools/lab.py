@@ -6,6 +6,7 @@ Usage: python -m tools.lab [options of `jupyter lab`, such as --no-browser --por
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from jupyter_core.paths import jupyter_runtime_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "build" / "lab.log"
@@ -70,14 +73,12 @@ def command(options: list[str]) -> list[str]:
 
 def wait_for(server: subprocess.Popen) -> str | None:
     """The server's address, token included, once it answers; None if it ends or takes longer than a minute."""
-    from jupyter_server.serverapp import list_running_servers
-
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and server.poll() is None:
-        for info in list_running_servers():
-            if info["pid"] == server.pid and _answers(info):
-                token = f"?token={info['token']}" if info["token"] else ""
-                return f"{info['url']}lab/tree/chapters/00_map.ipynb{token}"
+        info = _announced(server.pid)
+        if info is not None and _answers(info):
+            token = f"?token={info['token']}" if info["token"] else ""
+            return f"{info['url']}lab/tree/chapters/00_map.ipynb{token}"
         time.sleep(0.2)
     return None
 
@@ -92,6 +93,18 @@ def stop(server: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def _announced(pid: int) -> dict | None:
+    """What a server has written of itself for others to find; jupyter_server, which reads it too, loads for a second.
+
+    It may be about to write it.
+    """
+    path = Path(jupyter_runtime_dir()) / f"jpserver-{pid}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def _answers(info: dict) -> bool:

@@ -1,18 +1,16 @@
 import pytest
 
-from tests.graders.preloaded import preloaded_kernels
 from tests.graders.sheet_runner import sheet_runner
 from tools.grading.course import settings
 
 
 @pytest.fixture(autouse=True, scope="session")
-def kernels():
-    with preloaded_kernels():
-        yield
+def every_kernel(preloaded):
+    """All kernels here are forks."""
 
 
 @pytest.fixture(scope="session")
-def run_sheet(tmp_path_factory):
-    """A function that runs a sheet's cells."""
-    with sheet_runner(settings(tmp_path_factory.mktemp("course")).Execute.timeout) as run:
+def run_sheets(preloaded, tmp_path_factory):
+    """A function that runs sheets' cells."""
+    with sheet_runner(preloaded, settings(tmp_path_factory.mktemp("course")).Execute.timeout) as run:
         yield run

@@ -17,7 +17,8 @@ from nbformat import NotebookNode
 
 from tests.graders.answers import Answers
 from tests.graders.sheet_runner import Run
-from tools.grade import grade
+from tools.grade import grade_in
+from tools.grading import submission
 from tools.grading.cells import Task, by_grade_id, grade_id, tasks
 from tools.grading.course import SOLUTIONS, course
 
@@ -97,8 +98,8 @@ def disagreements(
     Args:
         exercise: name of the exercise.
         answered: its declared answers.
-        folder: for the notebooks.
-        run: runs a sheet's cells.
+        folder: for the notebook of a learner.
+        run: runs sheets' cells.
         solutions: folder of the sources.
     """
     solution = nbformat.read(solutions / exercise / f"{exercise}.ipynb", as_version=4)
@@ -110,23 +111,32 @@ def disagreements(
             "the solution": _answers_in(solution, answered),
             **{f"sheet {number}": sheet for number, sheet in enumerate(sheets(answered))},
         }
-        scores = {where: score(fill(solution, sheet), run) for where, sheet in plan.items()}
+        filled = [fill(solution, sheet) for sheet in plan.values()]
+        scores = dict(zip(plan, scored(filled, run), strict=True))
         found = [line for where, sheet in plan.items() for line in judge(sheet, scores[where], where)]
         for learner, where in (("blank", "the blank exercise"), ("solution", "the solution")):
-            filled = fill(blank, plan[where])
-            found += judge(plan[where], score(filled, run), f"{where}, visible tests")  # JupyterLab's Validate button
-            points = made.grade(filled, learner)
+            notebook = fill(blank, plan[where])
+            (visible,) = scored([notebook], run)  # as JupyterLab's Validate button does
+            found += judge(plan[where], visible, f"{where}, visible tests")
+            points = made.grade(notebook, learner)
             found += compare(scores[where], {name: points[test] for name, test in tests.items()}, where)
-    path = folder / f"{exercise}.ipynb"
-    nbformat.write(fill(blank, plan["sheet 0"]), path)
-    graded = {task.task: task.points for task in grade(exercise, path, solutions).tasks}
-    return found + compare(scores["sheet 0"], graded, "sheet 0")
+        path = folder / f"{exercise}.ipynb"
+        nbformat.write(fill(blank, plan["sheet 0"]), path)
+        grades = grade_in(made, blank, submission.read(path, path.name), solutions)
+    return found + compare(scores["sheet 0"], {task.task: task.points for task in grades.tasks}, "sheet 0")
 
 
-def score(notebook: NotebookNode, run: Run) -> dict[str, Score]:
-    """What each task's answer in a notebook gets by the tests in it."""
-    cells = {grade_id(cell) or cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
-    failed = run(cells)
+def scored(notebooks: list[NotebookNode], run: Run) -> list[dict[str, Score]]:
+    """What each task's answer in each notebook gets by the tests in it."""
+    failed = run([_code(notebook) for notebook in notebooks])
+    return [_scores(notebook, by_name) for notebook, by_name in zip(notebooks, failed, strict=True)]
+
+
+def _code(notebook: NotebookNode) -> dict[str, str]:
+    return {grade_id(cell) or cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def _scores(notebook: NotebookNode, failed: dict[str, str]) -> dict[str, Score]:
     scores = {}
     for task in tasks(notebook):
         message = failed.get(task.answer) or failed.get(task.test, "")

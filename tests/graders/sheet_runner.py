@@ -1,10 +1,9 @@
 """Runs an exercise's sheets without Jupyter: each in a fork of one process that has IPython and torch loaded.
 
 Jupyter, nbgrader and what every kernel imports anew take four seconds a sheet, and there are a hundred sheets and more.
+The cells that all sheets of an exercise begin with run once, and each sheet goes on in a fork of that process.
 What a sheet is worth, its cells alone decide, by nbgrader's rule: a test is passed if it raises nothing and writes
 nothing to stderr. harness.py has some sheets graded both ways and compares.
-
-Usage: python -m tests.graders.sheet_runner SECONDS_A_CELL
 """
 
 from __future__ import annotations
@@ -14,18 +13,21 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
-import subprocess
-import sys
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
-from tests.graders.preloaded import ENVIRONMENT, START_TIMEOUT
+from tests.graders.preloaded import SHEETS, START_TIMEOUT
 
 SHEET_TIMEOUT = 300.0  # seconds for all cells of a sheet
 
-Run = Callable[[Mapping[str, str]], dict[str, str]]  # (name → code of each cell, in order) → what went wrong, by name
+Sheet = Mapping[str, str]  # name → code of each cell, in order
+Run = Callable[..., list[dict[str, str]]]  # (sheets; seconds that a cell may run) → what went wrong in each, by name
 
 
 class SheetLost(RuntimeError):
@@ -37,78 +39,104 @@ class CellTimeoutError(BaseException):
 
 
 @contextlib.contextmanager
-def sheet_runner(seconds_a_cell: int) -> Iterator[Run]:
-    """While the block runs, a function that runs the cells of one sheet after another, and goes on after errors.
+def sheet_runner(door: str, seconds_a_cell: int) -> Iterator[Run]:
+    """While the block runs, a function that runs the cells of sheets, and goes on after errors.
+
+    Args:
+        door: socket of the server in preloaded.py.
+        seconds_a_cell: that a cell may run, unless the function is told otherwise.
 
     Raises:
         SheetLost: by the function, if a sheet ends its process or does not end.
     """
-    command = [sys.executable, "-m", "tests.graders.sheet_runner", str(seconds_a_cell)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(door)
+        socket.send_fds(connection, [json.dumps(SHEETS).encode() + b"\0"], [0, 1, 2])
+        with connection.makefile() as replies:
 
-        def run(cells: Mapping[str, str]) -> dict[str, str]:
-            server.stdin.write(json.dumps(dict(cells)) + "\n")
-            server.stdin.flush()
-            return _reply(server, SHEET_TIMEOUT + 30)
+            def run(sheets: list[Sheet], seconds: int = seconds_a_cell) -> list[dict[str, str]]:
+                connection.sendall(json.dumps([sheets, seconds]).encode() + b"\n")
+                return _reply(replies, (1 + len(sheets)) * SHEET_TIMEOUT + 30)
 
-        try:
-            _reply(server, START_TIMEOUT)
+            _reply(replies, START_TIMEOUT)
             yield run
-        finally:
-            server.kill()
 
 
-def _reply(server: subprocess.Popen, timeout: float) -> dict[str, str]:
-    spoke, _, _ = select.select([server.stdout], [], [], timeout)
-    line = server.stdout.readline() if spoke else ""
+def _reply(replies: TextIO, timeout: float) -> list[dict[str, str]]:
+    spoke, _, _ = select.select([replies], [], [], timeout)
+    line = replies.readline() if spoke else ""
     found = json.loads(line) if line else None
     if found is None:
         raise SheetLost("a sheet ended its process, or did not end" if line else "the server of sheets is gone")
     return found
 
 
-def serve(seconds_a_cell: int) -> None:
-    """Run a sheet for each line of stdin, and answer with a line: what went wrong where, or null if it is lost."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what cells print is no reply
-    os.environ |= {"MPLBACKEND": "agg", **ENVIRONMENT}
-    import torch._dynamo  # noqa: F401 - optimizers and dispatch modes load it; here, once for all sheets
-    import torch.distributed  # noqa: F401
+def serve(connection: socket.socket) -> None:
+    """Run the sheets of each line that comes, and answer with a line: what went wrong where, or null if one is lost."""
+    asked, replies = connection.makefile(), connection.makefile("w")
+    import matplotlib
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    from minilib.ranks.launch import local
-
-    local.server.ensure_running()  # one for the ranks of all sheets
+    matplotlib.use("agg")
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
     shell.showtraceback = shell.showsyntaxerror = lambda *args, **kwargs: None
-    print(json.dumps({}), file=replies)
-    for line in sys.stdin:
-        reader, writer = os.pipe()
-        sheet = os.fork()
-        if sheet == 0:
-            os.setsid()
-            local.server.ensure_running = lambda: None  # only the parent of it may ask
-            with tempfile.TemporaryDirectory(prefix="sheet-") as folder:
-                os.chdir(folder)
-                os.write(writer, json.dumps(_run_cells(shell, json.loads(line), seconds_a_cell)).encode() + b"\n")
-            os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            ended, _, _ = select.select([pipe], [], [], SHEET_TIMEOUT)
-            reply = pipe.readline() if ended else ""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(sheet, signal.SIGKILL)
-        os.waitpid(sheet, 0)
-        replies.write(reply or "null\n")
+    print(json.dumps([]), file=replies, flush=True)
+    for line in asked:
+        sheets, seconds = json.loads(line)
+        found = _in_fork(lambda: _run_sheets(shell, sheets, seconds), (1 + len(sheets)) * SHEET_TIMEOUT)  # noqa: B023
+        print(json.dumps(found), file=replies, flush=True)
 
 
-def _run_cells(shell, cells: dict[str, str], seconds: int) -> dict[str, str]:
+def _run_sheets(shell, sheets: list[Sheet], seconds: int) -> list[dict[str, str]] | None:
+    """What went wrong in each sheet; None if one is lost."""
+    cells = [list(sheet.items()) for sheet in sheets]
+    first = os.path.commonprefix(cells)  # of lists, too
+    before = _run_cells(shell, first, seconds)
+    found = []
+    for sheet in cells:
+        rest = sheet[len(first) :]
+        failed = _in_fork(lambda: _run_cells(shell, rest, seconds), SHEET_TIMEOUT, Path.cwd())  # noqa: B023
+        if failed is None:
+            return None
+        found.append(before | failed)
+    return found
+
+
+def _in_fork(work: Callable[[], object], timeout: float, files: Path | None = None) -> object:
+    """What a function returns in a fork, in a folder of its own; None if the process ends first or takes too long.
+
+    Args:
+        work: the function; what it returns goes through JSON.
+        timeout: seconds that it may take.
+        files: a folder whose content its own folder begins with.
+    """
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        with tempfile.TemporaryDirectory(prefix="sheet-") as folder:
+            if files is not None:
+                shutil.copytree(files, folder, dirs_exist_ok=True)
+            os.chdir(folder)
+            os.write(writer, json.dumps(work()).encode() + b"\n")
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        ended, _, _ = select.select([pipe], [], [], timeout)
+        reply = pipe.readline() if ended else ""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return json.loads(reply) if reply else None
+
+
+def _run_cells(shell, cells: list[tuple[str, str]], seconds: int) -> dict[str, str]:
     found = {}
     signal.signal(signal.SIGALRM, _stop)
-    for name, code in cells.items():
+    for name, code in cells:
         written = io.StringIO()
         signal.alarm(seconds)
         try:
@@ -128,7 +156,3 @@ def _run_cells(shell, cells: dict[str, str], seconds: int) -> dict[str, str]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise CellTimeoutError("this cell ran too long and was stopped")
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]))

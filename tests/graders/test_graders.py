@@ -28,8 +28,8 @@ def test_every_task_has_answers_enough(exercise):
 
 
 @pytest.mark.parametrize("exercise", EVERY)
-def test_every_answer_gets_what_it_deserves(exercise, tmp_path, run_sheet):
-    found = harness.disagreements(exercise, harness.answers(exercise), tmp_path, run_sheet)
+def test_every_answer_gets_what_it_deserves(exercise, tmp_path, run_sheets):
+    found = harness.disagreements(exercise, harness.answers(exercise), tmp_path, run_sheets)
     assert not found, "\n" + "\n".join(found)
 
 

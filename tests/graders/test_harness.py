@@ -5,7 +5,7 @@ import pytest
 from tests.graders import harness
 from tests.graders.answers import Answers
 from tests.graders.harness import Entry
-from tests.graders.sheet_runner import SheetLost, sheet_runner
+from tests.graders.sheet_runner import SheetLost
 from tools.grading import author
 from tools.grading.cells import tasks
 from tools.grading.course import exercises
@@ -60,7 +60,7 @@ def test_every_answer_is_on_a_sheet_and_every_two_tasks_are_held_apart(count):
     assert len(plan) <= max(count, 6) + 1
 
 
-def test_bad_graders_are_told(tmp_path, run_sheet):
+def test_bad_graders_are_told(tmp_path, run_sheets):
     source = author.notebook(
         author.text("text_1", "# A mistake overlooked, a task that leans on the first, points for nothing"),
         *function(1, "double", "2 * x", "assert double(3) == 6, 'twice'", "assert double(4) == 8, 'twice'"),
@@ -70,7 +70,7 @@ def test_bad_graders_are_told(tmp_path, run_sheet):
     leaning = Answers(correct=("def triple(x):\n    return double(x) + x",), wrong=TRIPLE.wrong)
     answered = {"task_1": DOUBLE, "task_2": leaning, "task_3": NEGATE}
     author.save(source, "small", tmp_path / "solutions")
-    found = harness.disagreements("small", answered, tmp_path, run_sheet, tmp_path / "solutions")
+    found = harness.disagreements("small", answered, tmp_path, run_sheets, tmp_path / "solutions")
     assert {line.partition(" (")[0] for line in found} == {
         "task_1: nobody notices the mistake 'forgets the sign'",
         "task_2: a right answer gets 0 of 2",
@@ -114,19 +114,33 @@ def test_every_file_of_answers_belongs_to_an_exercise():
     assert {path.stem for path in folder.glob("[0-9]*.py")} == set(exercises())
 
 
-def test_a_run_passes_what_nbgrader_would(run_sheet):
-    failed = run_sheet({"a": "x = 1", "b": "1 / 0", "c": "assert x == 1", "d": "import sys; sys.stderr.write('!')"})
-    assert failed == {"b": "ZeroDivisionError: division by zero", "d": "on stderr: !"}
-    assert run_sheet({"a": "assert 'x' not in globals()"}) == {}, "nothing is left of the sheet before"
+def test_a_run_passes_what_nbgrader_would(run_sheets):
+    sheet = {"a": "x = 1", "b": "1 / 0", "c": "assert x == 1", "d": "import sys; sys.stderr.write('!')"}
+    other = {"a": "assert 'x' not in globals()"}
+    failed = {"b": "ZeroDivisionError: division by zero", "d": "on stderr: !"}
+    assert run_sheets([sheet]) == [failed]
+    assert run_sheets([other]) == [{}], "nothing is left of the sheet before"
+    assert run_sheets([sheet, other, sheet]) == [failed, {}, failed], "not even of one at the same time"
 
 
-def test_a_sheet_that_ends_its_process_is_told_and_the_next_one_runs(run_sheet):
-    with pytest.raises(SheetLost, match="ended its process"):
-        run_sheet({"a": "import os; os._exit(0)"})
-    assert run_sheet({"a": "1 / 1"}) == {}
+def test_what_sheets_begin_with_is_run_once_for_all(run_sheets, tmp_path):
+    count = f"with open({str(tmp_path / 'count')!r}, 'a') as file:\n    written = file.write('!')"
+    first = {"a": count, "b": "x = [1]\nopen('note', 'w').close()", "c": "1 / 0"}
+    last = {"e": "open('note').close()", "f": "assert x == [1, 2], x"}
+    right, wrong = first | {"d": "x.append(2)"} | last, first | {"d": "x.append(3)"} | last
+    failed = {"c": "ZeroDivisionError: division by zero"}
+    assert run_sheets([right, wrong, right]) == [failed, failed | {"f": "AssertionError: [1, 3]"}, failed]
+    assert (tmp_path / "count").read_text() == "!"
 
 
-def test_a_cell_that_does_not_end_is_stopped():
-    with sheet_runner(1) as run:
-        failed = run({"a": "while True: pass", "b": "1 / 1"})
+def test_a_sheet_that_ends_its_process_is_told_and_the_next_one_runs(run_sheets):
+    ends = {"a": "import os", "b": "os._exit(0)"}
+    for sheets in ([ends], [{"a": "import os", "b": "1 / 1"}, ends]):
+        with pytest.raises(SheetLost, match="ended its process"):
+            run_sheets(sheets)
+        assert run_sheets([{"a": "1 / 1"}]) == [{}]
+
+
+def test_a_cell_that_does_not_end_is_stopped(run_sheets):
+    (failed,) = run_sheets([{"a": "while True: pass", "b": "1 / 1"}], seconds=1)
     assert failed == {"a": "CellTimeoutError: this cell ran too long and was stopped"}

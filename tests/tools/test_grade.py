@@ -2,47 +2,30 @@
 
 import contextlib
 import json
-import re
 import resource
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from copy import deepcopy
 
 import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from sqlalchemy import create_engine
 
+from tests.tools import small_exercise
+from tests.tools.small_exercise import RIGHT, function, released
 from tools import grade as command
 from tools.grade import CannotGrade, grade
 from tools.grading import author
 from tools.grading.cells import by_grade_id
 from tools.grading.course import ROOT, course
 
-RIGHT = {"task_1": "def double(x):\n    return x + x", "task_2": "def triple(x):\n    return x + x + x"}
 SOLUTION = ROOT / "solutions" / "01_numbers" / "01_numbers.ipynb"
-
-
-def function(number: int, name: str, factor: int, points: int):
-    source = f"def {name}(x):\n    ### BEGIN SOLUTION\n    return {factor} * x\n    ### END SOLUTION"
-    visible = f'assert {name}(1) == {factor}, "{name}(1) is {factor}"'
-    hidden = f'assert {name}(-5) == {-5 * factor}, "negative numbers count as well"'
-    return [
-        author.text(f"text_{number}", f"## {number}. Write {name} ({points} points)"),
-        author.task(f"task_{number}", source),
-        author.tests(f"test_{number}", points, visible, hidden),
-    ]
 
 
 @pytest.fixture(scope="module")
 def solutions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("solutions")
-    author.save(author.notebook(*function(1, "double", 2, 2), *function(2, "triple", 3, 3)), "small", folder)
+    small_exercise.save(folder)
     author.save(author.notebook(*function(1, "negate", -1, 1)), "other", folder)
     return folder
 
@@ -50,16 +33,11 @@ def solutions(tmp_path_factory):
 @pytest.fixture(scope="module")
 def blanks(solutions):
     """Name of the exercise → what its learners get."""
-
-    def release(name):
-        with course(name, solutions) as made:
-            return made.release()
-
-    return {name: release(name) for name in ("small", "other")}
+    return {name: released(name, solutions) for name in ("small", "other")}
 
 
 @pytest.fixture
-def graded(tmp_path, blanks, solutions):
+def graded(tmp_path, blanks, solutions, preloaded):
     """Grade the exercise with some cells replaced and changed, and see that nothing else changes."""
 
     def run(answers=None, change=lambda cells: None, timeout=2):
@@ -70,21 +48,30 @@ def graded(tmp_path, blanks, solutions):
         notebook.cells = change(notebook.cells) or notebook.cells
         path = tmp_path / "mine.ipynb"
         nbformat.write(notebook, path)
-        before, children = path.read_bytes(), psutil.Process().children(recursive=True)
-        try:
+        with without_a_trace(path):
             return grade("small", path, solutions, timeout=timeout)
-        finally:
-            assert path.read_bytes() == before
-            assert psutil.Process().children(recursive=True) == children
 
     return run
+
+
+@contextlib.contextmanager
+def without_a_trace(path):
+    """The block changes neither the file nor the processes that run."""
+    before, children = path.read_bytes(), psutil.Process().children(recursive=True)
+    try:
+        yield
+    finally:
+        assert path.read_bytes() == before
+        started = set(psutil.Process().children(recursive=True)) - set(children)
+        assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 def points(grades):
     return [task.points for task in grades.tasks]
 
 
-def test_right_answers_get_full_points_and_a_page(graded):
+def test_right_answers_get_full_points_and_a_page(graded, monkeypatch):
+    monkeypatch.delenv("JUPYTER_PATH", raising=False)  # a kernel of its own, as a reader has
     grades = graded(RIGHT)
     assert points(grades) == [2, 3]
     assert [(task.task, task.test, task.title, task.message) for task in grades.tasks] == [
@@ -127,10 +114,40 @@ MISHAPS = {
     "asks": ("def double(x):\n    return input()", "StdinNotImplementedError"),
     "warns": ("import warnings\ndef double(x):\n    warnings.warn('old')\n    return 2 * x", "UserWarning: old"),
 }
+# These end the run of the whole notebook, which then begins anew.
+ENDING = ("loops after", "loops on", "exits at once", "exits when called", "is killed")
 
 
-@pytest.mark.parametrize("mishap", MISHAPS)
-def test_a_task_that_fails_costs_its_own_points_only(graded, mishap):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, preloaded):
+    """Mishap → (its grade, that of the right answer after it), from one notebook with all that let its run go on."""
+    folder, cells, answers = tmp_path_factory.mktemp("together"), [], {}
+    for number, mishap in enumerate(mishaps := [name for name in MISHAPS if name not in ENDING]):
+        wrong, right = 2 * number + 1, 2 * number + 2
+        cells += [*function(wrong, f"double_{wrong}", 2, 2), *function(right, f"triple_{right}", 3, 3)]
+        answers[f"task_{wrong}"] = MISHAPS[mishap][0].replace("double", f"double_{wrong}")
+        answers[f"task_{right}"] = RIGHT["task_2"].replace("triple", f"triple_{right}")
+    author.save(author.notebook(*cells), "many", folder)
+    notebook = released("many", folder)
+    for name, source in answers.items():
+        by_grade_id(notebook.cells)[name].source = source
+    path = folder / "mine.ipynb"
+    nbformat.write(notebook, path)
+    with without_a_trace(path):
+        graded = grade("many", path, folder, timeout=2).tasks
+    return {mishap: graded[2 * number : 2 * number + 2] for number, mishap in enumerate(mishaps)}
+
+
+@pytest.mark.parametrize("mishap", [name for name in MISHAPS if name not in ENDING])
+def test_a_task_that_fails_costs_its_own_points_only(together, mishap):
+    failed, right = together[mishap]
+    number = failed.task.removeprefix("task_")
+    assert (failed.points, right.points) == (0, 3)
+    assert MISHAPS[mishap][1].replace("task_1", failed.task).replace("double", f"double_{number}") in failed.message
+
+
+@pytest.mark.parametrize("mishap", ENDING)
+def test_a_task_that_ends_the_run_costs_its_own_points_only(graded, mishap):
     answer, message = MISHAPS[mishap]
     grades = graded(RIGHT | {"task_1": answer})
     assert points(grades) == [0, 3]
@@ -166,7 +183,19 @@ def test_stderr_counts_however_much_was_printed_before(graded):
     assert "stderr" in grades.tasks[0].message and "old" in grades.tasks[0].message
 
 
-def test_a_byte_order_mark_is_no_obstacle(tmp_path, blanks, solutions):
+def test_only_databases_of_a_course_do_not_wait_for_the_disk(solutions, tmp_path):
+    def synchronous():
+        engine = create_engine(f"sqlite:///{tmp_path}/some.db")
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("PRAGMA synchronous").scalar()
+
+    before = synchronous()
+    with course("small", solutions):
+        assert synchronous() == 0
+    assert synchronous() == before > 0
+
+
+def test_a_byte_order_mark_is_no_obstacle(tmp_path, blanks, solutions, preloaded):
     path = tmp_path / "mine.ipynb"
     path.write_text(nbformat.writes(blanks["small"]), encoding="utf-8-sig")
     assert path.read_bytes().startswith(b"\xef\xbb\xbf")
@@ -251,7 +280,7 @@ def test_what_is_not_there_is_refused(tmp_path, solutions):
         grade("99_nothing", tmp_path / "nowhere.ipynb", solutions)
 
 
-def test_the_command_reports_and_says_how_it_went(tmp_path, capsys):
+def test_the_command_reports_and_says_how_it_went(tmp_path, capsys, preloaded):
     common = ["--ex", "01_numbers", "--feedback", str(tmp_path)]
     assert command.main([*common, "--nb", str(SOLUTION), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -267,71 +296,3 @@ def test_the_command_reports_and_says_how_it_went(tmp_path, capsys):
     assert "<html" in (tmp_path / "01_numbers.html").read_text()
     assert command.main([*common, "--nb", "nowhere.ipynb", "--json"]) == 2
     assert "there is no file nowhere.ipynb" in json.loads(capsys.readouterr().out)["error"]
-
-
-def test_ctrl_c_ends_it_and_leaves_nothing_running(tmp_path):
-    notebook, started = nbformat.read(SOLUTION, as_version=4), tmp_path / "started"
-    by_grade_id(notebook.cells)["task_1"].source = f"open({str(started)!r}, 'w').close()\nwhile True: pass"
-    nbformat.write(notebook, tmp_path / "mine.ipynb")
-    words = [sys.executable, "-m", "tools.grade", "--ex", "01_numbers", "--nb", str(tmp_path / "mine.ipynb")]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-        deadline = time.monotonic() + 60
-        while not started.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        kernels = psutil.Process(run.pid).children(recursive=True)
-        run.send_signal(signal.SIGINT)
-        assert "not graded: interrupted" in run.communicate(timeout=30)[1]
-    assert run.returncode == 2
-    assert kernels
-    assert not psutil.wait_procs(kernels, timeout=10)[1]
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A Jupyter server with the repository's nbgrader settings, but for the time limit; a function that validates."""
-    config = (ROOT / "nbgrader_config.py").read_text()
-    (tmp_path / "nbgrader_config.py").write_text(config.replace("TIMEOUT = 30", "TIMEOUT = 2"))
-    words = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--port=0"]
-    words.append("--IdentityProvider.token=t")
-    log = tmp_path / "log"
-    with log.open("w") as output, subprocess.Popen(words, cwd=tmp_path, stdout=output, stderr=output) as run:
-        url = address(log)
-
-        def validate(notebook):
-            nbformat.write(notebook, tmp_path / "mine.ipynb")
-            return json.loads(ask(f"{url}assignments/validate", {"path": "mine.ipynb"}))
-
-        yield validate
-        run.terminate()
-        run.wait(timeout=30)
-
-
-def address(log):
-    """Where a server listens. It says so before it does."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        time.sleep(0.2)
-        if found := re.search(r"http://127.0.0.1:\d+/", log.read_text()):
-            with contextlib.suppress(urllib.error.URLError):
-                ask(f"{found[0]}api/status")
-                return found[0]
-    raise TimeoutError(log.read_text())
-
-
-def ask(url, form=None):
-    data = urllib.parse.urlencode(form).encode() if form else None
-    request = urllib.request.Request(url, data, {"Authorization": "token t"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return response.read()
-
-
-def test_the_validate_button_passes_fails_and_ends_an_endless_loop(server, blanks):
-    notebook = deepcopy(blanks["small"])
-    cells = by_grade_id(notebook.cells)
-    assert len(server(notebook)["value"]["failed"]) == 2
-    for name, source in RIGHT.items():
-        cells[name].source = source
-    assert server(notebook) == {"success": True, "value": {}}
-    cells["task_1"].source = "def double(x):\n    while True: pass"
-    (failed,) = server(notebook)["value"]["failed"]
-    assert "stopped: is there an endless loop?" in failed["raw_error"]

@@ -1,5 +1,6 @@
 """Set-up: what it decides, what it never takes for done, and the one sentence in which it fails."""
 
+import compileall
 import ensurepip
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from tools import install
@@ -218,6 +220,11 @@ def test_the_pin_is_read_from_constraints():
     assert install.pinned("torch").count(".") == 2
 
 
+def test_no_process_of_jupyter_parses_a_grammar_when_it_starts():
+    assert jsonschema.validate(1, {"type": "integer"}) is None
+    assert "rfc3987_syntax" not in sys.modules
+
+
 def test_interrupting_ends_with_130_and_kills_pip(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
@@ -251,11 +258,14 @@ def old_python(minor: int) -> str | None:
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory):
-    """A virtual environment with nothing but pip, which runs from the wheel that Python has at hand."""
+    """A virtual environment with nothing but pip, unpacked from the wheel that Python has at hand."""
     folder = tmp_path_factory.mktemp("venv") / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     pip = next(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
-    Path(next(folder.glob("lib/*/site-packages")), "pip.pth").write_text(str(pip))
+    packages = next(folder.glob("lib/*/site-packages"))
+    with zipfile.ZipFile(pip) as wheel:
+        wheel.extractall(packages)
+    compileall.compile_dir(packages, quiet=1)  # once; from the wheel itself, every run would compile pip anew
     return folder
 
 

@@ -68,9 +68,10 @@ def kernels(machine: Machine, sizes: Sizes, compiler: Callable = torch.compile) 
     ratios (name → the peer's time over ours) and errors (name → why there is none). Of an op that fails: name, errors.
     """
     for job in tqdm(jobs(sizes, compiler), desc="kernels", leave=False):
-        torch.compiler.reset()
-        gc.collect()
+        if compiler is torch.compile:
+            torch.compiler.reset()
         if sizes.device == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
         with functorch.patch(donated_buffer=False):  # else a compiled backward pass runs once only
             row = _row(job, machine, sizes.budget)
