@@ -72,7 +72,7 @@ def _run(name: str, command: list[str]) -> bool:
     print(f"── {name} " + "─" * (60 - len(name)), flush=True)
     started = time.perf_counter()
     environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if name == "interpreter" else {})}
-    # thousands of processes start here, ranks and kernels among them: without stored bytecode each compiles minilib anew
+    # ranks, kernels and scripts are processes of their own: without stored bytecode each would compile minilib anew
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     ok = subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
     print(f"{name}: {'ok' if ok else 'FAILED'} in {time.perf_counter() - started:.0f} s", flush=True)
