@@ -71,8 +71,10 @@ def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
 def _run(name: str, command: list[str]) -> bool:
     print(f"── {name} " + "─" * (60 - len(name)), flush=True)
     started = time.perf_counter()
-    interpret = {"TRITON_INTERPRET": "1"} if name == "interpreter" else {}
-    ok = subprocess.run(command, cwd=ROOT, env={**os.environ, **interpret}).returncode == 0
+    environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if name == "interpreter" else {})}
+    # ranks, kernels and scripts are processes of their own: without stored bytecode each would compile minilib anew
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    ok = subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
     print(f"{name}: {'ok' if ok else 'FAILED'} in {time.perf_counter() - started:.0f} s", flush=True)
     return ok
 

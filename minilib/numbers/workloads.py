@@ -6,12 +6,16 @@ before the clock starts, except in `add_fresh`, which exists to show what alloca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import Check, measure
 from minilib.numbers.price import BYTES, Cost, price
+
+BLOCK = 2**20  # values that are drawn; larger inputs repeat them
 
 
 @dataclass(frozen=True)
@@ -214,11 +218,15 @@ def _torch():
 
 
 def _random(device: str, *shape: int, dtype: str = "fp32"):
-    """Random values: zeros are faster than real data on hardware that saves power on idle bits."""
+    """Random values: zeros are faster than real data on hardware that saves power on idle bits.
+
+    A block of them is repeated, as drawing 2²⁶ would take longer than measuring what is done with them.
+    """
     torch = _torch()
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    generator = torch.Generator(device).manual_seed(sum(shape))
-    return torch.rand(*shape, device=device, generator=generator).to(types[dtype])
+    generator, n = torch.Generator(device).manual_seed(sum(shape)), math.prod(shape)
+    block = torch.rand(min(n, BLOCK), device=device, generator=generator).to(types[dtype])
+    return block.repeat(ceil_div(n, BLOCK))[:n].view(shape)
 
 
 def _mb(nbytes: int) -> str:

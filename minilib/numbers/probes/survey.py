@@ -102,7 +102,7 @@ def _disk() -> dict:
 
 _CPU_QUESTIONS: dict[str, Callable[[], dict]] = {
     "memory": _main_memory,
-    "arithmetic": lambda: {"flops": compute.matmul_rates()},
+    "arithmetic": lambda: {"flops": compute.matmul_rates(budget=0.2)},  # the quickest sample counts
     "calls": lambda: {"call_overhead": compute.call_overhead()},
     "random access": lambda: {"random_access": [(size, chase.random_access(size)) for size in CPU_CHAINS]},
     "lock": lambda: {"seconds": {"lock_unlock": system.thread_lock()}},
