@@ -11,6 +11,7 @@ import torch
 from minilib.mechanisms.paging import FramePool
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from minilib.serving.engine import Engine
 from tests.model.random_weights import randomize
 from tests.serving.test_detokenizer import BYTES
 
@@ -18,30 +19,37 @@ CONFIG = ModelConfig(37, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head
 NAN, INF, HUGE, NOTHING, ONE_INF, ONE_NAN, NO_TEXT, PANIC = range(8)  # token ids; the rest does no harm
 
 
-class Faulty(Decoder):
-    """Some tokens spoil what is computed from them on: in the embedding, or in the logits behind them alone."""
-
-    def forward(self, token_ids, positions, attention, logits_indices=None):
-        logits = super().forward(token_ids, positions, attention, logits_indices)
-        last = token_ids[logits_indices]
-        logits[last == NOTHING] = -math.inf
-        logits[last == ONE_INF, 20] = math.inf
-        logits[last == ONE_NAN, 20] = math.nan
-        logits[:, 21] = -math.inf  # never chosen, and no fault
-        return logits
-
-
 @functools.cache
-def model():
-    """Weights so large, in float64, that no rounding decides which token is likeliest."""
-    decoder = Faulty(CONFIG).double()
+def model(compiled=False):
+    """Weights so large, in float64 unless compiled, that no rounding decides which token is likeliest."""
+    decoder = Decoder(CONFIG).to(torch.float32 if compiled else torch.float64)
     decoder.unembed.weight = torch.nn.Parameter(decoder.unembed.weight.detach().clone())
     randomize(decoder, seed=5, scale=2)
     with torch.no_grad():
         decoder.embed.weight[NAN] = math.nan
         decoder.embed.weight[INF] = math.inf
-        decoder.embed.weight[HUGE] = 1e300  # finite, and its square is not
+        decoder.embed.weight[HUGE] = 1e30 if compiled else 1e300  # finite, and its square is not
     return decoder
+
+
+def faulty_engine(*sizes, compiled=False, **options):
+    """An engine in which some tokens spoil what is computed from them on, and others the logits behind them alone."""
+    engine = Engine(model(compiled), *sizes, pack=compiled, **options)
+    forward = engine._forward
+
+    def spoilt(work, interrupts):
+        logits = forward(work, interrupts).clone()
+        last = [sequence.token_ids[-1] for sequence, count in work if count == sequence.num_uncomputed_tokens]
+        if last:
+            last = torch.tensor(last)
+            logits[last == NOTHING] = -math.inf
+            logits[last == ONE_INF, 20] = math.inf
+            logits[last == ONE_NAN, 20] = math.nan
+        logits[:, 21] = -math.inf  # never chosen, and no fault
+        return logits
+
+    engine._forward = spoilt
+    return engine
 
 
 class Panic(BaseException):

@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 
-from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.serving import faults
 from tests.serving.faults import interrupt_at
@@ -23,7 +22,7 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(steps, preemption):
     count = 1
     while count <= lines:
         served, results = (
-            Engine(faults.model(), 14, 2, 20, preemption=preemption, tokenizer=faults.Tokenizer()),
+            faults.faulty_engine(14, 2, 20, preemption=preemption, tokenizer=faults.Tokenizer()),
             Results(),
         )
         for name in "ab":
@@ -48,7 +47,7 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(steps, preemption):
 def test_an_interrupt_of_adding_and_aborting_leaves_all_or_nothing(call):
     caught, count, lines = 0, 1, 10**9
     while count <= lines:
-        served = Engine(faults.model(), 14, 2, tokenizer=faults.Tokenizer())
+        served = faults.faulty_engine(14, 2, tokenizer=faults.Tokenizer())
         served.add_request("a", *requests()[0])
         served.step()
         with interrupt_at(count, skip=()) as seen:
@@ -67,7 +66,7 @@ def test_an_interrupt_of_adding_and_aborting_leaves_all_or_nothing(call):
 
 
 def test_an_abort_of_a_request_whose_last_tokens_nobody_has_seen():
-    served, kind = Engine(faults.model(), 14, 2), ((9, 10, 11), SamplingParams(max_tokens=1, temperature=0))
+    served, kind = faults.faulty_engine(14, 2), ((9, 10, 11), SamplingParams(max_tokens=1, temperature=0))
     for count in itertools.count(1):
         for name in "ab":
             served.add_request(name, *kind)
@@ -89,7 +88,7 @@ def test_an_abort_of_a_request_whose_last_tokens_nobody_has_seen():
 def test_a_fork_that_fails_loses_no_sample(monkeypatch, error):
     """The second of three samples, when the prompt has been computed and all three tokens are chosen."""
     kind = next(k for k, (_, params) in enumerate(requests()) if params.n == 3 and params.max_tokens == 5)
-    served, results, forks = Engine(faults.model(), 14, 2, tokenizer=faults.Tokenizer()), Results(), []
+    served, results, forks = faults.faulty_engine(14, 2, tokenizer=faults.Tokenizer()), Results(), []
     served.add_request("a", *requests()[kind])
     (sequence,) = served.requests["a"]
     fork = type(sequence).fork

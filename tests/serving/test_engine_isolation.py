@@ -12,7 +12,6 @@ import torch
 
 from minilib.model.decoder import Decoder
 from minilib.model.moe.config import MoEConfig
-from minilib.serving.cache import paged_attention
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.serving import faults
@@ -21,7 +20,7 @@ from tests.serving.random_operations import LEAST_OPERATIONS, OPERATIONS, Random
 from tests.serving.served import finish, likeliest
 
 PREEMPTIONS = {"recompute": 0, "swap": 60}
-RUNS = list(itertools.product([1, 3, 16], PREEMPTIONS, ["gathered", "in place"], [0, 1, 2]))
+RUNS = list(itertools.product([1, 3, 16], PREEMPTIONS, [False, True], [0, 1, 2]))
 SHARES = {"step": 58, "add": 14, "abort": 2, "preempt": 14, "interrupt": 12}
 LONGEST = 30  # slots that any request below needs
 SPOILT = (faults.NAN, faults.INF, faults.NOTHING, faults.ONE_INF, faults.ONE_NAN)  # nothing can be chosen behind them
@@ -43,15 +42,15 @@ def requests():
 
 
 @functools.cache
-def expected(kind):
-    return served_alone(Engine(faults.model(), 200, 16, tokenizer=faults.Tokenizer()), *requests()[kind])
+def expected(kind, compiled=False):
+    served = faults.faulty_engine(200, 16, tokenizer=faults.Tokenizer(), compiled=compiled)
+    return served_alone(served, *requests()[kind])
 
 
-def crowded(page_size, preemption, seed):
+def crowded(page_size, preemption, compiled, seed):
     """Random operations on an engine with little room, whose pages hold NaN wherever nobody wrote."""
     choices = random.Random(f"{page_size}/{preemption}/{seed}")
-    served = Engine(
-        faults.model(),
+    served = faults.faulty_engine(
         -(-LONGEST // page_size) + choices.choice([0, 2, 9]),
         page_size,
         PREEMPTIONS[preemption] // page_size,
@@ -59,16 +58,17 @@ def crowded(page_size, preemption, seed):
         max_sequences=choices.choice([3, 6]),
         preemption=preemption,
         tokenizer=faults.Tokenizer(),
+        compiled=compiled,
     )
     PoisonedPool.watch(served)
-    return RandomOperations(served, choices, requests(), expected, SHARES, {"interrupt": interrupted_step})
+    alone = functools.partial(expected, compiled=compiled)
+    return RandomOperations(served, choices, requests(), alone, SHARES, {"interrupt": interrupted_step})
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("page_size, preemption, way, seed", RUNS)
-def test_any_order_of_operations_and_faults(monkeypatch, page_size, preemption, way, seed, record_property):
-    monkeypatch.setattr(paged_attention, "IN_PLACE_PAGES", 1 if way == "in place" else 10**9)
-    operations = crowded(page_size, preemption, seed)
+@pytest.mark.parametrize("page_size, preemption, compiled, seed", RUNS)
+def test_any_order_of_operations_and_faults(page_size, preemption, compiled, seed, record_property):
+    operations = crowded(page_size, preemption, compiled, seed)
     operations.run()
     record_property("operations", OPERATIONS)
     assert OPERATIONS * len(RUNS) >= LEAST_OPERATIONS
@@ -117,9 +117,8 @@ MODELS = {
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "large": 6e4}
 
 
-def logits_of_good(kind, value, way, monkeypatch, poison=None, other=(5,) * 20):
+def logits_of_good(kind, value, poison=None, other=(5,) * 20):
     """All logits of a request, beside another one that ends with its first step, and what came of both."""
-    monkeypatch.setattr(paged_attention, "IN_PLACE_PAGES", 1 if way == "in place" else 10**9)
     decoder = MODELS[kind]()
     if value is not None:
         decoder.embed.weight.data[5] = value
@@ -143,15 +142,14 @@ def logits_of_good(kind, value, way, monkeypatch, poison=None, other=(5,) * 20):
     return torch.stack(seen), results
 
 
-@pytest.mark.parametrize("way", ["gathered", "in place"])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("value", VALUES)
-def test_numbers_of_one_request_reach_no_other(monkeypatch, kind, value, way):
+def test_numbers_of_one_request_reach_no_other(kind, value):
     """Bit by bit, if experts do not get other numbers of rows: the other's numbers do not matter, then and later."""
     if value == "large" and kind != "fp16":
         pytest.skip("finite in this dtype")
-    good, _ = logits_of_good(kind, None, way, monkeypatch)
-    bad, results = logits_of_good(kind, VALUES[value], way, monkeypatch)
+    good, _ = logits_of_good(kind, None)
+    bad, results = logits_of_good(kind, VALUES[value])
     assert results.reasons["other", 0] == "error"
     if "experts" in kind:
         torch.testing.assert_close(bad, good, rtol=1e-4, atol=1e-4)
@@ -159,20 +157,19 @@ def test_numbers_of_one_request_reach_no_other(monkeypatch, kind, value, way):
         assert torch.equal(bad, good)
 
 
-@pytest.mark.parametrize("way", ["gathered", "in place"])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("other", [None, (12,) * 20], ids=["alone", "beside another"])
-def test_what_pages_held_before_does_not_matter(monkeypatch, kind, way, other):
-    clean, _ = logits_of_good(kind, None, way, monkeypatch, poison=0.0, other=other)
+def test_what_pages_held_before_does_not_matter(kind, other):
+    clean, _ = logits_of_good(kind, None, poison=0.0, other=other)
     assert clean.isfinite().all()
     for poison in VALUES.values():
-        assert torch.equal(logits_of_good(kind, None, way, monkeypatch, poison, other)[0], clean)
+        assert torch.equal(logits_of_good(kind, None, poison, other)[0], clean)
 
 
 @pytest.mark.parametrize("bad", SPOILT)
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1e-30}, {"top_k": 3}, {"top_p": 0.5}, {"n": 3}])
 def test_a_request_whose_logits_cannot_be_used_ends_with_an_error(bad, params):
-    served = Engine(faults.model(), 40, 4)
+    served = faults.faulty_engine(40, 4)
     served.add_request("bad", (9, bad), SamplingParams(**params))
     served.add_request("good", (9, 10), likeliest(5))
     outputs = served.step()

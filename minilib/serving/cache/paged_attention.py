@@ -129,12 +129,12 @@ def _on_cpu(cache: PagedCache, entries: list[Entry], compiled: bool) -> tuple[Ca
         parts += [Gathered(cache, group) for group in _divide(cache, one)]
         return PlainStore(cache, entries), parts, torch.empty_like
     # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
-    from minilib.serving.cpu import attention
+    from minilib.serving.cpu.attention import CompiledDecode, CompiledPrompt, CompiledStore, empty_like
 
-    prompts = [Prompt(cache, at, table, attention.Prompt(table, at.stop - at.start)) for at, table in several]
-    store = attention.Store(torch.from_numpy(_slots(cache, entries)))
-    decodes = [attention.Decode([(at.start, table) for at, table in one])] if one else []
-    return store, prompts + decodes, attention.empty_like
+    prompts = [Prompt(cache, at, table, CompiledPrompt(table, at.stop - at.start)) for at, table in several]
+    store = CompiledStore(torch.from_numpy(_slots(cache, entries)))
+    decodes = [CompiledDecode([(at.start, table) for at, table in one])] if one else []
+    return store, prompts + decodes, empty_like
 
 
 def _divide(cache: PagedCache, decodes: list[Entry]) -> list[list[Entry]]:

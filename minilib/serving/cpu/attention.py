@@ -15,7 +15,7 @@ from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import PageTable
 from minilib.serving.cpu.attention_kernels import attend_to_panels, into_panels
 from minilib.serving.cpu.machine_code import WIDTH
-from minilib.serving.cpu.tape import Kernel, room_for_product, run
+from minilib.serving.cpu.tape import Kernel, call_kernel, room_for_product
 
 
 def empty_like(q: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def empty_like(q: Tensor) -> Tensor:
     return room_for_product(*q.shape)
 
 
-class Store:
+class CompiledStore:
     """Writes new keys and values into their slots.
 
     Args:
@@ -37,10 +37,10 @@ class Store:
         _, heads, page_size, head_dim = keys.shape
         new = (k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
         sizes = (len(k), heads, head_dim, page_size)
-        run(Kernel.STORE, *sizes, self.slots.data_ptr(), *new, keys.data_ptr(), values.data_ptr())
+        call_kernel(Kernel.STORE, *sizes, self.slots.data_ptr(), *new, keys.data_ptr(), values.data_ptr())
 
 
-class Decode:
+class CompiledDecode:
     """Attention of sequences with one new token each.
 
     Args:
@@ -65,10 +65,10 @@ class Decode:
         tables = (self.rows.data_ptr(), self.rows.shape[1] - 2)
         pages = (keys.data_ptr(), values.data_ptr())
         of_out = (out.data_ptr(), out.stride(0))
-        run(Kernel.ATTEND, *sizes, *tables, q.data_ptr(), q.stride(0), *pages, *of_out, number=head_dim**-0.5)
+        call_kernel(Kernel.ATTEND, *sizes, *tables, q.data_ptr(), q.stride(0), *pages, *of_out, number=head_dim**-0.5)
 
 
-class Prompt:
+class CompiledPrompt:
     """Attention of several tokens of one sequence, to what came before them and to each other.
 
     Args:

@@ -10,7 +10,7 @@ from minilib.serving.cpu.row_kernels import exp
 
 
 @njit(types.void(*[types.int64] * 11), parallel=True, **OPTIONS)
-def store(tokens, heads, head_dim, page_size, slots, k, k_stride, v, v_stride, keys, values):
+def store_in_slots(tokens, heads, head_dim, page_size, slots, k, k_stride, v, v_stride, keys, values):
     numbers = carray(pointer(slots), (tokens,), np.int64)
     ks, vs = carray(pointer(k), (tokens, k_stride), np.float32), carray(pointer(v), (tokens, v_stride), np.float32)
     for token in prange(tokens):
@@ -25,7 +25,7 @@ def store(tokens, heads, head_dim, page_size, slots, k, k_stride, v, v_stride, k
 
 
 @njit(types.void(*[types.int64] * 14, types.float32), parallel=True, **OPTIONS)
-def attend(
+def attend_to_pages(
     sequences, kv_heads, parts, group, head_dim, page_size, of_sequences, table_width, q, q_stride, keys, values, out,
     out_stride, scale,
 ):  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from minilib.model.ops import Ops
-from minilib.serving.cpu.tape import Kernel, room, room_for_product, run
+from minilib.serving.cpu.tape import Kernel, call_kernel, room, room_for_product
 
 
 class CompiledOps(Ops):
@@ -25,7 +25,7 @@ class CompiledOps(Ops):
             residual, h = residual.contiguous(), room(*x.shape)
             of_residual, of_h = residual.data_ptr(), h.data_ptr()
         of_x, of_y = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
-        run(Kernel.RMS_NORM, rows, parts, width, *of_x, of_residual, of_h, weight.data_ptr(), *of_y, number=eps)
+        call_kernel(Kernel.RMS_NORM, rows, parts, width, *of_x, of_residual, of_h, weight.data_ptr(), *of_y, number=eps)
         return y if residual is None else (y, h)
 
     def rotary(self, x, rope):
@@ -33,20 +33,22 @@ class CompiledOps(Ops):
         tokens, heads, head_dim = x.shape
         y = room(tokens, heads, head_dim)
         angles = (angle.data_ptr() for angle in rope)
-        run(Kernel.ROTATE, tokens, heads, head_dim, x.data_ptr(), x.stride(0), *angles, y.data_ptr(), heads * head_dim)
+        call_kernel(
+            Kernel.ROTATE, tokens, heads, head_dim, x.data_ptr(), x.stride(0), *angles, y.data_ptr(), heads * head_dim
+        )
         return y
 
     def swiglu(self, gate_up):
         x = _rows_as_wholes(gate_up)
         rows, width = len(x), x.shape[1] // 2
         y = room_for_product(rows, width)
-        run(Kernel.SWIGLU, rows, width, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
+        call_kernel(Kernel.SWIGLU, rows, width, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
         return y
 
     def add(self, x, y):
         x, y = x.contiguous(), y.contiguous()
         z = room(*x.shape)
-        run(Kernel.ADD, *x.shape, x.data_ptr(), y.data_ptr(), z.data_ptr())
+        call_kernel(Kernel.ADD, *x.shape, x.data_ptr(), y.data_ptr(), z.data_ptr())
         return z
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.serving.cpu.machine_code import WIDTH
 from minilib.serving.cpu.ops import CompiledOps
-from minilib.serving.cpu.tape import Kernel, room, run
+from minilib.serving.cpu.tape import Kernel, call_kernel, room
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,7 +69,7 @@ class PackedMatrix:
         y = room(len(x), number * WIDTH)
         address = 0 if bias is None else bias.data_ptr()
         of_x = (len(x), x.data_ptr(), x.stride(0))
-        run(Kernel.PRODUCT, *of_x, panels, number, address, y.data_ptr(), number * WIDTH, self.depth)
+        call_kernel(Kernel.PRODUCT, *of_x, panels, number, address, y.data_ptr(), number * WIDTH, self.depth)
         return y if self.outputs == number * WIDTH else y[:, : self.outputs]
 
     def rows(self, numbers: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def exp(x):
 
 
 @njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
-def product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
+def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
     """y = x · matrixᵀ + bias (num_panels · WIDTH numbers, or address 0); cores share out the panels."""
     ys = carray(pointer(y), (rows, y_stride), np.float32)
     biases = carray(pointer(bias), (num_panels * WIDTH,), np.float32)
@@ -49,7 +49,7 @@ def product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
 
 
 @njit(types.void(*[types.int64] * 10, types.float32), parallel=True, **OPTIONS)
-def rms_norm(rows, parts, width, x, x_stride, residual, total, weight, y, y_stride, eps):
+def rows_rms_norm(rows, parts, width, x, x_stride, residual, total, weight, y, y_stride, eps):
     """Each of the parts of a row, so many numbers wide, by itself; with a residual that of total = residual + x."""
     xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
     residuals = carray(pointer(residual), (rows, parts * width), np.float32)
@@ -73,7 +73,7 @@ def rms_norm(rows, parts, width, x, x_stride, residual, total, weight, y, y_stri
 
 
 @njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
-def rotate(tokens, heads, head_dim, x, x_stride, cos, sin, y, y_stride):
+def rows_rotate(tokens, heads, head_dim, x, x_stride, cos, sin, y, y_stride):
     xs, ys = carray(pointer(x), (tokens, x_stride), np.float32), carray(pointer(y), (tokens, y_stride), np.float32)
     cosines = carray(pointer(cos), (tokens, head_dim), np.float32)
     sines = carray(pointer(sin), (tokens, head_dim), np.float32)
@@ -88,7 +88,7 @@ def rotate(tokens, heads, head_dim, x, x_stride, cos, sin, y, y_stride):
 
 
 @njit(types.void(*[types.int64] * 6), parallel=True, **OPTIONS)
-def swiglu(rows, width, x, x_stride, y, y_stride):
+def rows_swiglu(rows, width, x, x_stride, y, y_stride):
     xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
     for row in prange(rows):
         for i in range(width):
@@ -97,7 +97,7 @@ def swiglu(rows, width, x, x_stride, y, y_stride):
 
 
 @njit(types.void(*[types.int64] * 5), parallel=True, **OPTIONS)
-def add(rows, width, x, y, z):
+def rows_add(rows, width, x, y, z):
     """z = x + y, all without gaps. (A prange that only assigned to z[i] would be dropped: Numba sees nobody read z.)"""
     xs, ys = carray(pointer(x), (rows, width), np.float32), carray(pointer(y), (rows, width), np.float32)
     zs = carray(pointer(z), (rows, width), np.float32)

@@ -9,7 +9,7 @@ from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import PageTable
 from minilib.model.decoder import Decoder
 from minilib.serving.cache.paged import PagedCache
-from minilib.serving.cpu.attention import Decode, Store
+from minilib.serving.cpu.attention import CompiledDecode, CompiledStore
 from minilib.serving.cpu.tape import recording, room_for_product
 
 MOST_SEQUENCES = 32  # a step of more spends too little time in Python
@@ -23,8 +23,8 @@ class _Recorded:
         x, rope = inputs
         self.inputs = (x.clone(), *(angle.clone() for angle in rope))
         most_pages = ceil_div(model.config.max_position, cache.page_size)
-        self.decode = Decode(list(enumerate(tables)), most_pages)
-        self.store = Store(_slots(tables))
+        self.decode = CompiledDecode(list(enumerate(tables)), most_pages)
+        self.store = CompiledStore(_slots(tables))
         layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minilib.serving.cpu import attention_kernels, row_kernels
+from minilib.serving.cpu.attention_kernels import attend_to_pages, store_in_slots
 from minilib.serving.cpu.machine_code import OPTIONS
+from minilib.serving.cpu.row_kernels import rows_add, rows_product, rows_rms_norm, rows_rotate, rows_swiglu
 
 _GAP = 16  # numbers between rows: a power of two apart, all rows would compete for the same places of the L1 cache
 _LONGEST = 16  # numbers of a call on a tape
@@ -41,11 +42,7 @@ class Kernel(IntEnum):
     ATTEND = 6
 
 
-_KERNELS = (
-    row_kernels.product, row_kernels.rms_norm, row_kernels.rotate, row_kernels.swiglu, row_kernels.add,
-    attention_kernels.store, attention_kernels.attend,
-)  # fmt: skip
-product, rms_norm, rotate, swiglu, add, store, attend = _KERNELS
+_KERNELS = (rows_product, rows_rms_norm, rows_rotate, rows_swiglu, rows_add, store_in_slots, attend_to_pages)
 
 
 @njit(types.void(types.int64[:, ::1], types.float32[::1]), **OPTIONS)
@@ -53,19 +50,19 @@ def _replay(calls, numbers):
     for i in range(len(calls)):
         a, number = calls[i], numbers[i]
         if a[0] == 0:
-            product(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+            rows_product(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
         elif a[0] == 1:
-            rms_norm(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], number)
+            rows_rms_norm(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], number)
         elif a[0] == 2:
-            rotate(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+            rows_rotate(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
         elif a[0] == 3:
-            swiglu(a[1], a[2], a[3], a[4], a[5], a[6])
+            rows_swiglu(a[1], a[2], a[3], a[4], a[5], a[6])
         elif a[0] == 4:
-            add(a[1], a[2], a[3], a[4], a[5])
+            rows_add(a[1], a[2], a[3], a[4], a[5])
         elif a[0] == 5:
-            store(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11])
+            store_in_slots(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11])
         elif a[0] == 6:
-            attend(
+            attend_to_pages(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], number
             )  # fmt: skip
 
@@ -109,7 +106,7 @@ class _Recorder(threading.local):
 _recorder = _Recorder()
 
 
-def run(kernel: Kernel, *arguments: int, number: float | None = None) -> None:
+def call_kernel(kernel: Kernel, *arguments: int, number: float | None = None) -> None:
     """Call a kernel, and write the call down if this thread records."""
     if number is None:
         _KERNELS[kernel](*arguments)
