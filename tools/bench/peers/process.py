@@ -35,7 +35,7 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str], timeout: float, environment: dict[str, str] | None = None) -> None:
-        self._noise = tempfile.TemporaryFile()
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
