@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+MODEL = "model.safetensors"
+
 
 def onnxruntime(folder: Path) -> None:
     """By ONNX Runtime GenAI's own model builder. No token ends a text."""
@@ -50,26 +52,32 @@ def openvino(folder: Path) -> None:
     except (IndexError, RuntimeError) as error:  # of the tokenizer, which is made when the model has been saved
         print(f"as expected: {error}")
     model = ov.Core().read_model(half.with_name("openvino_model.xml"))
-    tensors, left = load_file(folder / "hf" / "model.safetensors"), []
+    config, tensors = json.loads((folder / "hf" / "config.json").read_text()), load_file(folder / "hf" / MODEL)
     for constant in model.get_ordered_ops():
-        name = constant.get_friendly_name().replace("layers[", "layers.").replace("].", ".")
-        if constant.get_type_name() != "Constant" or constant.get_element_type() != ov.Type.f16:
-            continue
-        if name not in tensors:
-            left.append(name)
-            continue
-        whole = ov.opset13.constant(tensors[name].reshape(constant.shape))
-        assert np.allclose(constant.data, whole.data, rtol=1e-3, atol=1e-4), f"{name} was read as another tensor"
-        whole.set_friendly_name(constant.get_friendly_name())
-        for reader in constant.output(0).get_target_inputs():
-            for user in reader.get_node().output(0).get_target_inputs():  # the reader is a conversion to fp32
-                user.replace_source_output(whole.output(0))
-    assert not left, f"fp16 remains: {left}"
+        if constant.get_type_name() == "Constant" and constant.get_element_type() == ov.Type.f16:
+            whole = ov.opset13.constant(_whole(constant.get_friendly_name(), constant.data, tensors, config))
+            whole.set_friendly_name(constant.get_friendly_name())
+            for reader in constant.output(0).get_target_inputs():  # a conversion to fp32
+                for user in reader.get_node().output(0).get_target_inputs():
+                    user.replace_source_output(whole.output(0))
     ov.save_model(model, folder / "ov" / "openvino_model.xml", compress_to_fp16=False)
     fast = PreTrainedTokenizerFast.from_pretrained(folder / "hf")
     for what, made in zip(("tokenizer", "detokenizer"), convert_tokenizer(fast, with_detokenizer=True), strict=True):
         ov.save_model(made, folder / "ov" / f"openvino_{what}.xml")
-    (folder / "ov" / "config.json").write_text((folder / "hf" / "config.json").read_text())
+    (folder / "ov" / "config.json").write_text(json.dumps(config))
+
+
+def _whole(name: str, half: np.ndarray, tensors: dict[str, np.ndarray], config: dict) -> np.ndarray:
+    """The fp32 values that were rounded to the fp16 ones of a saved graph, which names matrices alone."""
+    if half.size == 1:
+        return half.astype(np.float32)
+    inv_freq = config["rope_theta"] ** (-np.arange(0, config["head_dim"], 2, dtype=np.float32) / config["head_dim"])
+    named = tensors.get(name.replace("layers[", "layers.").replace("].", "."))
+    vectors = [tensor for tensor in (*tensors.values(), inv_freq) if tensor.ndim == 1]
+    for tensor in vectors if named is None else [named]:
+        if tensor.size == half.size and np.allclose(half.ravel(), tensor.ravel(), rtol=1e-3, atol=1e-4):
+            return tensor.reshape(half.shape).astype(np.float32)
+    raise ValueError(f"{name} of shape {half.shape} is no tensor of the checkpoint")
 
 
 def gguf_file(source: Path, path: Path, matrices: type = np.float32) -> Path:
@@ -104,7 +112,7 @@ def gguf_file(source: Path, path: Path, matrices: type = np.float32) -> Path:
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id):
         add(0)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    for name, tensor in load_file(source / "model.safetensors").items():
+    for name, tensor in load_file(source / MODEL).items():
         part = name.split(".")[-2]
         if kind == "llama" and part in heads:
             tensor = neighbours(tensor, heads[part])
