@@ -33,6 +33,18 @@ HEADINGS = [
     "7. In production",
     "8. Check yourself",
 ]
+# What every kernel has: one interface, which several modules implement.
+OF_A_KERNEL = {"forward", "backward", "reference", "cost", "choose_tile", "builds", "tile_traffic"}
+# Functions that are called by the name of their module, as `records.load`: alone the name would say too little.
+OF_A_MODULE = {
+    "minilib.model.tokenizer.load",
+    "minilib.model.weights.load",
+    "minilib.numbers.records.load",
+    "minilib.numbers.probes.chase.random_access",
+    "minilib.numbers.probes.cuda.random_access",
+    "minilib.numbers.workloads.matmul",
+    "minilib.numbers.workloads.softmax",
+}
 CHAPTERS = [path for path in notebooks() if path.parent.name == "chapters"]
 SOURCES = sorted((ROOT / "minilib").rglob("*.py"))
 
@@ -93,14 +105,40 @@ def test_there_are_no_circles():
         follow(module, ())
 
 
-def test_no_two_public_classes_share_a_name():
+def shared_names(kind: type[ast.AST]) -> dict[str, set[str]]:
+    """Modules of minilib that define a public class or function of one name, by names that several modules define."""
     homes: dict[str, set[str]] = {}
     for module, path in MODULES.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, kind) and not node.name.startswith("_"):
                 homes.setdefault(node.name, set()).add(module)
-    shared = {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
-    assert not shared, f"one name, one thing: {shared}"
+    return {name: modules for name, modules in homes.items() if len(modules) > 1}
+
+
+def test_no_two_public_classes_share_a_name():
+    assert not shared_names(ast.ClassDef), "one name, one thing"
+
+
+def test_no_two_public_functions_share_a_name():
+    shared, confusing = shared_names(ast.FunctionDef), {}
+    for name, modules in shared.items():
+        left = {module for module in modules if f"{module}.{name}" not in OF_A_MODULE}
+        of_a_kernel = name in OF_A_KERNEL and all(module.startswith("minilib.kernels.") for module in left)
+        if len(left) > 1 and not of_a_kernel:
+            confusing[name] = sorted(left)
+    assert not confusing, f"one name, one thing: {confusing}"
+    needless = (OF_A_KERNEL | {function.rsplit(".", 1)[1] for function in OF_A_MODULE}) - set(shared)
+    assert not needless, f"one module alone defines {', '.join(sorted(needless))}"
+
+
+def test_functions_of_a_module_are_called_by_its_name():
+    """In the library, the tests, the tools and the notebooks: `load` alone leaves open what is loaded."""
+    imported = re.compile(r"from (minilib[\w.]*) import (\([^)]*\)|[^\n(]*)")
+    modules = [path for room in ("minilib", "tests", "tools") for path in (ROOT / room).rglob("*.py")]
+    for path in (*modules, *notebooks()):
+        for module, names in imported.findall(path.read_text(encoding="utf-8")):
+            alone = {f"{module}.{name}" for name in re.findall(r"\w+", names)} & OF_A_MODULE
+            assert not alone, f"{path.name} imports {', '.join(alone)} without its module"
 
 
 def reached_from(modules: set[str]) -> set[str]:

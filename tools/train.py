@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from minilib.model import corpus, tokenizer
-from minilib.model import weights as checkpoint
+from minilib.model import corpus, tokenizer, weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.numbers import records
@@ -56,10 +55,10 @@ def main() -> int:
         trainer.resume(RUN)
         print(f"going on from step {trainer.step}")
     trainer.run(after_step=_save)
-    folder = checkpoint.PRETRAINED
-    weights = checkpoint.save(trainer.model, folder)
+    folder = weights.PRETRAINED
+    model_file = weights.save(trainer.model, folder)
     words.save(str(folder / "tokenizer.json"))
-    _record(trainer, source, len(rows[0]), weights)
+    _record(trainer, source, len(rows[0]), model_file)
     return 0
 
 
@@ -68,7 +67,7 @@ def _save(trainer: Trainer) -> None:
         trainer.save(RUN)
 
 
-def _record(trainer: Trainer, source: corpus.Corpus, train_tokens: int, weights: Path) -> None:
+def _record(trainer: Trainer, source: corpus.Corpus, train_tokens: int, model_file: Path) -> None:
     machine = Machine.measure()
     every = max(1, len(trainer.losses) // 200)
     data = {
@@ -82,10 +81,10 @@ def _record(trainer: Trainer, source: corpus.Corpus, train_tokens: int, weights:
         "validation_losses": trainer.validation_losses,
         "seconds": trainer.seconds,
         "threads": torch.get_num_threads(),
-        "bytes": weights.stat().st_size,
+        "bytes": model_file.stat().st_size,
     }
     path = records.stamp("training", data, machine.title).save(machine.name)
-    print(f"wrote {weights.relative_to(records.ROOT)} ({weights.stat().st_size / 1e6:.1f} MB)")
+    print(f"wrote {model_file.relative_to(records.ROOT)} ({model_file.stat().st_size / 1e6:.1f} MB)")
     print(f"recorded {path.relative_to(records.ROOT)}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from minilib.model import families, rope
-from minilib.model.families import FAMILIES, Family, UnsupportedModel, flag, number, whole
+from minilib.model.families import FAMILIES, Family, UnsupportedModel, flag, number, whole_number
 from minilib.model.moe.config import MoEConfig
 from minilib.model.rope import RopeScaling
 
@@ -114,18 +114,19 @@ class ModelConfig:
         """
         family = families.family_of(config)
         families.check(config, family)
-        heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
+        heads, width = whole_number(config, "num_attention_heads"), whole_number(config, "hidden_size")
         kv_heads = config.get("num_key_value_heads", family.fields.get("num_key_value_heads"))
+        kv_heads = heads if kv_heads is None else kv_heads
         theta, scaling = rope.read(config, family.fields.get("rope_theta", 10_000.0))
         return cls(
-            vocab_size=whole(config, "vocab_size"),
+            vocab_size=whole_number(config, "vocab_size"),
             hidden_size=width,
-            intermediate_size=whole(config, "intermediate_size"),
-            num_layers=whole(config, "num_hidden_layers"),
+            intermediate_size=whole_number(config, "intermediate_size"),
+            num_layers=whole_number(config, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=heads if kv_heads is None else whole({"num_key_value_heads": kv_heads}, "num_key_value_heads"),
-            head_dim=whole(config, "head_dim", family.fields.get("head_dim", width // heads)),
-            max_position=whole(config, "max_position_embeddings"),
+            num_kv_heads=whole_number({"num_key_value_heads": kv_heads}, "num_key_value_heads"),
+            head_dim=whole_number(config, "head_dim", family.fields.get("head_dim", width // heads)),
+            max_position=whole_number(config, "max_position_embeddings"),
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=number(config, "rms_norm_eps"),
@@ -195,7 +196,7 @@ class ModelConfig:
 
 def _moe(config: Mapping, family: Family) -> MoEConfig:
     """Of Mixtral, whose experts are as wide as intermediate_size says, or of Qwen3's mixtures."""
-    counts = {whole(config, name) for name in families.NUM_EXPERTS if config.get(name) is not None}
+    counts = {whole_number(config, name) for name in families.NUM_EXPERTS if config.get(name) is not None}
     if len(counts) != 1:
         raise UnsupportedModel(
             f"config.json's {' and '.join(families.NUM_EXPERTS)} are {sorted(counts)}, and one number is expected"
@@ -203,8 +204,8 @@ def _moe(config: Mapping, family: Family) -> MoEConfig:
     fields = family.fields
     return MoEConfig(
         num_experts=counts.pop(),
-        top_k=whole(config, "num_experts_per_tok", fields["num_experts_per_tok"]),
-        intermediate_size=whole(
+        top_k=whole_number(config, "num_experts_per_tok", fields["num_experts_per_tok"]),
+        intermediate_size=whole_number(
             config, "moe_intermediate_size" if "moe_intermediate_size" in fields else "intermediate_size"
         ),
         normalize=flag(config, "norm_topk_prob", fields["norm_topk_prob"]) if "norm_topk_prob" in fields else True,

@@ -107,24 +107,30 @@ class Decoder(nn.Module):
         Returns:
             Logits (..., vocab_size), or (len(logits_indices), vocab_size), in the weights' dtype.
         """
-        x = self._stream(token_ids, positions, attention)
+        x = self.through_layers(*self.inputs(token_ids, positions), attention)
         if logits_indices is not None:
             x = x.flatten(0, -2)[logits_indices]
-        return self.unembed(self.norm(x))
+        return self.logits(x)
 
     def loss(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of predicting targets (batch, tokens), each from its token and those before it."""
-        x = self.norm(self._stream(token_ids, positions, self.ops.causal_attention))
-        return self.ops.loss(x, self.unembed.weight, targets)
+        x = self.through_layers(*self.inputs(token_ids, positions), self.ops.causal_attention)
+        return self.ops.loss(self.norm(x), self.unembed.weight, targets)
 
-    def _stream(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+    def inputs(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What the first layer reads: the residual stream (..., hidden_size), and the rotations of the positions."""
+        x, scaling = self.embed(token_ids), self.config.rope_scaling
+        return x, rotation(positions, self.inv_freq, x.dtype, scaling.attention_factor if scaling else 1.0)
+
+    def through_layers(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         """The residual stream after the last layer, (..., hidden_size)."""
-        x = self.embed(token_ids)
-        scaling = self.config.rope_scaling
-        rope = rotation(positions, self.inv_freq, x.dtype, scaling.attention_factor if scaling else 1.0)
         for layer in self.layers:
             x = layer(x, rope, attention)
         return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., vocab_size) from the residual stream after the last layer."""
+        return self.unembed(self.norm(x))
 
 
 class Layer(nn.Module):
@@ -148,14 +154,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], sum(self.heads), self.head_dim)
-        qk, v = qkv.split_with_sizes((sum(self.heads[:2]), self.heads[2]), dim=-2)
-        if self.q_norm is not None:
-            q, k = qk.split_with_sizes(self.heads[:2], dim=-2)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=-2)
-        q, k = self.ops.rotary(qk, rope).split_with_sizes(self.heads[:2], dim=-2)
+        if self.q_norm is None:
+            qk, v = qkv.split_with_sizes((sum(self.heads[:2]), self.heads[2]), dim=-2)
+            q, k = self.ops.rotary(qk, rope).split_with_sizes(self.heads[:2], dim=-2)
+        else:
+            q, k, v = qkv.split_with_sizes(self.heads, dim=-2)
+            q, k = self.ops.rotary(self.q_norm(q), rope), self.ops.rotary(self.k_norm(k), rope)
         mixed = attention(self.index, q, k, v)
         normed, x = self.feed_forward_norm(self.project(mixed.flatten(-2)), residual=x)
-        return x + self.feed_forward(normed)
+        return self.ops.add(x, self.feed_forward(normed))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """SwiGLU, or the experts in its place."""

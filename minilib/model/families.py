@@ -174,7 +174,7 @@ def _check_window(config: Mapping, family: Family) -> None:
     window = config.get("sliding_window", family.window)
     if window is None or (family.window_has_switch and not switch):
         return
-    if whole(config, "sliding_window", window) < whole(config, "max_position_embeddings"):
+    if whole_number(config, "sliding_window", window) < whole_number(config, "max_position_embeddings"):
         raise UnsupportedModel(
             f"config.json's sliding_window is {window} (use_sliding_window: {switch}), and this decoder attends to the "
             f"whole context; lower max_position_embeddings to {window} to use the model up to there"
@@ -192,7 +192,7 @@ def _unexpected(name: str, value: object, expected: str) -> UnsupportedModel:
     return UnsupportedModel(f"config.json's {name} is {value!r} ({type(value).__name__}), and {expected} is expected")
 
 
-def whole(config: Mapping, name: str, default: object = REQUIRED) -> int:
+def whole_number(config: Mapping, name: str, default: object = REQUIRED) -> int:
     """A field that is a whole number of at least 1; null is the same as no field."""
     value = _value(config, name, default)
     value = default if value is None else value

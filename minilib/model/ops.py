@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 
 class Ops:
-    """Plain torch: one operation after the other, each reading and writing memory."""
+    """Plain torch: one operation after the other, each reading and writing memory.
+
+    Attributes:
+        compiled: whether this is the compiled code of `minilib.serving.cpu`, and the model is packed for it.
+    """
+
+    compiled = False
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, residual: Tensor | None, eps: float
@@ -28,6 +34,10 @@ class Ops:
         """silu(gate) · up of the two halves of the last dimension."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y."""
+        return x + y
 
     def grouped_matmul(self, rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         """Rows sorted by group, each times the matrix of its group; see minilib/kernels/matmul/grouped.py."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from minilib.model.families import UnsupportedModel, flag, number, whole
+from minilib.model.families import UnsupportedModel, flag, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def read(config: Mapping, default_theta: float) -> tuple[float, RopeScaling | No
         unknown -= {"partial_rotary_factor"}
     if unknown:
         raise UnsupportedModel(f"config.json's {kind} rope scaling has {', '.join(sorted(unknown))}, not known here")
-    return theta, _scaling(kind, rope, whole(config, "max_position_embeddings"))
+    return theta, _scaling(kind, rope, whole_number(config, "max_position_embeddings"))
 
 
 def _scaling(kind: str, rope: Mapping, max_position: int) -> RopeScaling | None:
@@ -186,7 +186,7 @@ def _scaling(kind: str, rope: Mapping, max_position: int) -> RopeScaling | None:
     factor = number(rope, "factor")
     if kind == "linear":
         return LinearScaling(factor)
-    original = whole(rope, "original_max_position_embeddings", max_position)  # as transformers fills it in
+    original = whole_number(rope, "original_max_position_embeddings", max_position)  # as transformers fills it in
     if kind == "llama3":
         return Llama3Scaling(factor, number(rope, "low_freq_factor"), number(rope, "high_freq_factor"), original)
     mscales = (number(rope, name, None) if name in rope else None for name in ("mscale", "mscale_all_dim"))

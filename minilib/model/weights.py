@@ -18,7 +18,7 @@ from torch import Tensor
 from minilib.mechanisms.basics.files import written_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.families import whole
+from minilib.model.families import whole_number
 from minilib.model.files import CheckpointError, read_json
 from minilib.model.layout import placements, without_weights
 from minilib.model.moe import Router
@@ -114,7 +114,7 @@ def eos_token_ids(folder: Path | str) -> tuple[int, ...]:
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
-    vocab_size = whole(config, "vocab_size")
+    vocab_size = whole_number(config, "vocab_size")
     generation = folder / "generation_config.json"
     sources = {generation.name: read_json(generation) if generation.is_file() else {}, "config.json": config}
     for name, content in sources.items():

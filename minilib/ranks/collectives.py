@@ -15,20 +15,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from minilib.mechanisms.replication import Plan, Transfer, plans
-from minilib.ranks.combine import COMBINE, check, check_contiguous
+from minilib.ranks.combine import COMBINE, check_contiguous, check_tensor
+from minilib.ranks.pieces import Pieces, buffer_for, chunks_of, content_of, exchange_pieces
 from minilib.ranks.rank_steps import steps_of
 from minilib.ranks.transport.base import CollectiveFailed, CollectiveMismatch, Combine, Message, Transport
 
 # Up to here few messages matter more than few bytes. A tree sends 2(n-1) of them in all, halving and doubling n·log n:
 # with 4 ranks on two cores, 64 KiB took 0.6 to 2.8 ms by the tree and 0.9 to 8.6 ms by the others (chapter 04).
 SMALL_BYTES = 2**16
-Pieces = Callable[[Transfer], Sequence[Tensor]]  # where a transfer's chunks lie, (values,) each
 GRACE = 0.5  # seconds before a rank reports that another one failed, who is to be the first to say so
 
 
@@ -156,7 +155,7 @@ class Communicator:
         if len(inputs) != n or len(outputs) != n:
             raise ValueError(f"all_to_all takes {n} inputs and outputs, got {len(inputs)} and {len(outputs)}")
         for tensor in (*inputs, *outputs):
-            check(tensor, None)
+            check_tensor(tensor, None)
             check_contiguous(tensor)
         dtypes = {str(tensor.dtype) for tensor in (*inputs, *outputs)}
         if len(dtypes) > 1:
@@ -195,7 +194,7 @@ class Communicator:
 
     def _start(self, plan: Plan, collective: str, tensor: Tensor, op: str | None, async_op: bool) -> Pending | None:
         """Check the call and walk through its plan, now or in the background."""
-        check(tensor, op)
+        check_tensor(tensor, op)
         if (plan.collective, plan.world_size) != (collective, self.world_size):
             wanted, found = f"{collective} of {self.world_size} ranks", f"{plan.collective} of {plan.world_size}"
             raise ValueError(f"{wanted} cannot follow a plan for {found}")
@@ -203,7 +202,7 @@ class Communicator:
 
         def run(label: str) -> None:
             flat = tensor.detach().contiguous().view(-1)
-            self._walk(plan, _chunks(flat, plan.num_chunks), combine, label)
+            self._walk(plan, chunks_of(flat, plan.num_chunks), combine, label)
             if op == "avg":
                 (torch.view_as_real(flat) if flat.is_complex() else flat).div_(self.world_size)
             if not tensor.is_contiguous():
@@ -253,46 +252,23 @@ class Communicator:
             return Message(peer, content, label if new else None)
 
         for step in steps_of(plan, self.rank):
-            out, into = step.out, step.into
             send = receive = None
-            if out:
-                parts = pieces(out)
-                content = parts[0] if len(parts) == 1 else torch.cat(parts)
-                # A rank sends what it had when the round began.
-                send = message("to", out.dst, content.clone() if step.keep and len(parts) == 1 else content)
-            if into:
-                places = pieces(into)
-                buffer = places[0] if len(places) == 1 else places[0].new_empty(sum(map(len, places)))
-                receive = message("from", into.src, buffer)
+            places: Sequence[Tensor] = ()
+            if step.out:
+                send = message("to", step.out.dst, content_of(pieces(step.out), step.keep))
+            if step.into:
+                places = pieces(step.into)
+                receive = message("from", step.into.src, buffer_for(places))
             if send:
                 self.traffic.messages += 1
                 self.traffic.bytes += send.content.nbytes
-            added = combine if into and into.reduce else None
-            if not into or len(places) == 1:
-                self.transport.exchange(send, receive, added)
-            else:
-                self.transport.exchange(send, receive, None)
-                for place, arrived in zip(places, buffer.split([len(place) for place in places]), strict=True):
-                    added(place, arrived) if added else place.copy_(arrived)
+            exchange_pieces(self.transport, send, receive, places, combine if step.into and step.into.reduce else None)
 
 
 def chunk_of(tensor: Tensor, rank: int, world_size: int) -> Tensor:
     """The part of a contiguous tensor, flat, that a rank owns: sizes differ by at most 1, the larger ones first."""
     check_contiguous(tensor)
     return tensor.detach().view(-1).tensor_split(world_size)[rank]
-
-
-def _chunks(flat: Tensor, num_chunks: int) -> Pieces:
-    """A transfer's chunks of a flat tensor: one piece where they are neighbours, else one each."""
-    parts = flat.tensor_split(num_chunks)
-    edges = [0, *accumulate(map(len, parts))]
-
-    def pieces(t: Transfer) -> Sequence[Tensor]:
-        if t.count == 1 or t.stride == 1:
-            return [flat[edges[t.chunk] : edges[t.chunk + t.count]]]
-        return [parts[chunk] for chunk in t.chunks]
-
-    return pieces
 
 
 ring_plan = lru_cache(plans.ring)

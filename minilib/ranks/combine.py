@@ -21,7 +21,7 @@ COMBINE: dict[str, Combine] = {
 }
 
 
-def check(tensor: Tensor, op: str | None) -> None:
+def check_tensor(tensor: Tensor, op: str | None) -> None:
     """Refuse what no transport carries, and what `op` does not apply to.
 
     Args:

@@ -16,7 +16,6 @@ from minilib.mechanisms.basics.interrupts import held
 from minilib.model.decoder import Decoder
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
-from minilib.serving.cpu.packing import pack as pack_model
 from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
 from minilib.serving.sampling import sample
@@ -64,12 +63,22 @@ class Engine:
                 f"{moe.capacity_factor}); serve it with choice='token' and capacity_factor=None"
             )
         self.eos_token_ids = _end_tokens(eos_token_id, model.config.vocab_size)
-        self.model = (pack_model(model) if pack else model).eval()
         self.tokenizer, weight = tokenizer, model.embed.weight
         self.device, kind = weight.device, (weight.dtype, weight.device)
+        if pack:
+            # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
+            from minilib.serving.cpu.packing import pack as pack_model
+
+            pack_model(model)
+        self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
         self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind)
+        self.steps = None
+        if model.ops.compiled:
+            from minilib.serving.cpu.steps import RecordedSteps
+
+            self.steps = RecordedSteps(model, self.cache)
         self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
@@ -171,7 +180,9 @@ class Engine:
 
     def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
         """Logits (rows, vocab_size) of the sequences that this batch brings up to date, in their order."""
-        paged = PagedAttention(self.cache, [Work(sequence.table, count) for sequence, count in work])
+        if self.steps and self.steps.suit(len(work)) and all(s.num_uncomputed_tokens == 1 for s, _ in work):
+            return self.steps.logits([s.token_ids[-1] for s, _ in work], [s.table for s, _ in work])
+        paged = PagedAttention(self.cache, [Work(s.table, count) for s, count in work], self.model.ops.compiled)
 
         def attention(layer: int, *qkv: torch.Tensor) -> torch.Tensor:
             if interrupts:  # a step may be long, and between layers it can be given up

@@ -363,7 +363,7 @@ def mend(plan):
         correct=(
             BROADCAST + BACKWARDS,
             """
-from minilib.mechanisms.replication import pack
+from minilib.mechanisms.replication import pack_rounds
 
 def broadcast(n, root):
     have, lack, transfers = [root], [rank for rank in range(n) if rank != root], []
@@ -372,7 +372,7 @@ def broadcast(n, root):
             if lack:
                 have.append(lack.pop())
                 transfers.append(Transfer(rank, have[-1], 0))
-    return Plan("gossip", "broadcast", n, 1, pack(transfers), root)
+    return Plan("gossip", "broadcast", n, 1, pack_rounds(transfers), root)
 
 def backwards(plan):
     last = [[Transfer(t.dst, t.src, t.chunk, True, t.count) for t in some] for some in plan.rounds]

@@ -13,6 +13,7 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import causal_attention
+from tests.model.random_weights import randomize
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")
 CONFIG = ModelConfig(31, 24, 20, num_layers=2, num_heads=3, num_kv_heads=1, head_dim=6, max_position=64)
@@ -21,14 +22,7 @@ TOLERANCE = 2e-5  # of 1 + |value|, in fp32
 
 def weighty(config: ModelConfig) -> Decoder:
     """With weights large enough that every part moves the logits, the same for every choice of kernels."""
-    model, generator = Decoder(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
-            else:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-    return model
+    return randomize(Decoder(config), seed=0, norms=True)
 
 
 def outcome(config: ModelConfig, precision: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -7,13 +7,13 @@ import torch
 
 from minilib.kernels.matmul import dense
 from minilib.kernels.matmul import grouped as op
+from minilib.kernels.matmul.tiles import INTERPRETED_PROGRAMS
 from minilib.kernels.workbench.dispatch import interpreted
 from minilib.kernels.workbench.traffic import count_traffic
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs TRITON_INTERPRET=1, with which make test runs it")
 TILE = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16, "GROUP_M": 2, "num_warps": 4, "num_stages": 2}
 ROWS, TAIL, K, N = (17, 0, 33, 5), 20, 40, 35
-PROGRAMS = dense.INTERPRETED_PROGRAMS
 
 
 def offsets_of(rows) -> torch.Tensor:
@@ -28,9 +28,10 @@ def test_tiles_load_what_was_said_and_write_each_value_once(dtype):
     blocks, tiles = (TILE["BLOCK_M"], TILE["BLOCK_N"]), 2 * (2 + 3 + 1 + 2)  # those of the tail load no value
     # Every program reads where each group ends, and where each but the first begins; for each tile these two, but for
     # the first group's tiles no beginning, and for the tail's no end.
-    looked_up = 4 * (PROGRAMS * (4 + 4) + 2 * tiles - 2 * 2 - 2 * 2)
+    looked_up = 4 * (INTERPRETED_PROGRAMS * (4 + 4) + 2 * tiles - 2 * 2 - 2 * 2)
     assert traffic.loaded == op.tile_traffic(ROWS, N, K, *blocks, op.DTYPES[dtype]) + looked_up
-    assert traffic.outside == len(x) * N and traffic.programs == PROGRAMS  # the result, not watched: each value once
+    assert traffic.outside == len(x) * N  # the result, which is not watched: each value once
+    assert traffic.programs == INTERPRETED_PROGRAMS
     itemsize = x.element_size()  # nobody's rows and an empty group's weight are not touched
     assert traffic.touched == {"x": sum(ROWS) * K * itemsize, "weight": 3 * K * N * itemsize, "offsets": 4 * 4}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minilib.kernels.matmul import dense as op
+from minilib.kernels.matmul.tiles import INTERPRETED_PROGRAMS
 from minilib.kernels.workbench.dispatch import interpreted
 from minilib.kernels.workbench.traffic import count_traffic
 
@@ -21,5 +22,5 @@ def test_tiles_load_what_was_said_and_write_each_value_once(version, dtype):
     blocks = (1, op.NAIVE_N) if version == "naive" else (TILE["BLOCK_M"], TILE["BLOCK_N"])
     assert traffic.loaded == op.tile_traffic(m, n, k, *blocks, op.DTYPES[dtype])
     assert traffic.outside == m * n  # the result, which is not watched: each value once
-    programs = {"naive": m * 2, "persistent": op.INTERPRETED_PROGRAMS}.get(version, 3 * 3)
+    programs = {"naive": m * 2, "persistent": INTERPRETED_PROGRAMS}.get(version, 3 * 3)
     assert traffic.programs == programs

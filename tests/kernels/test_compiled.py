@@ -78,7 +78,7 @@ def test_a_candidates_limit_on_registers_reaches_the_compiler():
     tile = next(tile for tile in forward.CANDIDATES if tile.get("maxnreg") == 128 and tile["num_stages"] == 2)
     build = build_of(forward.forward, "forward", CASES[0], tile, copied=("k", "v"))
     binary = compiled.compile_for("sm_90", build)
-    report = compiled.read("sm_90", build.name, binary)
+    report = compiled.read_report("sm_90", build.name, binary)
     assert ".maxnreg 128" in binary.asm["ptx"] and report.registers <= 128 and report.spilled == 0
     assert 2 * (report.shared + 1024) <= 228 * 1024
 

@@ -190,7 +190,7 @@ def test_attend_compiles_as_it_was_meant(target, name):
     """Beside what test_compiled.py asks of every kernel: wide addresses, and loads that are really on their way."""
     build = BUILDS[target, name]
     binary, keys, dtype = compiled.compile_for(target, build), build.constants["BLOCK_N"], build.types["q_ptr"][1:]
-    report = compiled.read(target, name, binary)
+    report = compiled.read_report(target, name, binary)
     code = binary.asm["amdgcn" if target == "gfx942" else "ptx"]
     if target == "sm_90" and dtype != "fp32":  # Hopper's wgmma takes 64 rows or more; a decode tile has 16
         assert len(re.findall("wgmma" if build.constants["BLOCK_M"] >= 64 else r"mma\.sync", code)) >= 2

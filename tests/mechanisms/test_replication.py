@@ -16,7 +16,7 @@ from minilib.mechanisms.replication import (
     Plan,
     PlanError,
     Transfer,
-    pack,
+    pack_rounds,
     plans,
     seconds,
     simulate,
@@ -177,7 +177,7 @@ def test_packing_changes_nothing_but_the_rounds(data):
         st.integers(0, n - 1), st.integers(1, n - 1), st.integers(0, chunks - 1), st.booleans(),
     )  # fmt: skip
     transfers = data.draw(st.lists(one, max_size=20))
-    packed = Plan("any", "all_reduce", n, chunks, pack(transfers))
+    packed = Plan("any", "all_reduce", n, chunks, pack_rounds(transfers))
     single = Plan("any", "all_reduce", n, chunks, tuple((t,) for t in transfers))
     assert sum(map(len, packed.rounds)) == len(transfers)
     np.testing.assert_array_equal(run_on_numbers(packed)[1], run_on_numbers(single)[1])

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from minilib.model import tokenizer
-from minilib.model import weights as checkpoint
+from minilib.model import tokenizer, weights
 from minilib.model.files import CheckpointError, read_json
 from tests.model import oracle
 
@@ -51,11 +50,11 @@ def test_a_pointer_in_place_of_a_file_is_named(name, folder):
     with pytest.raises(
         CheckpointError, match=rf"{path.name} is a Git LFS pointer of {len(POINTER)} bytes.*git lfs pull"
     ):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 def test_a_pointer_in_place_of_the_tokenizer_or_the_generation_config_is_named(folder):
-    for name, read in (("tokenizer.json", tokenizer.load), ("generation_config.json", checkpoint.eos_token_ids)):
+    for name, read in (("tokenizer.json", tokenizer.load), ("generation_config.json", weights.eos_token_ids)):
         (folder / name).write_bytes(POINTER)
         with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer"):
             read(folder)
@@ -78,7 +77,7 @@ def test_a_pointer_in_place_of_the_tokenizer_or_the_generation_config_is_named(f
 )
 def test_what_is_no_json_object_is_named(content, said, folder):
     (folder / "config.json").write_bytes(content)
-    for read in (checkpoint.load, checkpoint.eos_token_ids):
+    for read in (weights.load, weights.eos_token_ids):
         with pytest.raises(CheckpointError, match=f"config.json {said}"):
             read(folder)
 
@@ -88,7 +87,7 @@ def test_a_byte_order_mark_is_no_obstacle(folder):
     content = read_json(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read_json(path) == content
-    checkpoint.load(folder)
+    weights.load(folder)
 
 
 # The index
@@ -100,17 +99,17 @@ def test_a_byte_order_mark_is_no_obstacle(folder):
 def test_a_weight_map_that_is_none_is_named(weight_map, folder):
     write_index(folder, weight_map=weight_map)
     with pytest.raises(CheckpointError, match="model.safetensors.index.json has a weight_map that does not lead from"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 def test_a_stale_copy_in_another_shard_does_not_count(folder):
     weight_map = index_of(folder)["weight_map"]
-    expected = oracle.logits(checkpoint.load(folder), TEXT)
+    expected = oracle.logits(weights.load(folder), TEXT)
     others = sorted({*weight_map.values()} - {weight_map[NORM]})
     assert min(others) < weight_map[NORM] or weight_map[NORM] < max(others)
     for other in others:  # those read before it, and those read after it
         rewrite(folder / other, lambda stored: stored.update({NORM: torch.zeros(48)}))
-    assert torch.equal(oracle.logits(checkpoint.load(folder), TEXT), expected)
+    assert torch.equal(oracle.logits(weights.load(folder), TEXT), expected)
 
 
 def test_a_tensor_that_is_not_in_the_shard_that_the_index_names_is_named(folder):
@@ -118,7 +117,7 @@ def test_a_tensor_that_is_not_in_the_shard_that_the_index_names_is_named(folder)
     other = next(shard for shard in weight_map.values() if shard != weight_map[NORM])
     write_index(folder, weight_map={**weight_map, NORM: other})
     with pytest.raises(CheckpointError, match=f"index.json says that {other} holds tensor {NORM}, and it does not"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 def test_a_tensor_that_the_index_does_not_know_is_a_tensor_too_many(folder):
@@ -127,7 +126,7 @@ def test_a_tensor_that_the_index_does_not_know_is_a_tensor_too_many(folder):
     bias = "model.layers.0.self_attn.q_proj.bias"
     rewrite(folder / shard, lambda stored: stored.update({bias: torch.ones(48)}))
     with pytest.raises(CheckpointError, match=f"tensor {bias} has no place"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 # Tensors
@@ -136,7 +135,7 @@ def test_a_tensor_that_the_index_does_not_know_is_a_tensor_too_many(folder):
 def test_a_tied_model_may_store_the_output_projection_alone(tmp_path):
     oracle.llama(tie_word_embeddings=True).save_pretrained(tmp_path)
     rewrite(tmp_path / "model.safetensors", lambda stored: stored.update({HEAD: stored.pop(TABLE)}))
-    theirs, mine = AutoModelForCausalLM.from_pretrained(tmp_path), checkpoint.load(tmp_path)
+    theirs, mine = AutoModelForCausalLM.from_pretrained(tmp_path), weights.load(tmp_path)
     assert mine.unembed.weight is mine.embed.weight
     torch.testing.assert_close(oracle.logits(mine, TEXT), oracle.expected(theirs, TEXT), rtol=0, atol=1e-4)
 
@@ -145,7 +144,7 @@ def test_a_tied_model_that_stores_neither_is_refused_by_name(tmp_path):
     oracle.llama(tie_word_embeddings=True).save_pretrained(tmp_path)
     rewrite(tmp_path / "model.safetensors", lambda stored: stored.pop(TABLE))
     with pytest.raises(CheckpointError, match=f"tensor {TABLE} is missing"):
-        checkpoint.load(tmp_path)
+        weights.load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn])
@@ -154,7 +153,7 @@ def test_quantized_weights_are_refused_by_name(name, dtype, tmp_path):
     oracle.llama().save_pretrained(tmp_path)
     rewrite(tmp_path / "model.safetensors", lambda stored: stored.update({name: stored[name].to(dtype)}))
     with pytest.raises(CheckpointError, match=f"tensor {name} is stored as .*quantized.*F64, F32, F16, BF16"):
-        checkpoint.load(tmp_path)
+        weights.load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -162,7 +161,7 @@ def test_every_float_that_counts_by_itself_loads(dtype, tmp_path):
     oracle.llama().to(dtype).save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     assert stored[NORM].dtype == dtype
-    assert torch.equal(checkpoint.load(tmp_path).norm.weight, stored[NORM].float())
+    assert torch.equal(weights.load(tmp_path).norm.weight, stored[NORM].float())
 
 
 # tokenizer.json

@@ -191,7 +191,7 @@ READ_AND_INERT = {
     "_attn_implementation": "sdpa",
     "_name_or_path": "elsewhere",
     "name_or_path": "elsewhere",
-    "dtype": "float32",  # that of the weights in memory, which `checkpoint.load` is told by its caller
+    "dtype": "float32",  # that of the weights in memory, which `weights.load` is told by its caller
     "gradient_checkpointing": True,
     "attention_dropout": 0.5,
     "initializer_range": 0.5,

@@ -12,6 +12,7 @@ from minilib.model.decoder import Decoder
 from minilib.model.ops import causal_attention, rotate
 from minilib.model.rope import Llama3Scaling, inverse_frequencies, rotation
 from tests.model.oracle import LLAMA_31, logits, places, tokens
+from tests.model.random_weights import randomize
 
 CONFIG = ModelConfig(97, 48, 80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=16, max_position=512)
 SCALING = Llama3Scaling(8.0, 1.0, 4.0, 32)
@@ -19,15 +20,7 @@ SCALING = Llama3Scaling(8.0, 1.0, 4.0, 32)
 
 def decoder(**changes) -> Decoder:
     """With weights large enough that every part moves the logits."""
-    model = Decoder(ModelConfig(**{**CONFIG.__dict__, **changes})).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
-            else:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-    return model
+    return randomize(Decoder(ModelConfig(**{**CONFIG.__dict__, **changes})).eval(), seed=3, norms=True)
 
 
 def flat_attention(layer, q, k, v):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
 from minilib.model.families import FAMILIES
@@ -37,7 +37,7 @@ def pair(kind, folder):
     family, changes = KINDS[kind]
     theirs = oracle.of_family(family, **changes)
     theirs.save_pretrained(folder)
-    return theirs, checkpoint.load(folder)
+    return theirs, weights.load(folder)
 
 
 def greedy(model, token_ids, count):
@@ -62,7 +62,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_computes_the_same_from_what_save_wrote(kind, tmp_path):
     theirs, mine = pair(kind, tmp_path / "theirs")
-    path = checkpoint.save(mine, tmp_path / "mine", torch.float32)
+    path = weights.save(mine, tmp_path / "mine", torch.float32)
     stored, before = load_file(path), load_file(tmp_path / "theirs" / "model.safetensors")
     assert stored.keys() == before.keys()
     assert all(torch.equal(stored[name], before[name]) for name in stored)
@@ -70,7 +70,7 @@ def test_transformers_computes_the_same_from_what_save_wrote(kind, tmp_path):
     assert not any(report.values())  # nothing missing, unexpected or of another shape
     again.set_attn_implementation("eager")
     torch.testing.assert_close(oracle.expected(again, TEXT), oracle.expected(theirs, TEXT), rtol=0, atol=1e-5)
-    assert checkpoint.load(path.parent).config == mine.config
+    assert weights.load(path.parent).config == mine.config
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_family_is_written_as_itself_and_mistral_as_llama(kind, saved, tmp_pat
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_stored_tensor_is_rounded_once_to_bf16(kind, tmp_path):
     oracle.of_family(kind).save_pretrained(tmp_path)
-    mine = checkpoint.load(tmp_path, torch.bfloat16)
+    mine = weights.load(tmp_path, torch.bfloat16)
     assert {tensor.dtype for tensor in mine.state_dict().values()} == {torch.bfloat16}
     parameters, found = dict(mine.named_parameters()), {}
     for placement in placements(mine.config):
@@ -107,8 +107,8 @@ def test_biases_start_at_zero_and_survive_the_way_out_and_back(tmp_path):
     with torch.no_grad():
         for layer in model.layers:
             layer.qkv.bias.uniform_(-1, 1)
-    checkpoint.save(model, tmp_path, torch.float32)
-    assert torch.equal(oracle.logits(checkpoint.load(tmp_path), TEXT), oracle.logits(model, TEXT))
+    weights.save(model, tmp_path, torch.float32)
+    assert torch.equal(oracle.logits(weights.load(tmp_path), TEXT), oracle.logits(model, TEXT))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_biases_start_at_zero_and_survive_the_way_out_and_back(tmp_path):
 def test_a_model_that_no_family_computes_is_not_written(changes, tmp_path):
     model = Decoder(ModelConfig(97, 48, 80, 2, 6, 2, 16, 512, **changes))
     with pytest.raises(UnsupportedModel, match="no supported family.*use Trainer.save"):
-        checkpoint.save(model, tmp_path / "model")
+        weights.save(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -137,7 +137,7 @@ def test_a_balanced_router_is_not_written(tmp_path):
     model = Decoder(ModelConfig(97, 48, 80, 2, 6, 2, 16, 512, moe=MoEConfig(4, 2, 8)))
     model.layers[1].moe.router.bias[2] = 0.25
     with pytest.raises(CheckpointError, match="layers.1.moe.router.bias is not zero"):
-        checkpoint.save(model, tmp_path / "model")
+        weights.save(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -148,4 +148,4 @@ def test_a_missing_expert_is_named(kind, tmp_path):
     lost = max(name for name in stored if ".experts." in name)
     save_file({name: stored[name] for name in stored if name != lost}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"tensor {lost} is missing"):
-        checkpoint.load(tmp_path)
+        weights.load(tmp_path)

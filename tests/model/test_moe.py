@@ -16,6 +16,7 @@ from minilib.model.moe import MoE
 from minilib.model.moe.config import MoEConfig
 from minilib.model.ops import Ops
 from tests.model.oracle import logits, places, tokens
+from tests.model.random_weights import randomize
 from tests.model.test_decoder import flat_attention
 
 HIDDEN, WIDTH, EXPERTS = 24, 20, 8
@@ -254,13 +255,7 @@ CONFIG = ModelConfig(97, 48, 80, num_layers=2, num_heads=6, num_kv_heads=2, head
 
 def decoder(**changes) -> Decoder:
     """In float64: rounding decides no choice."""
-    model = Decoder(ModelConfig(**{**CONFIG.__dict__, **changes})).eval().double()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
-    return model
+    return randomize(Decoder(ModelConfig(**{**CONFIG.__dict__, **changes})).eval().double(), seed=3)
 
 
 @pytest.mark.parametrize("at", [0, 11, 19])

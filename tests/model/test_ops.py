@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.ops import KernelOps, Ops, causal_attention, choose_ops, rotate
@@ -71,10 +71,10 @@ def test_kernels_are_no_part_of_the_shape(tmp_path):
     config = replace(CONFIG, kernels="triton")
     assert config == CONFIG and hash(config) == hash(CONFIG)
     assert config.to_hugging_face() == CONFIG.to_hugging_face()
-    checkpoint.save(Decoder(config), tmp_path)
-    assert checkpoint.load(tmp_path).config.kernels == "torch"
+    weights.save(Decoder(config), tmp_path)
+    assert weights.load(tmp_path).config.kernels == "torch"
     for kernels in ("torch", "triton"):
-        loaded = checkpoint.load(tmp_path, kernels=kernels)
+        loaded = weights.load(tmp_path, kernels=kernels)
         assert loaded.config == config and loaded.config.kernels == kernels
         assert isinstance(loaded.layers[0].ops, KernelOps) == (kernels == "triton")
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
 from minilib.model.files import CheckpointError
@@ -60,7 +60,7 @@ def mapped(folder: Path) -> bool:
 def test_logits_are_those_of_transformers(kind, tmp_path):
     theirs = KINDS[kind]()
     theirs.save_pretrained(tmp_path)
-    mine = checkpoint.load(tmp_path)
+    mine = weights.load(tmp_path)
     expected = oracle.expected(theirs, LONG)
     assert expected.std() > 0.5  # else closeness would mean nothing
     torch.testing.assert_close(oracle.logits(mine, LONG), expected, rtol=0, atol=1e-4)
@@ -77,7 +77,7 @@ def test_many_shards_read_as_one_file(tmp_path):
     theirs.save_pretrained(tmp_path / "one")
     theirs.save_pretrained(tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
-    one, many = checkpoint.load(tmp_path / "one").state_dict(), checkpoint.load(tmp_path / "many").state_dict()
+    one, many = weights.load(tmp_path / "one").state_dict(), weights.load(tmp_path / "many").state_dict()
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
 
@@ -85,8 +85,8 @@ def test_many_shards_read_as_one_file(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_reads_what_save_wrote(kind, tmp_path):
     KINDS[kind]().save_pretrained(tmp_path / "theirs")
-    mine = checkpoint.load(tmp_path / "theirs")
-    path = checkpoint.save(mine, tmp_path / "new" / "mine", torch.float32)
+    mine = weights.load(tmp_path / "theirs")
+    path = weights.save(mine, tmp_path / "new" / "mine", torch.float32)
     assert path == tmp_path / "new" / "mine" / "model.safetensors"
     assert load_file(path).keys() == load_file(tmp_path / "theirs" / "model.safetensors").keys()
     theirs, report = AutoModelForCausalLM.from_pretrained(path.parent, output_loading_info=True)
@@ -97,8 +97,8 @@ def test_transformers_reads_what_save_wrote(kind, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_model_saved_and_loaded_gives_the_same_logits(tied, tmp_path):
     model = Decoder(ModelConfig(97, 48, 80, 2, 6, 2, 16, 512, tie_embeddings=tied))
-    checkpoint.save(model, tmp_path, torch.float32)
-    loaded = checkpoint.load(tmp_path)
+    weights.save(model, tmp_path, torch.float32)
+    loaded = weights.load(tmp_path)
     assert loaded.config == model.config
     assert not loaded.training
     assert (loaded.unembed.weight is loaded.embed.weight) == tied
@@ -110,7 +110,7 @@ def test_a_model_saved_and_loaded_gives_the_same_logits(tied, tmp_path):
 def test_bf16_loads_as_transformers_does(kind, tmp_path):
     whole = KINDS[kind]()
     whole.save_pretrained(tmp_path)
-    mine = checkpoint.load(tmp_path, torch.bfloat16)
+    mine = weights.load(tmp_path, torch.bfloat16)
     assert {parameter.dtype for parameter in mine.parameters()} == {torch.bfloat16}
     assert mine.inv_freq.dtype == torch.float32  # positions beyond 256 have no place in bf16
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
@@ -121,24 +121,24 @@ def test_bf16_loads_as_transformers_does(kind, tmp_path):
 
 
 def test_bf16_weights_load_into_fp32(tmp_path):
-    path = checkpoint.save(Decoder(SHAPE), tmp_path)  # bf16 if not told
+    path = weights.save(Decoder(SHAPE), tmp_path)  # bf16 if not told
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in checkpoint.load(tmp_path).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in weights.load(tmp_path).parameters()} == {torch.float32}
 
 
 def test_computed_frequencies_in_an_old_checkpoint_are_passed_over(folder):
-    expected = oracle.logits(checkpoint.load(folder), LONG)
+    expected = oracle.logits(weights.load(folder), LONG)
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     rewrite(folder, lambda stored: stored.update({name: torch.ones(4)}))
-    assert torch.equal(oracle.logits(checkpoint.load(folder), LONG), expected)
+    assert torch.equal(oracle.logits(weights.load(folder), LONG), expected)
 
 
 def test_a_missing_file_is_named(folder, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere has no config.json"):
-        checkpoint.load(tmp_path / "nowhere")
+        weights.load(tmp_path / "nowhere")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_a_missing_file_is_named(folder, tmp_path):
 def test_a_config_that_is_no_config_is_named(content, said, folder):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=f"config.json {said}"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 def test_an_unknown_kind_of_model_is_named(folder):
     rewrite(folder, model_type="gpt2")
     with pytest.raises(UnsupportedModel, match="'gpt2'"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, 50_000])
@@ -161,7 +161,7 @@ def test_a_truncated_file_is_named(kept, folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="model.safetensors cannot be read, it may be truncated"):
-        checkpoint.load(folder)
+        weights.load(folder)
     assert not mapped(folder)
 
 
@@ -170,11 +170,11 @@ def test_a_missing_or_truncated_shard_is_named(tmp_path):
     last = max(tmp_path.glob("*.safetensors"))
     last.write_bytes(last.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"{last.name} cannot be read") as caught:
-        checkpoint.load(tmp_path)
+        weights.load(tmp_path)
     assert caught.tb and not mapped(tmp_path)  # those opened before it are closed, though the traceback still lives
     last.unlink()
     with pytest.raises(CheckpointError, match=rf"these are missing: \['{last.name}'\]"):
-        checkpoint.load(tmp_path)
+        weights.load(tmp_path)
 
 
 @pytest.mark.parametrize("index", ['{"weight_map": {}}', "{}"])
@@ -182,14 +182,14 @@ def test_an_index_without_shards_is_named(index, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match="model.safetensors.index.json names the shards"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 @pytest.mark.parametrize("lost", [NORM, DOWN, "model.layers.0.self_attn.k_proj.weight", "model.embed_tokens.weight"])
 def test_a_missing_tensor_is_named(lost, folder):
     rewrite(folder, lambda stored: stored.pop(lost))
     with pytest.raises(CheckpointError, match=f"tensor {lost} is missing"):
-        checkpoint.load(folder)
+        weights.load(folder)
     assert not mapped(folder)
 
 
@@ -199,7 +199,7 @@ def test_a_missing_tensor_is_named(lost, folder):
 def test_a_tensor_of_another_shape_is_named(name, shape, folder):
     rewrite(folder, lambda stored: stored.update({name: torch.zeros(shape)}))
     with pytest.raises(CheckpointError, match=rf"tensor {name} has shape \({shape[0]},.*config\.json asks for \("):
-        checkpoint.load(folder)
+        weights.load(folder)
     assert not mapped(folder)
 
 
@@ -207,18 +207,18 @@ def test_a_tensor_left_over_is_named(folder):
     name = "model.layers.0.self_attn.q_proj.bias"
     rewrite(folder, lambda stored: stored.update({name: torch.zeros(48)}))
     with pytest.raises(CheckpointError, match=f"tensor {name} has no place"):
-        checkpoint.load(folder)
+        weights.load(folder)
     rewrite(folder, num_hidden_layers=1)
     with pytest.raises(CheckpointError, match=f"tensor {name} and 9 more ha"):
-        checkpoint.load(folder)
+        weights.load(folder)
 
 
 def test_an_output_projection_is_missing_only_if_it_is_not_tied(folder):
     rewrite(folder, lambda stored: stored.pop("lm_head.weight"))
     with pytest.raises(CheckpointError, match="lm_head.weight is missing.*tie_word_embeddings"):
-        checkpoint.load(folder)
+        weights.load(folder)
     rewrite(folder, tie_word_embeddings=True)
-    model = checkpoint.load(folder)
+    model = weights.load(folder)
     assert model.unembed.weight is model.embed.weight
 
 
@@ -228,7 +228,7 @@ def test_a_tied_output_projection_stored_with_other_values_is_no_surprise(tmp_pa
     rewrite(tmp_path, tie_word_embeddings=True)
     theirs = oracle.expected(AutoModelForCausalLM.from_pretrained(tmp_path), LONG)
     try:
-        mine = oracle.logits(checkpoint.load(tmp_path), LONG)
+        mine = oracle.logits(weights.load(tmp_path), LONG)
     except CheckpointError as error:
         assert "lm_head.weight" in str(error)
     else:
@@ -237,15 +237,15 @@ def test_a_tied_output_projection_stored_with_other_values_is_no_surprise(tmp_pa
 
 def test_saving_over_shards_replaces_them(tmp_path):
     oracle.llama().save_pretrained(tmp_path, max_shard_size="20KB")
-    model = checkpoint.load(tmp_path)
+    model = weights.load(tmp_path)
     with torch.no_grad():
         model.norm.weight += 1
-    checkpoint.save(model, tmp_path, torch.float32)
-    assert torch.equal(checkpoint.load(tmp_path).norm.weight, model.norm.weight)
+    weights.save(model, tmp_path, torch.float32)
+    assert torch.equal(weights.load(tmp_path).norm.weight, model.norm.weight)
 
 
 def test_a_loaded_model_lets_go_of_its_files(folder):
-    model = checkpoint.load(folder)
+    model = weights.load(folder)
     before = model.embed.weight.detach().clone()
     with (folder / "model.safetensors").open("r+b") as file:  # as `cp` or `rsync --inplace` over it would
         file.seek(2000)
@@ -263,7 +263,7 @@ def test_files_are_open_while_a_parameter_is_read_and_no_longer(folder, monkeypa
         read(shards, parts)
 
     monkeypatch.setattr(Shards, "read", watched)
-    checkpoint.load(folder)
+    weights.load(folder)
     assert len(seen) > 10 and not any(seen)
 
 
@@ -291,6 +291,6 @@ class Allocated(TorchDispatchMode):
 
 def test_loading_allocates_the_weights_once(folder):
     with Allocated() as allocated:
-        model = checkpoint.load(folder)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert allocated.bytes < 1.2 * weights
+        model = weights.load(folder)
+    parameter_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    assert allocated.bytes < 1.2 * parameter_bytes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.files import CheckpointError
@@ -26,7 +26,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def folder(tmp_path):
     """With a checkpoint that somebody wants to keep."""
-    checkpoint.save(Decoder(SHAPE), tmp_path, torch.float32)
+    weights.save(Decoder(SHAPE), tmp_path, torch.float32)
     (tmp_path / "tokenizer.json").write_text("{}")
     return tmp_path
 
@@ -41,11 +41,11 @@ def test_a_save_that_fails_leaves_what_was_there(at, error, folder, monkeypatch)
 
     before = content_of(folder)
     if at == "weights":
-        monkeypatch.setattr(checkpoint, "save_file", fail)
+        monkeypatch.setattr(weights, "save_file", fail)
     else:
         monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(type(error)):
-        checkpoint.save(Decoder(MIXTURE), folder)
+        weights.save(Decoder(MIXTURE), folder)
     monkeypatch.undo()
     assert content_of(folder) == before
 
@@ -62,14 +62,14 @@ def test_a_save_that_is_killed_between_its_moves_leaves_no_checkpoint_of_two(mov
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(Decoder(MIXTURE), folder)
+        weights.save(Decoder(MIXTURE), folder)
     monkeypatch.undo()
     assert done == ["model.safetensors"][:moves]
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "tokenizer.json"}
     with pytest.raises(CheckpointError, match="has no config.json"):
-        checkpoint.load(folder)
-    checkpoint.save(Decoder(MIXTURE), folder)  # which mends it
-    assert checkpoint.load(folder).config == MIXTURE
+        weights.load(folder)
+    weights.save(Decoder(MIXTURE), folder)  # which mends it
+    assert weights.load(folder).config == MIXTURE
 
 
 def test_everybody_may_read_what_was_saved_and_nothing_else_is_left(folder):
@@ -89,10 +89,10 @@ def test_a_model_that_is_not_whole_is_refused_before_anything_is_written(kind, f
         experts.weight = torch.nn.Parameter(experts.weight[:2])
     before = content_of(folder)
     with pytest.raises(CheckpointError, match=r"parameter .* has shape .*holds a part of the model; .*full_state_dict"):
-        checkpoint.save(model, folder)
+        weights.save(model, folder)
     assert content_of(folder) == before
     with pytest.raises(CheckpointError):
-        checkpoint.save(model, tmp_path / "new")
+        weights.save(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -122,10 +122,10 @@ def write(folder: Path, **files: object) -> None:
 )
 def test_generation_config_counts_before_config(config, generation, expected, folder):
     write(folder, config=config)
-    assert checkpoint.eos_token_ids(folder) == checkpoint.eos_token_ids(str(folder))
-    assert checkpoint.eos_token_ids(folder) == tuple([config] if isinstance(config, int) else config or ())
+    assert weights.eos_token_ids(folder) == weights.eos_token_ids(str(folder))
+    assert weights.eos_token_ids(folder) == tuple([config] if isinstance(config, int) else config or ())
     write(folder, generation_config=generation)
-    assert checkpoint.eos_token_ids(folder) == expected
+    assert weights.eos_token_ids(folder) == expected
 
 
 @pytest.mark.parametrize("bad", ["13", -1, 97, 10**9, True, 13.0, [13, None], [[13]], {"id": 13}, ["</s>"]])
@@ -133,7 +133,7 @@ def test_generation_config_counts_before_config(config, generation, expected, fo
 def test_what_is_no_token_id_is_refused_by_name(name, bad, folder):
     write(folder, **{name: bad})
     with pytest.raises(CheckpointError, match=f"^{name}.json has .* as eos_token_id, and token ids are .* 0 to 96"):
-        checkpoint.eos_token_ids(folder)
+        weights.eos_token_ids(folder)
 
 
 @pytest.mark.parametrize("ids", [(), (5,), (5, 96)])
@@ -141,15 +141,15 @@ def test_what_is_no_token_id_is_refused_by_name(name, bad, folder):
     "shape", [SHAPE, MIXTURE, ModelConfig(97, 48, 80, 2, 6, 2, 16, 512)], ids=["qwen3", "mixtral", "llama"]
 )
 def test_saved_end_tokens_are_read_back_here_and_by_transformers(shape, ids, tmp_path):
-    checkpoint.save(Decoder(shape), tmp_path, eos_token_ids=ids)
-    assert checkpoint.eos_token_ids(tmp_path) == ids
+    weights.save(Decoder(shape), tmp_path, eos_token_ids=ids)
+    assert weights.eos_token_ids(tmp_path) == ids
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id
     assert theirs == (list(ids) if len(ids) > 1 else ids[0] if ids else None)  # and not its class's own
 
 
 def test_end_tokens_that_are_none_are_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match="save has 97 as eos_token_id"):
-        checkpoint.save(Decoder(SHAPE), tmp_path / "model", eos_token_ids=(97,))
+        weights.save(Decoder(SHAPE), tmp_path / "model", eos_token_ids=(97,))
     assert not (tmp_path / "model").exists()
 
 
@@ -159,4 +159,4 @@ def test_end_tokens_that_transformers_saves_are_read(ids, tmp_path):
     theirs.generation_config.eos_token_id = ids
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 2  # the class's own
-    assert checkpoint.eos_token_ids(tmp_path) == tuple([ids] if isinstance(ids, int) else ids)
+    assert weights.eos_token_ids(tmp_path) == tuple([ids] if isinstance(ids, int) else ids)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from minilib.mechanisms.replication import Plan, Transfer, pack, simulate
+from minilib.mechanisms.replication import Plan, Transfer, pack_rounds, simulate
 from minilib.ranks.launch import run
 from tests.ranks.collective_cases import communicators, values
 
@@ -29,7 +29,7 @@ def random_plans(n: int, seed: int) -> list[Plan]:
             down.append(transfer)
     up = [Transfer(t.dst, t.src, t.chunk, True, t.count, t.stride) for t in reversed(down)]
     parts = {"broadcast": down, "reduce": up, "all_reduce": up + down}
-    return [Plan("random", name, n, num_chunks, pack(part), root) for name, part in parts.items()]
+    return [Plan("random", name, n, num_chunks, pack_rounds(part), root) for name, part in parts.items()]
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -65,7 +65,7 @@ def test_the_smallest_strided_all_reduce():
     """Two ranks, four chunks, every second one in a message."""
     up = [Transfer(1, 0, 0, True, count=2, stride=2), Transfer(1, 0, 1, True, count=2, stride=2)]
     down = [Transfer(0, 1, 0, count=2, stride=2), Transfer(0, 1, 1, count=2, stride=2)]
-    plan = Plan("strided", "all_reduce", 2, 4, pack(up + down))
+    plan = Plan("strided", "all_reduce", 2, 4, pack_rounds(up + down))
 
     def check():
         found = []

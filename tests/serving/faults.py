@@ -1,4 +1,4 @@
-"""What may go wrong in one request: tokens that spoil numbers, tokens without text, interrupts, and pages of junk."""
+"""What may go wrong: tokens that spoil numbers, tokens without text, pages of junk, failures and interrupts."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import torch
 from minilib.mechanisms.paging import FramePool
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
+from tests.model.random_weights import randomize
 from tests.serving.test_detokenizer import BYTES
 
 CONFIG = ModelConfig(37, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)
@@ -32,14 +33,11 @@ class Faulty(Decoder):
 
 @functools.cache
 def model():
-    """Large weights in float64, so that no rounding decides which token is likeliest."""
+    """Weights so large, in float64, that no rounding decides which token is likeliest."""
     decoder = Faulty(CONFIG).double()
     decoder.unembed.weight = torch.nn.Parameter(decoder.unembed.weight.detach().clone())
-    generator = torch.Generator().manual_seed(5)
+    randomize(decoder, seed=5, scale=2)
     with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 2 * parameter.shape[1] ** -0.5, generator=generator)
         decoder.embed.weight[NAN] = math.nan
         decoder.embed.weight[INF] = math.inf
         decoder.embed.weight[HUGE] = 1e300  # finite, and its square is not
@@ -118,3 +116,31 @@ def interrupt_at(count, skip=("step",)):
         yield seen
     finally:
         sys.settrace(before)
+
+
+class Broken(Exception):
+    """A failure of the model."""
+
+
+def failing_step(engine, choices):
+    """A step in which the model breaks down after its layers, if there is a batch; its outputs, and "failed" if so."""
+
+    def broken(x):
+        raise Broken
+
+    engine.model.norm.forward = broken
+    try:
+        return engine.step(), ""
+    except Broken:
+        return [], "failed"
+    finally:
+        del engine.model.norm.forward
+
+
+def interrupted_step(engine, choices):
+    """A step with a Ctrl-C early or late in it or behind it; its outputs, and "interrupted …" if it was."""
+    with interrupt_at(int(choices.uniform(1, 8) ** 3)):
+        try:
+            return engine.step(), ""
+        except KeyboardInterrupt:
+            return [], "interrupted with tokens made" if engine._made else "interrupted"

@@ -5,7 +5,7 @@ import tempfile
 
 import torch
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.model import oracle
@@ -21,7 +21,7 @@ def models():
     theirs.generation_config.eos_token_id = None
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        return theirs, checkpoint.load(folder, torch.float64)
+        return theirs, weights.load(folder, torch.float64)
 
 
 def prompt(length, seed=None):

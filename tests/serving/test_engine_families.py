@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.families import FAMILIES
 from minilib.serving.engine import Engine
 from tests.model import oracle
@@ -16,7 +16,7 @@ PROMPTS = (3, 17, 1, 30)
 def test_greedy_tokens_are_those_of_transformers(kind, tmp_path):
     theirs = oracle.of_family(kind)
     theirs.save_pretrained(tmp_path)
-    engine = Engine(checkpoint.load(tmp_path), num_pages=64, page_size=16)
+    engine = Engine(weights.load(tmp_path), num_pages=64, page_size=16)
     prompts = [oracle.tokens(length, batch=1, seed=length) for length in PROMPTS]
     found = {}
     for number, prompt in enumerate(prompts):

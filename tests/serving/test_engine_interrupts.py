@@ -9,8 +9,9 @@ from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.serving import faults
 from tests.serving.faults import interrupt_at
+from tests.serving.random_operations import Outcome
 from tests.serving.served import Results, assert_idle, finish, step
-from tests.serving.test_engine_isolation import PREEMPTIONS, expected, outcome, requests
+from tests.serving.test_engine_isolation import PREEMPTIONS, expected, requests
 
 
 @pytest.mark.parametrize("preemption", PREEMPTIONS)
@@ -38,7 +39,7 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(steps, preemption):
                 noted += bool(served._made)
         finish(served, results)
         for name in "ab":
-            assert {sample: outcome(results, (name, sample)) for sample in range(3)} == expected(kind), count
+            assert {sample: Outcome.of(results, name, sample) for sample in range(3)} == expected(kind), count
         count += 1 if count < 60 else 11
     assert caught > 50 and noted > 10
 
@@ -104,4 +105,4 @@ def test_a_fork_that_fails_loses_no_sample(monkeypatch, error):
         finish(served, results)
     served.check_invariants()
     finish(served, results)
-    assert {sample: outcome(results, ("a", sample)) for sample in range(3)} == expected(kind)
+    assert {sample: Outcome.of(results, "a", sample) for sample in range(3)} == expected(kind)

@@ -5,9 +5,7 @@ The random test below runs 21,600 operations in an ordinary run; with INFRA_LONG
 
 import functools
 import itertools
-import os
 import random
-from collections import Counter
 
 import pytest
 import torch
@@ -18,12 +16,13 @@ from minilib.serving.cache import paged_attention
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from tests.serving import faults
-from tests.serving.faults import CONFIG, PoisonedPool, interrupt_at
-from tests.serving.served import Results, assert_idle, finish, likeliest
+from tests.serving.faults import CONFIG, PoisonedPool, interrupted_step
+from tests.serving.random_operations import LEAST_OPERATIONS, OPERATIONS, RandomOperations, served_alone
+from tests.serving.served import finish, likeliest
 
 PREEMPTIONS = {"recompute": 0, "swap": 60}
 RUNS = list(itertools.product([1, 3, 16], PREEMPTIONS, ["gathered", "in place"], [0, 1, 2]))
-OPERATIONS = 600 * (30 if os.environ.get("INFRA_LONG") == "1" else 1)
+SHARES = {"step": 58, "add": 14, "abort": 2, "preempt": 14, "interrupt": 12}
 LONGEST = 30  # slots that any request below needs
 SPOILT = (faults.NAN, faults.INF, faults.NOTHING, faults.ONE_INF, faults.ONE_NAN)  # nothing can be chosen behind them
 
@@ -45,101 +44,45 @@ def requests():
 
 @functools.cache
 def expected(kind):
-    """Tokens, reasons and texts of one request in an engine that has all the room and nothing else to do."""
-    served = Engine(faults.model(), 200, 16, tokenizer=faults.Tokenizer())
-    served.add_request("alone", *requests()[kind])
-    results = finish(served)
-    return {sample: outcome(results, ("alone", sample)) for _, sample in results.reasons}
+    return served_alone(Engine(faults.model(), 200, 16, tokenizer=faults.Tokenizer()), *requests()[kind])
 
 
-def outcome(results, name):
-    return results.tokens.get(name, ()), results.reasons.get(name), results.texts.get(name, "")
-
-
-class Run:
-    """One engine with little room, whose pages hold NaN wherever nobody wrote, and what was asked of it."""
-
-    def __init__(self, page_size, preemption, seed):
-        self.choices = random.Random(f"{page_size}/{preemption}/{seed}")
-        self.served = Engine(
-            faults.model(),
-            -(-LONGEST // page_size) + self.choices.choice([0, 2, 9]),
-            page_size,
-            PREEMPTIONS[preemption] // page_size,
-            max_batch_tokens=self.choices.choice([5, 17, 100]),
-            max_sequences=self.choices.choice([3, 6]),
-            preemption=preemption,
-            tokenizer=faults.Tokenizer(),
-        )
-        PoisonedPool.watch(self.served)
-        self.results, self.kinds, self.aborted, self.done = Results(), {}, set(), Counter()
-
-    def operate(self):
-        """One random operation; one that is impossible now becomes a step."""
-        name = self.choices.choices(["step", "add", "abort", "preempt", "interrupt"], [58, 14, 2, 14, 12])[0]
-        running = self.served.scheduler.running
-        if name == "add" and len(self.served.requests) < 8:
-            request_id = f"request {len(self.kinds)}"
-            self.kinds[request_id] = self.choices.randrange(len(requests()))
-            self.served.add_request(request_id, *requests()[self.kinds[request_id]])
-        elif name == "abort" and self.served.requests:
-            self.aborted.add(request_id := self.choices.choice(list(self.served.requests)))
-            assert self.served.abort(request_id)
-        elif name == "preempt" and running:
-            self.served.scheduler.preempt(self.choices.choice(running))
-        elif name == "interrupt":
-            self._interrupt()
-        else:
-            name = "step"
-            self.results.take(self.served.step())
-        self.served.check_invariants()
-        self.done[name] += 1
-
-    def _interrupt(self):
-        with interrupt_at(int(self.choices.uniform(1, 8) ** 3)):
-            try:
-                outputs = self.served.step()
-            except KeyboardInterrupt:
-                outputs = []
-                self.done["interrupted with tokens made" if self.served._made else "interrupted"] += 1
-        self.results.take(outputs)
-
-    def compare(self):
-        """Whoever was not aborted has all of its own; whoever was has the first of it."""
-        for request_id, kind in self.kinds.items():
-            for sample, alone in expected(kind).items():
-                tokens, reason, text = outcome(self.results, (request_id, sample))
-                if request_id not in self.aborted:
-                    assert (tokens, reason, text) == alone
-                    self.done[f"ended by {reason}"] += 1
-                else:
-                    assert tokens == alone[0][: len(tokens)] and alone[2].startswith(text)
-        assert {name for name, _ in self.results.reasons} <= set(self.kinds)
+def crowded(page_size, preemption, seed):
+    """Random operations on an engine with little room, whose pages hold NaN wherever nobody wrote."""
+    choices = random.Random(f"{page_size}/{preemption}/{seed}")
+    served = Engine(
+        faults.model(),
+        -(-LONGEST // page_size) + choices.choice([0, 2, 9]),
+        page_size,
+        PREEMPTIONS[preemption] // page_size,
+        max_batch_tokens=choices.choice([5, 17, 100]),
+        max_sequences=choices.choice([3, 6]),
+        preemption=preemption,
+        tokenizer=faults.Tokenizer(),
+    )
+    PoisonedPool.watch(served)
+    return RandomOperations(served, choices, requests(), expected, SHARES, {"interrupt": interrupted_step})
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page_size, preemption, way, seed", RUNS)
 def test_any_order_of_operations_and_faults(monkeypatch, page_size, preemption, way, seed, record_property):
     monkeypatch.setattr(paged_attention, "IN_PLACE_PAGES", 1 if way == "in place" else 10**9)
-    run = Run(page_size, preemption, seed)
-    for _ in range(OPERATIONS):
-        run.operate()
-    finish(run.served, run.results)
-    assert_idle(run.served)
-    run.compare()
-    operations = sum(run.done[name] for name in ("step", "add", "abort", "preempt", "interrupt"))
-    record_property("operations", operations)
-    assert operations == OPERATIONS and OPERATIONS * len(RUNS) >= 20_000
-    assert min(run.done[name] for name in ("add", "abort", "preempt", "interrupted")) > 0
-    assert min(run.done[f"ended by {reason}"] for reason in ("error", "length")) > 5
+    operations = crowded(page_size, preemption, seed)
+    operations.run()
+    record_property("operations", OPERATIONS)
+    assert OPERATIONS * len(RUNS) >= LEAST_OPERATIONS
+    done = operations.done
+    assert min(done[name] for name in ("add", "abort", "preempt", "interrupted")) > 0
+    assert min(done[f"ended by {reason}"] for reason in ("error", "length")) > 5
 
 
 def test_requests_alone_end_for_every_reason_and_lose_no_text():
     outcomes = [one for kind in range(len(requests())) for one in expected(kind).values()]
-    assert {reason for _, reason, _ in outcomes} == {"stop", "length", "error"}
-    assert sum(reason == "error" and len(tokens) > 0 for tokens, reason, _ in outcomes) > 5, "in the middle of a text"
-    assert sum(reason == "length" and "\ufffd" in text for _, reason, text in outcomes) > 5, "tokens without text"
-    assert all(not set(SPOILT).intersection(tokens[:-1]) for tokens, _, _ in outcomes)
+    assert {one.reason for one in outcomes} == {"stop", "length", "error"}
+    assert sum(one.reason == "error" and len(one.tokens) > 0 for one in outcomes) > 5, "in the middle of a text"
+    assert sum(one.reason == "length" and "\ufffd" in one.text for one in outcomes) > 5, "tokens without text"
+    assert all(not set(SPOILT).intersection(one.tokens[:-1]) for one in outcomes)
 
 
 def single_precision(moe=None):

@@ -1,45 +1,33 @@
-"""Operations in random order, invariants after each, and at the end the tokens of each request served alone.
+"""Requests that stop for every reason, preempted, aborted and behind failures, get the tokens that they get alone.
 
-An operation adds a request, steps, steps with a model that fails, aborts, or makes a running sequence give way.
-21,600 of them in an ordinary run; with INFRA_LONG=1 in the environment 30 times as many, in a few minutes.
+21,600 operations in an ordinary run; with INFRA_LONG=1 in the environment 30 times as many, in a few minutes.
 """
 
 import functools
 import itertools
-import os
 import random
-from collections import Counter
 
 import pytest
-import torch
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
-from tests.serving.served import Results, assert_idle, finish
+from tests.model.random_weights import randomize
+from tests.serving.faults import failing_step
+from tests.serving.random_operations import LEAST_OPERATIONS, OPERATIONS, RandomOperations, served_alone
 
 CONFIG = ModelConfig(31, 16, 24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, max_position=64)
 PREEMPTIONS = {"recompute": 0, "swap": 60, "swap, too little": 9}
 RUNS = list(itertools.product([1, 2, 4, 16], PREEMPTIONS, [0, 1, 2]))
-OPERATIONS = 600 * (30 if os.environ.get("INFRA_LONG") == "1" else 1)
+SHARES = {"step": 60, "add": 14, "abort": 2, "preempt": 20, "fail": 4}
 LONGEST = 36  # slots that any request below needs
-
-
-class Broken(Exception):
-    pass
 
 
 @functools.cache
 def model():
-    """Large weights in float64, so that no rounding decides which token is likeliest."""
-    decoder = Decoder(CONFIG).double()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 2 * parameter.shape[1] ** -0.5, generator=generator)
-    return decoder
+    """Weights so large, in float64, that no rounding decides which token is likeliest."""
+    return randomize(Decoder(CONFIG).double(), seed=5, scale=2)
 
 
 @functools.cache
@@ -58,99 +46,37 @@ def requests():
 
 @functools.cache
 def expected(kind):
-    """Tokens and reasons of one request in an engine that has all the room and nothing else to do."""
-    served = Engine(model(), 200, 16)
-    served.add_request("alone", *requests()[kind])
-    results = finish(served)
-    return {sample: (tokens, results.reasons[name, sample]) for (name, sample), tokens in results.tokens.items()}
+    return served_alone(Engine(model(), 200, 16), *requests()[kind])
 
 
-class Run:
-    """One engine with little room, and what was asked of it."""
-
-    def __init__(self, page_size, preemption, seed):
-        self.choices = random.Random(f"{page_size}/{preemption}/{seed}")
-        self.served = Engine(
-            model(),
-            -(-LONGEST // page_size) + self.choices.choice([0, 1, 3]),
-            page_size,
-            PREEMPTIONS[preemption] // page_size + 1 if PREEMPTIONS[preemption] else 0,
-            max_batch_tokens=self.choices.choice([5, 8, 17, 100]),
-            max_sequences=self.choices.choice([3, 6]),
-            preemption=preemption.split(",")[0],
-        )
-        self.results, self.kinds, self.aborted, self.done = Results(), {}, set(), Counter()
-
-    def operate(self):
-        """One random operation; one that is impossible now becomes a step."""
-        name = self.choices.choices(["step", "add", "abort", "preempt", "fail"], [60, 14, 2, 20, 4])[0]
-        running = self.served.scheduler.running
-        if name == "add" and len(self.served.requests) < 8:
-            request_id = f"request {len(self.kinds)}"
-            self.kinds[request_id] = self.choices.randrange(len(requests()))
-            self.served.add_request(request_id, *requests()[self.kinds[request_id]])
-        elif name == "abort" and self.served.requests:
-            request_id = self.choices.choice(list(self.served.requests))
-            states = {sequence.status for sequence in self.served.requests[request_id]}
-            assert self.served.abort(request_id)
-            self.aborted.add(request_id)
-            self.done.update(f"abort while {state.value}" for state in states)
-        elif name == "preempt" and running:
-            sequence = self.choices.choice(running)
-            self.served.scheduler.preempt(sequence)
-            self.done[f"preempt to {sequence.status.value}"] += 1
-        elif name == "fail":
-            self._fail()
-        else:
-            name = "step"
-            self.results.take(self.served.step())
-        self.served.check_invariants()
-        self.done[name] += 1
-
-    def _fail(self):
-        """A step in which the model breaks down after its layers, if it comes to be asked."""
-        model().norm.forward = self._break
-        try:
-            self.results.take(self.served.step())
-        except Broken:
-            self.done["failures"] += 1
-        finally:
-            del model().norm.forward
-
-    @staticmethod
-    def _break(x):
-        raise Broken
-
-    def compare(self):
-        """Whoever was not aborted has all its tokens; whoever was has the first of them."""
-        for request_id, kind in self.kinds.items():
-            for sample, (tokens, reason) in expected(kind).items():
-                got = self.results.tokens.get((request_id, sample), ())
-                if request_id in self.aborted:
-                    assert got == tokens[: len(got)]
-                else:
-                    assert (got, self.results.reasons[request_id, sample]) == (tokens, reason)
-        assert {name for name, _ in self.results.tokens} <= set(self.kinds)
+def crowded(page_size, preemption, seed):
+    """Random operations on an engine with little room."""
+    choices = random.Random(f"{page_size}/{preemption}/{seed}")
+    served = Engine(
+        model(),
+        -(-LONGEST // page_size) + choices.choice([0, 1, 3]),
+        page_size,
+        PREEMPTIONS[preemption] // page_size + 1 if PREEMPTIONS[preemption] else 0,
+        max_batch_tokens=choices.choice([5, 8, 17, 100]),
+        max_sequences=choices.choice([3, 6]),
+        preemption=preemption.split(",")[0],
+    )
+    return RandomOperations(served, choices, requests(), expected, SHARES, {"fail": failing_step})
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page_size, preemption, seed", RUNS)
 def test_any_order_of_operations(page_size, preemption, seed, record_property):
-    run = Run(page_size, preemption, seed)
-    for _ in range(OPERATIONS):
-        run.operate()
-    finish(run.served, run.results)
-    assert_idle(run.served)
-    run.compare()
-    operations = sum(run.done[name] for name in ("step", "add", "abort", "preempt", "fail"))
-    print(f"{operations} operations: {dict(run.done)}, {len(run.kinds)} requests, {len(run.aborted)} aborted")
-    record_property("operations", operations)
-    assert operations == OPERATIONS and OPERATIONS * len(RUNS) >= 20_000
-    assert min(run.done[name] for name in ("add", "abort", "preempt", "failures")) > 2
-    assert run.done["preempt to swapped" if preemption == "swap" else "preempt to waiting"] > 10
+    operations = crowded(page_size, preemption, seed)
+    operations.run()
+    record_property("operations", OPERATIONS)
+    assert OPERATIONS * len(RUNS) >= LEAST_OPERATIONS
+    done = operations.done
+    assert min(done[name] for name in ("add", "abort", "preempt", "failed")) > 2
+    assert done["preempt to swapped" if preemption == "swap" else "preempt to waiting"] > 10
 
 
 def test_requests_alone_end_for_every_reason_and_fit_the_smallest_pool():
     outcomes = [outcome for kind in range(len(requests())) for outcome in expected(kind).values()]
-    assert {reason for _, reason in outcomes} == {"stop", "length"}
+    assert {outcome.reason for outcome in outcomes} == {"stop", "length"}
     assert all(len(text) + params.max_tokens - 1 <= LONGEST for text, params in requests())

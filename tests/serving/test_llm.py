@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from minilib.model import tokenizer
-from minilib.model import weights as checkpoint
+from minilib.model import tokenizer, weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
+from tests.model.random_weights import randomize
 from tests.serving.served import assert_idle, finish
 from tests.serving.test_detokenizer import CUT, TRAINED
 
@@ -24,13 +24,7 @@ DRAWN = SamplingParams(max_tokens=12, temperature=2.0, seed=5, n=2)
 
 @functools.cache
 def model():
-    decoder = Decoder(CONFIG).double()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
-    return decoder
+    return randomize(Decoder(CONFIG).double(), seed=5)
 
 
 @pytest.fixture
@@ -177,7 +171,7 @@ def test_a_request_that_fails_says_so_and_keeps_what_it_has(monkeypatch, llm):
     (None, {}, {TRAINED.token_to_id(tokenizer.END)}),
 ])  # fmt: skip
 def test_end_tokens_of_a_checkpoint_are_those_of_its_files(tmp_path, generation, config, ends):
-    checkpoint.save(model(), tmp_path, torch.float32)
+    weights.save(model(), tmp_path, torch.float32)
     TRAINED.save(str(tmp_path / "tokenizer.json"))
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | config))
@@ -189,7 +183,7 @@ def test_end_tokens_of_a_checkpoint_are_those_of_its_files(tmp_path, generation,
 
 @pytest.mark.parametrize("end", ["13", -1, 10**9, True, [5, "13"]])
 def test_end_tokens_that_are_none_are_refused_by_name(tmp_path, end):
-    checkpoint.save(model(), tmp_path, torch.float32)
+    weights.save(model(), tmp_path, torch.float32)
     TRAINED.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     with pytest.raises(ValueError, match="eos_token_id"):
@@ -197,7 +191,7 @@ def test_end_tokens_that_are_none_are_refused_by_name(tmp_path, end):
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused_before_its_weights_are_read(tmp_path):
-    checkpoint.save(model(), tmp_path, torch.float32).write_bytes(b"")
+    weights.save(model(), tmp_path, torch.float32).write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="tokenizer.json"):
         LLM.load(tmp_path)
 
@@ -283,7 +277,7 @@ def test_sizes_that_make_no_sense_are_refused(options, name):
 
 
 def test_a_checkpoint_is_loaded_with_its_tokenizer(tmp_path):
-    checkpoint.save(model(), tmp_path, torch.float32)
+    weights.save(model(), tmp_path, torch.float32)
     TRAINED.save(str(tmp_path / "tokenizer.json"))
     llm = LLM.load(tmp_path, torch.float64, num_pages=30, page_size=2, max_sequences=3)
     assert (llm.engine.cache.num_slots, llm.engine.scheduler.max_sequences) == (60, 3)

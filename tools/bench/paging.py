@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine
@@ -39,7 +39,7 @@ def paging(machine: Machine) -> dict:
 
     model = Decoder(MODEL).eval()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(model, folder, torch.float32)
+        weights.save(model, folder, torch.float32)
         peer = AutoModelForCausalLM.from_pretrained(folder).eval()
     pack(model)
     bar = tqdm((1, 8, 32), desc="paged engine", leave=False)

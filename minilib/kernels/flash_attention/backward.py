@@ -26,6 +26,8 @@ from minilib.kernels.flash_attention.tiles import (
     read_rows,
     schedule,
     span,
+    task,
+    write_rows,
 )
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import launch, target_of, triton
@@ -110,11 +112,10 @@ def backward_keys(
     VARLEN: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of BLOCK_N keys of one kv head, summed over the queries of all its heads, one head after another."""
-    block, pair = schedule(num_blocks, section, False)  # the first keys are seen by most queries
     num_kv_heads = num_heads // GROUP
-    sequence, kv_head = pair // num_kv_heads, pair % num_kv_heads
-    q_start, queries = span(cu_q_ptr, sequence, q_len, VARLEN)
-    k_start, keys = span(cu_k_ptr, sequence, k_len, VARLEN)
+    block, sequence, kv_head, q_start, queries, k_start, keys = task(
+        cu_q_ptr, cu_k_ptr, q_len, k_len, num_kv_heads, num_blocks, section, False, VARLEN
+    )  # not the last keys first: most queries see the first ones
     first = block * BLOCK_N
     if first >= keys:
         return
@@ -143,10 +144,8 @@ def backward_keys(
         stride_gt, stride_gh, GROUP, HEAD_DIM, CAUSAL, VARLEN, False, UPCAST, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     row, _ = packed_at(sequence, k_start, kv_head, k_len, num_kv_heads, VARLEN)
-    key, dim = first + tl.arange(0, BLOCK_N), tl.arange(0, HEAD_DIM)
-    at = (row + key.to(tl.int64) * num_kv_heads)[:, None] * HEAD_DIM + dim[None, :]
-    tl.store(dk_ptr + at, dk * scale, mask=(key < keys)[:, None])
-    tl.store(dv_ptr + at, dv, mask=(key < keys)[:, None])
+    write_rows(dk_ptr, row, num_kv_heads, first, keys, dk * scale, BLOCK_N, HEAD_DIM)
+    write_rows(dv_ptr, row, num_kv_heads, first, keys, dv, BLOCK_N, HEAD_DIM)
 
 
 @jit
@@ -207,10 +206,9 @@ def backward_queries(
     UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dQ of BLOCK_M queries of one head."""
-    block, pair = schedule(num_blocks, section, CAUSAL)
-    sequence, head = pair // num_heads, pair % num_heads
-    q_start, queries = span(cu_q_ptr, sequence, q_len, VARLEN)
-    k_start, keys = span(cu_k_ptr, sequence, k_len, VARLEN)
+    block, sequence, head, q_start, queries, k_start, keys = task(
+        cu_q_ptr, cu_k_ptr, q_len, k_len, num_heads, num_blocks, section, CAUSAL, VARLEN
+    )
     first = block * BLOCK_M
     if first >= queries:
         return
@@ -235,8 +233,7 @@ def backward_queries(
         dq, q_tile, grad_tile, lse, delta, k_at, v_at, sequence, head // GROUP, full, end, keys, last, scale, stride_kt,
         stride_vt, HEAD_DIM, True, UPCAST, BLOCK_N,
     )  # fmt: skip
-    at = (out_row + row.to(tl.int64) * num_heads)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(dq_ptr + at, dq * scale, mask=(row < queries)[:, None])
+    write_rows(dq_ptr, out_row, num_heads, first, queries, dq * scale, BLOCK_M, HEAD_DIM)
 
 
 @jit

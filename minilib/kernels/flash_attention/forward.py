@@ -23,9 +23,9 @@ from minilib.kernels.flash_attention.tiles import (
     keys_seen,
     packed_at,
     read_rows,
-    schedule,
-    span,
     suits_copy_engine,
+    task,
+    write_rows,
 )
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import launch, target_of, triton
@@ -77,10 +77,9 @@ def forward(
 ):  # fmt: skip
     """BLOCK_M queries of one head; with VARLEN, q_len and k_len count the tokens of all sequences."""
     LOG2E: tl.constexpr = 1.4426950408889634
-    block, pair = schedule(num_blocks, section, CAUSAL)
-    sequence, head = pair // num_heads, pair % num_heads
-    q_start, queries = span(cu_q_ptr, sequence, q_len, VARLEN)
-    k_start, keys = span(cu_k_ptr, sequence, k_len, VARLEN)
+    block, sequence, head, q_start, queries, k_start, keys = task(
+        cu_q_ptr, cu_k_ptr, q_len, k_len, num_heads, num_blocks, section, CAUSAL, VARLEN
+    )
     first = block * BLOCK_M
     if first >= queries:
         return
@@ -108,8 +107,7 @@ def forward(
     row = first + tl.arange(0, BLOCK_M)
     out_row, lse_row = packed_at(sequence, q_start, head, q_len, num_heads, VARLEN)
     tl.store(lse_ptr + lse_row + row, (m_M + tl.log2(l_M)) / LOG2E, mask=row < queries)
-    at = (out_row + row.to(tl.int64) * num_heads)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(out_ptr + at, acc_MD / l_M[:, None], mask=(row < queries)[:, None])
+    write_rows(out_ptr, out_row, num_heads, first, queries, acc_MD / l_M[:, None], BLOCK_M, HEAD_DIM)
 
 
 @jit

@@ -140,6 +140,18 @@ def span(cu_ptr, sequence, length, VARLEN: tl.constexpr):
 
 
 @jit
+def task(
+    cu_q_ptr, cu_k_ptr, q_len, k_len, num_heads, num_blocks, section, LAST_FIRST: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """Tile, sequence and head of this program; where the sequence's queries and keys begin, and how many they are."""
+    block, pair = schedule(num_blocks, section, LAST_FIRST)
+    sequence, head = pair // num_heads, pair % num_heads
+    q_start, queries = span(cu_q_ptr, sequence, q_len, VARLEN)
+    k_start, keys = span(cu_k_ptr, sequence, k_len, VARLEN)
+    return block, sequence, head, q_start, queries, k_start, keys
+
+
+@jit
 def head_at(ptr, sequence, start, head, stride_b, stride_t, stride_h):
     """Address of a sequence's first row of one head; a tensor may hold more than 2³¹ values."""
     return ptr + sequence.to(tl.int64) * stride_b + start.to(tl.int64) * stride_t + head.to(tl.int64) * stride_h
@@ -175,6 +187,14 @@ def read_rows(
     if UPCAST:  # the interpreter multiplies bfloat16 as if it were integers
         rows = rows.to(tl.float32)
     return rows
+
+
+@jit
+def write_rows(ptr, before, num_heads, first, end, rows, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Rows first … end - 1 of one head into a contiguous (…, tokens, heads, HEAD_DIM); `before` is of `packed_at`."""
+    row = first + tl.arange(0, BLOCK)
+    at = (before + row.to(tl.int64) * num_heads)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    tl.store(ptr + at, rows, mask=(row < end)[:, None])
 
 
 @jit

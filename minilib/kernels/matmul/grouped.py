@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minilib.kernels.matmul import dense
 from minilib.kernels.matmul import grouped_torch as in_torch
-from minilib.kernels.matmul.dense import multiply_tile, tile_at
+from minilib.kernels.matmul.tiles import fit_to_version, multiply_tile, multiprocessors, tile_at, vectorises
 from minilib.kernels.workbench.compiled import Build
 from minilib.kernels.workbench.dispatch import (
     DTYPES,
@@ -227,7 +227,7 @@ def choose_tile(
     (see `tile_traffic`) comes from L2 rather than from memory. A `tile` of the caller's own is the way out.
     """
     share = ceil_div(multiprocessors, max(1, groups))
-    return dense.fit_to_version(dense.choose_tile(m, n, dtype, aligned, share, target), "persistent")
+    return fit_to_version(dense.choose_tile(m, n, dtype, aligned, share, target), "persistent")
 
 
 def lanes(groups: int) -> int:
@@ -286,15 +286,15 @@ def _multiply(x: Tensor, weight: Tensor, offsets: Tensor, tile: dict[str, int] |
     out = torch.empty((tokens, n), dtype=x.dtype, device=x.device)
     if not out.numel() or not weight.numel():
         return out.zero_()
-    programs = dense.multiprocessors(x)
+    programs = multiprocessors(x)
     if tile is None:
-        aligned = dense.vectorises(x) and dense.vectorises(weight[0]) and not weight.stride(0) % 16
+        aligned = vectorises(x) and vectorises(weight[0]) and not weight.stride(0) % 16
         tile = choose_tile(ceil_div(tokens, groups), n, groups, x.dtype, aligned, programs, target_of(x))
     # Every group but one may end in a tile that is not full, and so may the rows that belong to nobody.
     most = (ceil_div(tokens, tile["BLOCK_M"]) + groups) * ceil_div(n, tile["BLOCK_N"])
     launch(
         product, min(programs, most), x, weight, offsets, out, groups, tokens, n, k, *x.stride(), *weight.stride(),
-        GROUPS=lanes(groups), UPCAST=upcasts(x.dtype), **dense.fit_to_version(tile, "persistent"),
+        GROUPS=lanes(groups), UPCAST=upcasts(x.dtype), **fit_to_version(tile, "persistent"),
     )  # fmt: skip
     return out
 
@@ -304,13 +304,13 @@ def _reduce(x: Tensor, grad: Tensor, offsets: Tensor, tile: dict[str, int] | Non
     out = torch.empty((groups, k, n), dtype=x.dtype, device=x.device)
     if not out.numel() or not tokens:
         return out.zero_()
-    programs = dense.multiprocessors(x)
+    programs = multiprocessors(x)
     if tile is None:
-        aligned = dense.vectorises(x) and dense.vectorises(grad)
+        aligned = vectorises(x) and vectorises(grad)
         tile = choose_tile(k, n, groups, x.dtype, aligned, programs, target_of(x))
     tiles = groups * ceil_div(k, tile["BLOCK_M"]) * ceil_div(n, tile["BLOCK_N"])
     launch(
         weight_gradient, min(programs, tiles), x, grad, offsets, out, groups, tokens, n, k, *x.stride(), *grad.stride(),
-        UPCAST=upcasts(x.dtype), **dense.fit_to_version(tile, "persistent"),
+        UPCAST=upcasts(x.dtype), **fit_to_version(tile, "persistent"),
     )  # fmt: skip
     return out

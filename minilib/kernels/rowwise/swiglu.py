@@ -83,19 +83,31 @@ class _SwiGLU(torch.autograd.Function):
 
 
 @jit
-def forward(
-    gate_up_ptr, out_ptr, num_rows, stride_gate_up, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+def read_halves(
+    gate_up_ptr, num_rows, stride, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """BLOCK_M × BLOCK_N outputs; several programs share a row that is wider than BLOCK_N."""
+    """Row, column and mask of this program's BLOCK_M × BLOCK_N values, and gate and up there.
+
+    Several programs share a row that is wider than BLOCK_N.
+    """
     blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     row = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     column = (tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     there = (row < num_rows)[:, None] & (column < COLUMNS)
     # A tensor may hold more than 2³¹ values: 64-bit addresses.
     row = row.to(tl.int64)[:, None]
-    gate_ptr = gate_up_ptr + row * stride_gate_up + column
+    gate_ptr = gate_up_ptr + row * stride + column
     gate = tl.load(gate_ptr, mask=there, other=0.0).to(tl.float32)
     up = tl.load(gate_ptr + COLUMNS, mask=there, other=0.0).to(tl.float32)
+    return row, column, there, gate, up
+
+
+@jit
+def forward(
+    gate_up_ptr, out_ptr, num_rows, stride_gate_up, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """BLOCK_M × BLOCK_N outputs."""
+    row, column, there, gate, up = read_halves(gate_up_ptr, num_rows, stride_gate_up, COLUMNS, BLOCK_M, BLOCK_N)
     tl.store(out_ptr + row * COLUMNS + column, gate * tl.sigmoid(gate) * up, mask=there)
 
 
@@ -105,14 +117,8 @@ def backward(
     COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Both halves of the gradient: grad · up · σ · (1 + gate · (1 − σ)) and grad · gate · σ, with σ = sigmoid(gate)."""
-    blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
-    row = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = (tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
-    there = (row < num_rows)[:, None] & (column < COLUMNS)
-    row = row.to(tl.int64)[:, None]
-    gate_ptr, out = gate_up_ptr + row * stride_gate_up + column, out_ptr + row * (2 * COLUMNS) + column
-    gate = tl.load(gate_ptr, mask=there, other=0.0).to(tl.float32)
-    up = tl.load(gate_ptr + COLUMNS, mask=there, other=0.0).to(tl.float32)
+    row, column, there, gate, up = read_halves(gate_up_ptr, num_rows, stride_gate_up, COLUMNS, BLOCK_M, BLOCK_N)
+    out = out_ptr + row * (2 * COLUMNS) + column
     grad = tl.load(grad_ptr + row * stride_grad + column, mask=there, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
     tl.store(out, grad * up * share * (1 + gate * (1 - share)), mask=there)

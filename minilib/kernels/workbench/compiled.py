@@ -117,10 +117,10 @@ def compile_for(target: str, build: Build):
 
 def report(target: str, build: Build) -> Report:
     """Compile one build for one target and read the assembler's report."""
-    return read(target, build.name, compile_for(target, build))
+    return read_report(target, build.name, compile_for(target, build))
 
 
-def read(target: str, name: str, compiled) -> Report:
+def read_report(target: str, name: str, compiled) -> Report:
     """What the assembler says of a kernel that `compile_for` compiled."""
     if target == "gfx942":
         code = compiled.asm["amdgcn"]

@@ -8,7 +8,7 @@ from minilib.mechanisms.replication.plan import (
     Plan,
     PlanError,
     Transfer,
-    pack,
+    pack_rounds,
     seconds,
     simulate,
 )
@@ -21,7 +21,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Transfer",
-    "pack",
+    "pack_rounds",
     "seconds",
     "simulate",
 ]

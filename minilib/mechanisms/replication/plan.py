@@ -147,7 +147,7 @@ class Plan:
         return range(rank * each, (rank + 1) * each)
 
 
-def pack(transfers: Iterable[Transfer]) -> tuple[tuple[Transfer, ...], ...]:
+def pack_rounds(transfers: Iterable[Transfer]) -> tuple[tuple[Transfer, ...], ...]:
     """Put transfers, given in an order in which they could happen one by one, into as early a round as can be.
 
     A transfer waits for what its sender must have received, for whoever reads what it overwrites, and for a round in

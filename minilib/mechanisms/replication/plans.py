@@ -1,6 +1,6 @@
 """The plans there are: star, chain, binary tree, ring, halving and doubling, two-level, all-to-all.
 
-Each function lists transfers in an order in which they could happen one by one; `pack` finds the rounds.
+Each function lists transfers in an order in which they could happen one by one; `pack_rounds` finds the rounds.
 
 Sources: Patarasuk and Yuan 2009 (ring); Thakur, Rabenseifner and Gropp 2005 (halving and doubling, and what to do with
 ranks beyond a power of two); Sanders, Speck and Träff 2009 (trees); Jia et al. 2018 (two levels).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from minilib.mechanisms.replication.plan import Plan, PlanError, Transfer, pack
+from minilib.mechanisms.replication.plan import Plan, PlanError, Transfer, pack_rounds
 
 
 def star(collective: str, world_size: int, root: int = 0) -> Plan:
@@ -84,7 +84,7 @@ def halving_doubling(world_size: int) -> Plan:
         distance //= 2
     back = [transfer for _, transfer in sorted(double, key=lambda pair: pair[0])]
     unfold = [Transfer(rank - p, rank, 0, count=p) for rank in range(p, world_size)]
-    return Plan("halving-doubling", "all_reduce", world_size, max(1, p), pack(fold + halve + back + unfold))
+    return Plan("halving-doubling", "all_reduce", world_size, max(1, p), pack_rounds(fold + halve + back + unfold))
 
 
 def two_level(hosts: Sequence[int]) -> Plan:
@@ -114,7 +114,7 @@ def two_level(hosts: Sequence[int]) -> Plan:
         transfers += _ring_all_gather(column, first=i * h)
     for ranks in members:
         transfers += _ring_all_gather(ranks, count=h)
-    return Plan("two-level", "all_reduce", world_size, size * h, pack(transfers))
+    return Plan("two-level", "all_reduce", world_size, size * h, pack_rounds(transfers))
 
 
 def all_to_all(world_size: int) -> Plan:
@@ -124,7 +124,7 @@ def all_to_all(world_size: int) -> Plan:
     """
     n = world_size
     transfers = [Transfer(r, (r + s) % n, r * n + (r + s) % n) for s in range(1, n) for r in range(n)]
-    return Plan("pairwise", "all_to_all", n, max(1, n * n), pack(transfers))
+    return Plan("pairwise", "all_to_all", n, max(1, n * n), pack_rounds(transfers))
 
 
 def two_level_all_to_all(hosts: int, ranks_per_host: int) -> Plan:
@@ -153,7 +153,7 @@ def two_level_all_to_all(hosts: int, ranks_per_host: int) -> Plan:
         for s in range(1, hosts)
         for r in ranks
     ]
-    return Plan("two-level", "all_to_all", n, n * n, pack(within + between))
+    return Plan("two-level", "all_to_all", n, n * n, pack_rounds(within + between))
 
 
 def _ring_reduce_scatter(ranks: Sequence[int], first: int = 0, count: int = 1) -> Iterator[Transfer]:
@@ -177,7 +177,7 @@ def _two_level_by_leaders(members: list[list[int]], world_size: int) -> Plan:
     transfers = [Transfer(rank, ranks[0], 0, reduce=True, count=chunks) for ranks in members for rank in ranks[1:]]
     transfers += [*_ring_reduce_scatter(leaders), *_ring_all_gather(leaders)]
     transfers += [Transfer(ranks[0], rank, 0, count=chunks) for ranks in members for rank in ranks[1:]]
-    return Plan("two-level", "all_reduce", world_size, chunks, pack(transfers))
+    return Plan("two-level", "all_reduce", world_size, chunks, pack_rounds(transfers))
 
 
 def _rooted(name: str, collective: str, n: int, num_chunks: int, up: list, down: list, root: int) -> Plan:
@@ -188,4 +188,4 @@ def _rooted(name: str, collective: str, n: int, num_chunks: int, up: list, down:
 def _of(name: str, collective: str, n: int, num_chunks: int, parts: dict[str, list], root: int = 0) -> Plan:
     if collective not in parts:
         raise PlanError(f"a {name} does {', '.join(parts)}; got {collective!r}")
-    return Plan(name, collective, n, num_chunks, pack(parts[collective]), root)
+    return Plan(name, collective, n, num_chunks, pack_rounds(parts[collective]), root)

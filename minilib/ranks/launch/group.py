@@ -78,7 +78,7 @@ def call(fn: Callable, args: tuple, rank: int, world_size: int) -> bytes:
         ) from error
 
 
-def value(pickled: bytes, rank: int, world_size: int) -> object:
+def returned(pickled: bytes, rank: int, world_size: int) -> object:
     """What `call` returned on the given rank, in this process.
 
     Raises:

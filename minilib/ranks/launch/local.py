@@ -18,7 +18,7 @@ from pathlib import Path
 from minilib.mechanisms.basics import interrupts
 from minilib.ranks.launch.errors import RankFailed, RanksTimedOut, TemporaryFolderTooLong
 from minilib.ranks.launch.fork_server import ForkServer
-from minilib.ranks.launch.group import value
+from minilib.ranks.launch.group import returned
 from minilib.ranks.launch.pickling import dumps
 from minilib.ranks.launch.process import RankProcess
 from minilib.ranks.launch.rank import Job, Rank
@@ -36,7 +36,7 @@ GRACE = 0.3  # seconds in which a death that explains a failure comes to light
 server = ForkServer(PRELOAD)
 
 
-def run(fn: Callable, args: tuple, world_size: int, *, timeout: float | None, backend: str, threads: int) -> list:
+def run_ranks(fn: Callable, args: tuple, world_size: int, *, timeout: float | None, backend: str, threads: int) -> list:
     """`minilib.ranks.launch.run` on new processes, which end before it returns."""
     sources = {name: entry for name, entry in linecache.cache.items() if len(entry) == 4 and entry[1] is None}
     limit = COLLECTIVE_TIMEOUT if timeout is None else timeout + MARGIN
@@ -55,7 +55,7 @@ def run(fn: Callable, args: tuple, world_size: int, *, timeout: float | None, ba
             ranks.end()
             ranks.show_output()
         files = [process.rank.file("value") for process in ranks.processes]
-        return [value(file.read_bytes(), rank, world_size) for rank, file in enumerate(files)]
+        return [returned(file.read_bytes(), rank, world_size) for rank, file in enumerate(files)]
 
 
 class Ranks:

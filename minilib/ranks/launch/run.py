@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from minilib.ranks.launch import local
 from minilib.ranks.launch.errors import NestedRun, RankFailed
-from minilib.ranks.launch.group import call, failure, join, leave, running, value
+from minilib.ranks.launch.group import call, failure, join, leave, returned, running
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what it puts in the environment
 FAILURE = "minilib.ranks.launch/failure"  # the key under which the first rank to fail says so
@@ -70,7 +70,7 @@ def run(
     _check(fn, world_size, timeout, threads, under_torchrun)
     if under_torchrun:
         return _run_under_torchrun(fn, args, timeout, backend, threads)
-    return local.run(fn, args, world_size, timeout=timeout, backend=backend, threads=threads)
+    return local.run_ranks(fn, args, world_size, timeout=timeout, backend=backend, threads=threads)
 
 
 def hosts() -> list[int]:
@@ -128,7 +128,7 @@ def _run_under_torchrun(fn: Callable, args: tuple, timeout: float | None, backen
         dist.all_gather_object(values, call(fn, args, rank, world_size))
     except Exception as error:
         raise _first_failure(failure(error, rank, world_size)) from error
-    return [value(content, number, world_size) for number, content in enumerate(values)]
+    return [returned(content, number, world_size) for number, content in enumerate(values)]
 
 
 def _first_failure(own: RankFailed) -> RankFailed:

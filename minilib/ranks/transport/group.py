@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -61,7 +62,8 @@ class GroupTransport:
             if combine:
                 take(receive.content, arrived.view(torch.uint8), combine)
         for work in leaving:
-            self._wait(work, send.peer)
+            with self._naming(send.peer):
+                work.wait(self._timeout)
 
     def close(self) -> None:
         if self._owned:
@@ -70,29 +72,22 @@ class GroupTransport:
             dist.destroy_process_group(self._group)
 
     def _send(self, content: Tensor, peer: int) -> dist.Work:
-        try:
+        with self._naming(peer):
             return self._group.send([content], peer, 0)
-        except RuntimeError as error:
-            raise self._lost(peer, error) from error
 
     def _receive(self, place: Tensor, peer: int, tag: int = 0, timeout: timedelta | None = None) -> Tensor:
-        try:
-            work = self._group.recv([place], peer, tag)
-        except RuntimeError as error:
-            raise self._lost(peer, error) from error
-        self._wait(work, peer, timeout)
+        with self._naming(peer):
+            self._group.recv([place], peer, tag).wait(timeout or self._timeout)
         return place
 
-    def _wait(self, work: dist.Work, peer: int, timeout: timedelta | None = None) -> None:
+    @contextlib.contextmanager
+    def _naming(self, peer: int) -> Iterator[None]:
+        """Raise gloo's error as an error that names the rank."""
         try:
-            work.wait(timeout or self._timeout)
+            yield
         except RuntimeError as error:
-            raise self._lost(peer, error) from error
-
-    def _lost(self, peer: int, error: RuntimeError) -> CollectiveFailed:
-        """Gloo's error as an error that names the rank."""
-        why = re.sub(r"^\[\S+\] ", "", str(error).strip().split(". ")[0])  # without the position in gloo's source
-        return CollectiveFailed(f"rank {self.rank} has no answer from rank {peer}: {why}")
+            why = re.sub(r"^\[\S+\] ", "", str(error).strip().split(". ")[0])  # without the place in gloo's source
+            raise CollectiveFailed(f"rank {self.rank} has no answer from rank {peer}: {why}") from error
 
     def _hang_up(self) -> None:
         """Close the connections of the group, so that a rank that waits for this rank fails at once.

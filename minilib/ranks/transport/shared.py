@@ -27,11 +27,6 @@ class _Region:
     mine: Tensor
     theirs: dict[int, Tensor]
 
-    def offset(self, part: Tensor) -> int | None:
-        """Offset of a part in this rank's tensor, in bytes; None if the part is not in it."""
-        start = part.data_ptr() - self.mine.data_ptr()
-        return start if 0 <= start < len(self.mine) else None
-
 
 class SharedMemoryTransport:
     """For CPU tensors and ranks of one host.
@@ -85,10 +80,10 @@ class SharedMemoryTransport:
         self._peers, self._regions = {}, []
 
     def _locate(self, content: Tensor) -> tuple[int, int]:
-        """Region and offset of a tensor from `empty`; -1 if it is none."""
+        """Region and offset in bytes of a tensor from `empty`, or of a part of one; region -1 for any other."""
         for number, region in enumerate(self._regions):
-            offset = region.offset(content)
-            if offset is not None:
+            offset = content.data_ptr() - region.mine.data_ptr()
+            if 0 <= offset < len(region.mine):
                 return number, offset
         return -1, 0
 
@@ -122,7 +117,7 @@ class _Outgoing:
         """Fill a slot, if one is free; True if it did."""
         if self._at == len(self._pieces) or not self.peer.free:
             return False
-        slot, piece = self.peer.next_free(), self._pieces[self._at]
+        slot, piece = next(self.peer.to_fill), self._pieces[self._at]
         if self._at == 0:
             slot.write_head(self._message.head(), self._region, self._offset)
         slot.content[: len(piece)].copy_(piece)
@@ -151,7 +146,7 @@ class _Incoming:
         """Empty a slot, if one is filled; True if it did."""
         if self.done or not self.peer.filled:
             return False
-        slot, region, offset = self.peer.next_filled(), -1, 0
+        slot, region, offset = next(self.peer.to_empty), -1, 0
         if self._at == 0:
             label, region, offset = slot.read_head()
             self._message.check(self._rank, label)

@@ -7,6 +7,7 @@ however a rank ends.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import select
@@ -61,18 +62,21 @@ class Peer:
         rank: number of the other rank.
         connection: Unix socket connected to the other rank, which begins the same handshake.
         timeout: seconds to wait for the handshake.
+
+    Attributes:
+        free, filled: slots that this rank can fill and empty now.
+        to_fill, to_empty: the slots in turn; whoever takes one calls `say_filled` or `say_free` afterwards.
     """
 
     def __init__(self, rank: int, connection: socket.socket, timeout: float) -> None:
         self.rank, self.socket = rank, connection
         self.socket.setblocking(False)
         self.free, self.filled = SLOTS, 0
-        self._next_to, self._next_of = 0, 0
         self._descriptors: list[int] = []  # received, not yet mapped
         with new_memory(SLOTS * _SLOT) as descriptor:
             mine, theirs = map_memory(descriptor), self.trade(descriptor, timeout)
-        self._to = [Slot(memory) for memory in mine.view(SLOTS, _SLOT)]
-        self._of = [Slot(memory) for memory in theirs.view(SLOTS, _SLOT)]
+        self.to_fill = itertools.cycle([Slot(memory) for memory in mine.view(SLOTS, _SLOT)])
+        self.to_empty = itertools.cycle([Slot(memory) for memory in theirs.view(SLOTS, _SLOT)])
 
     def trade(self, descriptor: int, timeout: float) -> Tensor:
         """Send the other rank a descriptor of memory, receive a descriptor from it, and map that.
@@ -107,21 +111,13 @@ class Peer:
         finally:
             os.close(other)
 
-    def next_free(self) -> Slot:
-        """The slot to fill next; call `say_filled` afterwards."""
-        return self._to[self._next_to]
-
-    def next_filled(self) -> Slot:
-        """The slot to empty next; call `say_free` afterwards."""
-        return self._of[self._next_of]
-
     def say_filled(self) -> None:
         """Notify the other rank that the next slot is filled.
 
         Raises:
             CollectiveFailed: if the other rank is gone.
         """
-        self._next_to, self.free = (self._next_to + 1) % SLOTS, self.free - 1
+        self.free -= 1
         try:
             self.socket.send(_FILLED)  # always fits: at most SLOTS of each kind are on their way
         except OSError as error:
@@ -129,7 +125,7 @@ class Peer:
 
     def say_free(self) -> None:
         """Notify the other rank that the next slot is empty, unless that rank has sent everything and is gone."""
-        self._next_of, self.filled = (self._next_of + 1) % SLOTS, self.filled - 1
+        self.filled -= 1
         with contextlib.suppress(OSError):
             self.socket.send(_FREE)
 

@@ -1,30 +1,26 @@
-"""A model made ready for decoding on a CPU, where a step multiplies few rows and is made of many small calls.
+"""A model made ready for serving on a CPU: its matrices packed, and each operation between two products one pass.
 
-Its matrices are packed: put once into the order in which oneDNN's product reads them. torch's own `nn.Linear` hands
-fp32 weights to the BLAS as they are, which is slow for a few rows:
+torch's own `nn.Linear` hands fp32 weights to the BLAS as they are, which is slow for a few rows, and each small
+operation is several calls, which cost more than their work where a step has one row.
 
-    25 million parameters, torch 2.13, 2 cores    1 row           8 rows         32 rows     plain / packed
-    AMD EPYC                                                      15 / 4 ms
-    Intel Xeon                                    2.2 / 2.9 ms    5.0 / 4.0 ms   9.1 / 7.7 ms
-
-A packed matrix takes the place of the plain one, so that weights are in memory once and no copy can grow stale. An
-embedding table that is the output projection, too, stays plain, for its rows are looked up; oneDNN takes it as it is.
-`torch.compile` packs with the same two operations, but needs a C++ compiler on the reader's machine. Norms are
-computed in four calls instead of the eight behind `F.rms_norm`.
+A packed matrix takes the place of the plain one, so that weights are in memory once and no copy can grow stale; an
+embedding table that is the output projection, too, is packed once for both. What a row gets depends on that row alone,
+to the last bit, however many rows are multiplied together.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Model = TypeVar("Model", bound=nn.Module)
+from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.serving.cpu.machine_code import WIDTH
+from minilib.serving.cpu.ops import CompiledOps
+from minilib.serving.cpu.tape import Kernel, room, run
 
-_ROWS = 32  # the batch that oneDNN chooses the order for; it was the best order, or as good as any, for 1 to 256 rows
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class PackedModel(RuntimeError):
@@ -47,71 +43,99 @@ class _Moved(nn.Module):
         raise PackedModel("packed weights have no plain form to save; save the model before it is packed")
 
 
-class PackedLinear(_Moved):
-    """A linear layer through oneDNN; for inference only.
+class PackedMatrix:
+    """A matrix (N, K) in panels, in the order in which products read it.
 
     Args:
-        linear: the layer that it replaces, fp32 on the CPU.
-        shared: whether its weight is needed elsewhere: it is then used as it is, else it is moved.
+        weight: fp32, on the CPU.
+
+    Attributes:
+        panels: (⌈N / WIDTH⌉, K, WIDTH), filled up with zeros.
     """
 
-    def __init__(self, linear: nn.Linear, shared: bool = False) -> None:
+    def __init__(self, weight: Tensor) -> None:
+        self.outputs, self.depth = weight.shape
+        self.panels = torch.zeros(ceil_div(self.outputs, WIDTH), self.depth, WIDTH)
+        whole = self.outputs // WIDTH
+        self.panels[:whole] = weight[: whole * WIDTH].view(whole, WIDTH, self.depth).transpose(1, 2)
+        if self.outputs % WIDTH:
+            self.panels[whole, :, : self.outputs % WIDTH] = weight[whole * WIDTH :].T
+        self._where = (self.panels.data_ptr(), len(self.panels))
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (rows, K) → x · weightᵀ + bias, (rows, N); bias has a number for each column of the panels."""
+        x = x if x.stride(1) == 1 else x.contiguous()
+        panels, number = self._where
+        y = room(len(x), number * WIDTH)
+        address = 0 if bias is None else bias.data_ptr()
+        of_x = (len(x), x.data_ptr(), x.stride(0))
+        run(Kernel.PRODUCT, *of_x, panels, number, address, y.data_ptr(), number * WIDTH, self.depth)
+        return y if self.outputs == number * WIDTH else y[:, : self.outputs]
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """The rows of the matrix with these numbers, (len(numbers), K), as an embedding looks them up."""
+        return self.panels[numbers // WIDTH, :, numbers % WIDTH]
+
+
+class PackedLinear(_Moved):
+    """A linear layer, for inference only: (..., K) → (..., N).
+
+    Args:
+        matrix: its weight.
+        bias: (N,), or None.
+    """
+
+    def __init__(self, matrix: PackedMatrix, bias: Tensor | None = None) -> None:
         super().__init__()
-        weight = linear.weight.detach()
-        self.matrix = weight if shared else torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        self.bias = linear.bias
-        if not shared:
-            _empty(linear.weight)
+        self.matrix, self.bias = matrix, None
+        if bias is not None:
+            self.bias = torch.zeros(len(matrix.panels) * WIDTH)
+            self.bias[: matrix.outputs] = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        if x.dim() == 2:
+            return self.matrix.product(x, self.bias)
+        return self.matrix.product(x.flatten(0, -2), self.bias).view(*x.shape[:-1], -1)
 
 
-class FewCallsRMSNorm(_Moved):
-    """x / √(mean(x²) + eps) · weight, written as √d · weight · x / √(|x|² + d · eps); for inference only.
+class PackedEmbedding(_Moved):
+    """An embedding table that is packed for the output projection: (...) int64 → (..., K)."""
 
-    Args:
-        norm: the layer that it replaces.
-    """
-
-    def __init__(self, norm: nn.RMSNorm) -> None:
+    def __init__(self, matrix: PackedMatrix) -> None:
         super().__init__()
-        weight = norm.weight.detach()
-        self.scale = weight * math.sqrt(len(weight))
-        self.least = torch.tensor([math.sqrt(len(weight) * norm.eps)])
-        _empty(norm.weight)
+        self.matrix = matrix
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        h = x if residual is None else residual + x
-        length = torch.linalg.vector_norm(h, dim=-1, keepdim=True).hypot_(self.least)
-        y = torch.div(h, length).mul_(self.scale)
-        return y if residual is None else (y, h)
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.matrix.rows(token_ids.flatten()).view(*token_ids.shape, -1)
 
 
 def pack(model: Model) -> Model:
-    """Move a model's weights into their packed form, in place, where that can be had: fp32 on a CPU with oneDNN.
+    """Move a decoder's matrices into packed form, in place, and let compiled operations compute: fp32 on a CPU.
 
-    From then on the model computes and does nothing else: whoever still holds one of the parameters that were moved,
-    such as an optimizer, holds an empty tensor. Packing once more changes nothing.
+    From then on the model computes and does nothing else: whoever still holds a parameter that was moved, such as an
+    optimizer, holds an empty tensor. Another dtype or device stays as it is, and packing once more changes nothing.
 
     Returns:
         The model.
 
     Cost: at any time one matrix more than the weights in memory.
     """
-    here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not here or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         return model
-    owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
-    for module in list(model.modules()):
+    matrices: dict[nn.Parameter, PackedMatrix] = {}
+    modules = list(model.modules())
+    products = {child.weight for module in modules for child in module.children() if isinstance(child, nn.Linear)}
+    for module in modules:
+        if hasattr(module, "ops"):
+            module.ops = CompiledOps()
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child, shared=owners[child.weight] > 1))
-            elif isinstance(child, nn.RMSNorm):
-                setattr(module, name, FewCallsRMSNorm(child))
+            if isinstance(child, nn.Linear | nn.Embedding) and child.weight in products:
+                weight = child.weight
+                if weight not in matrices:
+                    matrices[weight] = PackedMatrix(weight)
+                    weight.data = weight.data.new_empty(0)  # freed for everybody who holds it
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, PackedLinear(matrices[weight], child.bias))
+                else:
+                    setattr(module, name, PackedEmbedding(matrices[weight]))
     return model
-
-
-def _empty(parameter: nn.Parameter) -> None:
-    """Free what a parameter holds, for everybody who holds it."""
-    parameter.data = parameter.data.new_empty(0)

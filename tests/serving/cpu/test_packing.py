@@ -1,43 +1,51 @@
 """A packed model computes what the model did, holds its weights once, and leaves nobody with stale ones."""
 
-import copy
 import gc
 
 import pytest
 import torch
 from torch import nn
 
-from minilib.model import weights as checkpoint
+from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.files import CheckpointError
-from minilib.serving.cpu.packing import FewCallsRMSNorm, PackedLinear, PackedModel, pack
+from minilib.serving.cpu.packing import PackedLinear, PackedMatrix, PackedModel, pack
 from minilib.serving.llm import LLM
 from tests.serving.test_detokenizer import TRAINED
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 8, 33])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("outputs, depth", [(1, 1), (40, 24), (32, 7), (97, 130)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_product_of_any_number_of_rows(rows, shared, bias):
-    linear = nn.Linear(24, 40, bias=bias)
-    layer = PackedLinear(copy.deepcopy(linear), shared)
-    x = torch.randn(rows, 24)
+def test_product_of_any_number_of_rows(outputs, depth, bias):
+    linear = nn.Linear(depth, outputs, bias=bias)
+    layer = PackedLinear(PackedMatrix(linear.weight.detach()), linear.bias)
+    x = torch.randn(41, depth)
     with torch.inference_mode():
-        torch.testing.assert_close(layer(x), linear(x), rtol=1e-5, atol=1e-5)
+        expected, got = linear(x), layer(x)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        for rows in range(41):
+            assert torch.equal(layer(x[:rows]), got[:rows]), "a row depends on how many there are"
+        assert torch.equal(layer(x[:, None]), got[:, None])
+        apart = torch.randn(5, 2 * depth)[:, ::2]
+        torch.testing.assert_close(layer(apart), linear(apart), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e4])
-def test_norm_of_small_and_large_rows(scale):
-    norm = nn.RMSNorm(48, eps=1e-5)
-    nn.init.normal_(norm.weight)
-    x, residual = (scale * torch.randn(5, 48) for _ in "xr")
-    with torch.inference_mode():
-        packed = FewCallsRMSNorm(copy.deepcopy(norm))
-        torch.testing.assert_close(packed(x), norm(x), rtol=1e-5, atol=1e-6)
-        y, total = packed(x, residual)
-        torch.testing.assert_close(total, x + residual, rtol=0, atol=0)
-        torch.testing.assert_close(y, norm(x + residual), rtol=1e-5, atol=1e-6)
+def test_numbers_that_are_not_finite_stay_in_their_row():
+    matrix = PackedMatrix(torch.randn(33, 16))
+    x = torch.randn(14, 16)
+    expected = matrix.product(x)
+    x[3, 2], x[13, 0] = torch.nan, torch.inf
+    got = matrix.product(x)
+    whole = [row for row in range(14) if row not in (3, 13)]
+    assert torch.equal(got[whole], expected[whole])
+    assert got[3].isnan().all() and not got[13].isfinite().any()
+
+
+def test_rows_of_a_packed_table_are_those_of_the_plain_one():
+    table = torch.randn(67, 12)
+    numbers = torch.tensor([0, 66, 31, 32, 5, 5])
+    assert torch.equal(PackedMatrix(table).rows(numbers), table[numbers])
 
 
 def decoder(qk_norm=False, tie=True):
@@ -61,26 +69,28 @@ def test_a_packed_decoder_has_the_decoders_logits(qk_norm, tie):
     expected = logits(model, tokens)
     assert pack(model) is model and pack(model) is model
     torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-4, atol=1e-4)
-    assert not any(isinstance(module, (nn.Linear, nn.RMSNorm)) for module in model.modules())
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    assert model.ops.compiled and all(layer.ops.compiled for layer in model.layers)
 
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_whoever_holds_a_parameter_holds_nothing_or_what_is_served(tie):
-    """Weights cannot grow stale: those that were moved are gone, and the table that is shared is used as it is."""
+    """Weights cannot grow stale: those that were moved are gone; norms, and a table for lookups alone, are served."""
     model = decoder(tie=tie)
     held = dict(model.named_parameters())
     pack(model)
-    assert {name for name, parameter in held.items() if parameter.numel()} == {"embed.weight"}
+    kept = {name for name, parameter in held.items() if parameter.numel()}
+    assert kept == {name for name in held if "norm" in name} | (set() if tie else {"embed.weight"})
     with torch.no_grad():
-        for parameter in held.values():
-            parameter.zero_()
+        for name in kept:
+            held[name].zero_()
     assert logits(model, torch.arange(5)).count_nonzero() == 0
 
 
 def test_a_packed_model_refuses_what_needs_plain_weights(tmp_path):
     model = pack(decoder())
     assert model.to("cpu").float() is model
-    for move in (lambda: model.to("meta"), model.double, model.state_dict, lambda: checkpoint.save(model, tmp_path)):
+    for move in (lambda: model.to("meta"), model.double, model.state_dict, lambda: weights.save(model, tmp_path)):
         with pytest.raises((PackedModel, CheckpointError), match="pack"):
             move()
     assert list(tmp_path.iterdir()) == []
@@ -104,12 +114,12 @@ def tensor_bytes():
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_a_loaded_llm_holds_its_weights_once(tmp_path, tie, stored):
     config = ModelConfig(TRAINED.get_vocab_size(), 64, 160, 3, 4, 2, 16, max_position=64, tie_embeddings=tie)
-    checkpoint.save(Decoder(config), tmp_path, stored)
+    weights.save(Decoder(config), tmp_path, stored)
     TRAINED.save(str(tmp_path / "tokenizer.json"))
     gc.collect()
     before = tensor_bytes()
     llm = LLM.load(tmp_path, num_pages=9)
     gc.collect()
     pool = llm.engine.cache.k.nbytes + llm.engine.cache.v.nbytes
-    weights = 4 * config.num_parameters
-    assert weights <= tensor_bytes() - before - pool <= 1.05 * weights
+    parameter_bytes = 4 * config.num_parameters
+    assert parameter_bytes <= tensor_bytes() - before - pool <= 1.05 * parameter_bytes

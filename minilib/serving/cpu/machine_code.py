@@ -1,0 +1,123 @@
+"""What Numba's Python cannot say: a block of products held in registers, and an array at an address.
+
+A product of few rows reads its whole matrix once, so it should take no longer than the memory needs for that. It does
+if every vector of the matrix that arrives is multiplied with all rows while it is in a register:
+
+                       panel: K × WIDTH, in the order in which it is read
+    x  r0 │ k0 k1 …    k0  [ LANES ][ LANES ]     one vector of the panel, times one number of each row, is added to
+       r1 │ k0 k1 …    k1  [ LANES ][ LANES ]     one accumulator a row: 2 · rows accumulators stay in registers for
+       …               …                          the whole of K
+
+A compiler vectorises the innermost loop, here over K, and would keep the sums of one number at a time; so this loop is
+written for LLVM by hand. Each number of the result is summed over K in the same order however many rows there are:
+what a row gets does not depend on the rows beside it, to the last bit.
+
+Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 2008.
+"""
+
+from __future__ import annotations
+
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+LANES = 16 if _WIDE else 8  # fp32 numbers in a vector
+VECTORS = 2
+WIDTH = VECTORS * LANES  # columns of a panel
+ROWS = 12 if _WIDE else 4  # most rows of a block: VECTORS · (ROWS + 1) + 1 vectors fit into 32 or 16 registers
+
+# Sums may be taken in another order and products be fused with sums; NaN and infinity stay what they are.
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+OPTIONS = {"cache": True, "fastmath": FAST, "error_model": "numpy"}
+
+FLOAT, LONG = ir.FloatType(), ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+
+
+@intrinsic(prefer_literal=True)
+def block_of_rows(typing, rows, first, x, x_stride, panel, y, y_stride, depth):
+    """y[r, :WIDTH] = Σₖ x[r, k] · panel[k, :WIDTH] for first ≤ r < first + rows.
+
+    Args:
+        rows: number of rows, a constant, 1 … ROWS.
+        first: number of the first row.
+        x, panel, y: addresses of fp32 numbers.
+        x_stride, y_stride: numbers from one row to the next.
+        depth: K, at least 1.
+    """
+    signature = types.void(rows, *[types.int64] * 7)
+
+    def generate(context, builder, signature, arguments):
+        count = rows.literal_value
+        _, first, x, x_stride, panel, y, y_stride, depth = arguments
+        x, panel, y = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (x, panel, y))
+        numbers = [builder.add(first, LONG(r)) for r in range(count)]
+        x_rows = [builder.gep(x, [builder.mul(x_stride, r)]) for r in numbers]
+        y_rows = [builder.gep(y, [builder.mul(y_stride, r)]) for r in numbers]
+
+        before, loop, after = builder.block, builder.append_basic_block("over_k"), builder.append_basic_block("store")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k = builder.phi(LONG)
+        k.add_incoming(LONG(0), before)
+        sums = [[builder.phi(VECTOR) for _ in range(VECTORS)] for _ in range(count)]
+        line = builder.gep(panel, [builder.mul(k, LONG(WIDTH))])
+        weights = [builder.load(_vector_at(builder, line, v), align=4) for v in range(VECTORS)]
+        for x_row, row in zip(x_rows, sums, strict=True):
+            number = _in_every_lane(builder, builder.load(builder.gep(x_row, [k])))
+            for weight, total in zip(weights, row, strict=True):
+                total.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), before)
+                product = builder.fmul(number, weight, flags=("contract",))
+                total.add_incoming(builder.fadd(product, total, flags=("contract",)), loop)
+        following = builder.add(k, LONG(1))
+        k.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
+
+        builder.position_at_end(after)
+        for y_row, row in zip(y_rows, sums, strict=True):
+            for v, total in enumerate(row):
+                builder.store(total.incomings[1][0], _vector_at(builder, y_row, v), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _vector_at(builder: ir.IRBuilder, address: ir.Value, number: int) -> ir.Value:
+    return builder.bitcast(builder.gep(address, [LONG(number * LANES)]), VECTOR.as_pointer())
+
+
+def _in_every_lane(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    nothing, first = ir.Constant(VECTOR, ir.Undefined), ir.IntType(32)(0)
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(builder.insert_element(nothing, number, first), nothing, lanes)
+
+
+@intrinsic
+def pointer(typing, address):
+    """An address as the pointer that `numba.carray` takes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@njit(inline="always")
+def rows_times_panel(rows, x, x_stride, panel, y, y_stride, depth):
+    """`block_of_rows` for any number of rows."""
+    row = 0
+    while rows - row >= ROWS:
+        block_of_rows(ROWS, row, x, x_stride, panel, y, y_stride, depth)
+        row += ROWS
+    if rows - row >= 8:
+        block_of_rows(8, row, x, x_stride, panel, y, y_stride, depth)
+        row += 8
+    if rows - row >= 4:
+        block_of_rows(4, row, x, x_stride, panel, y, y_stride, depth)
+        row += 4
+    if rows - row >= 2:
+        block_of_rows(2, row, x, x_stride, panel, y, y_stride, depth)
+        row += 2
+    if rows - row >= 1:
+        block_of_rows(1, row, x, x_stride, panel, y, y_stride, depth)

@@ -1,0 +1,56 @@
+"""The decoder's operations in compiled code: fp32 on a CPU, for inference, each row as if it were alone.
+
+Rows are those of an engine: (tokens, width), or (tokens, heads, head_dim).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from minilib.model.ops import Ops
+from minilib.serving.cpu.tape import Kernel, room, room_for_product, run
+
+
+class CompiledOps(Ops):
+    """One pass over the rows an operation; see `Ops`."""
+
+    compiled = True
+
+    def rms_norm(self, x, weight, residual, eps):
+        x = _rows_as_wholes(x)
+        rows, width, parts = len(x), x.shape[-1], x.shape[1] if x.dim() == 3 else 1
+        y = room_for_product(*x.shape)
+        h, of_residual, of_h = x, 0, 0
+        if residual is not None:
+            residual, h = residual.contiguous(), room(*x.shape)
+            of_residual, of_h = residual.data_ptr(), h.data_ptr()
+        of_x, of_y = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
+        run(Kernel.RMS_NORM, rows, parts, width, *of_x, of_residual, of_h, weight.data_ptr(), *of_y, number=eps)
+        return y if residual is None else (y, h)
+
+    def rotary(self, x, rope):
+        x = _rows_as_wholes(x)
+        tokens, heads, head_dim = x.shape
+        y = room(tokens, heads, head_dim)
+        angles = (angle.data_ptr() for angle in rope)
+        run(Kernel.ROTATE, tokens, heads, head_dim, x.data_ptr(), x.stride(0), *angles, y.data_ptr(), heads * head_dim)
+        return y
+
+    def swiglu(self, gate_up):
+        x = _rows_as_wholes(gate_up)
+        rows, width = len(x), x.shape[1] // 2
+        y = room_for_product(rows, width)
+        run(Kernel.SWIGLU, rows, width, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
+        return y
+
+    def add(self, x, y):
+        x, y = x.contiguous(), y.contiguous()
+        z = room(*x.shape)
+        run(Kernel.ADD, *x.shape, x.data_ptr(), y.data_ptr(), z.data_ptr())
+        return z
+
+
+def _rows_as_wholes(x: Tensor) -> Tensor:
+    """A row (of heads) with its numbers side by side, whatever lies between rows."""
+    wholes = x.stride(-1) == 1 and (x.dim() == 2 or x.stride(-2) == x.shape[-1])
+    return x if wholes else x.contiguous()

@@ -1,0 +1,86 @@
+"""Decode steps that are recorded once and replayed: the way past Python where a step is short."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.mechanisms.paging import PageTable
+from minilib.model.decoder import Decoder
+from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cpu.attention import Decode, Store
+from minilib.serving.cpu.tape import recording, room_for_product
+
+MOST_SEQUENCES = 32  # a step of more spends too little time in Python
+MOST_TAPES = 4
+
+
+class _Recorded:
+    """A step of so many sequences: its tape, and where it reads and writes."""
+
+    def __init__(self, model: Decoder, cache: PagedCache, tables: list[PageTable], inputs: tuple) -> None:
+        x, rope = inputs
+        self.inputs = (x.clone(), *(angle.clone() for angle in rope))
+        most_pages = ceil_div(model.config.max_position, cache.page_size)
+        self.decode = Decode(list(enumerate(tables)), most_pages)
+        self.store = Store(_slots(tables))
+        layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
+
+        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = layers[layer]
+            self.store(k, v, keys, values)
+            out = room_for_product(*q.shape)
+            self.decode(out, q, k, v, keys, values)
+            return out
+
+        with recording() as self.tape:
+            x, *rope = self.inputs
+            self.logits = model.logits(model.through_layers(x, tuple(rope), attention))
+
+    def again(self, tables: list[PageTable], inputs: tuple) -> Tensor:
+        x, rope = inputs
+        for old, new in zip(self.inputs, (x, *rope), strict=True):
+            old.copy_(new)
+        self.decode.fill(list(enumerate(tables)))
+        self.store.slots.copy_(_slots(tables))
+        self.tape.replay()
+        return self.logits
+
+
+class RecordedSteps:
+    """The steps of one packed model over one cache in which every sequence computes one token.
+
+    Args:
+        model: packed.
+        cache: where its keys and values are.
+    """
+
+    def __init__(self, model: Decoder, cache: PagedCache) -> None:
+        self.model, self.cache = model, cache
+        self.possible = True  # until something that computes is not on the tape: experts are not
+        self.recorded: dict[int, _Recorded] = {}  # by number of sequences, the one used last at the end
+
+    def suit(self, num_sequences: int) -> bool:
+        """Whether a step of so many sequences should be recorded."""
+        return self.possible and num_sequences <= MOST_SEQUENCES
+
+    def logits(self, token_ids: list[int], tables: list[PageTable]) -> Tensor:
+        """(sequences, vocab_size), which the next step overwrites; each table has grown by its token."""
+        positions = torch.tensor([table.length - 1 for table in tables])
+        inputs = self.model.inputs(torch.tensor(token_ids), positions)
+        step = self.recorded.pop(len(tables), None)
+        if step is None:
+            step = _Recorded(self.model, self.cache, tables, inputs)
+            logits, self.possible = step.logits, step.tape.complete
+        else:
+            logits = step.again(tables, inputs)
+        self.recorded[len(tables)] = step
+        while len(self.recorded) > MOST_TAPES:
+            del self.recorded[next(iter(self.recorded))]
+        return logits
+
+
+def _slots(tables: list[PageTable]) -> Tensor:
+    """The slots of the last tokens, counted through all pages of the pool."""
+    return torch.tensor([table.frames[-1] * table.page_size + (table.length - 1) % table.page_size for table in tables])
