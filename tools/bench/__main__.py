@@ -1,8 +1,9 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|moe|compiled|kernels]
+Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|moe|compiled|kernels|peers]
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
+"peers" installs other engines into environments of its own below build/, so it runs only where it is asked for.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from tools.bench import (
     paging as bench_paging,
 )
 from tools.bench import (
+    peers as bench_peers,
+)
+from tools.bench import (
     training as bench_training,
 )
 from tools.kernel_jobs import Sizes
 
-CHOICES = ("machine", "workloads", "paging", "collectives", "training", "moe", "compiled", "kernels")
+CHOICES = ("machine", "workloads", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers")
 
 FRESH = (None, "machine", "workloads", "paging")  # held against this machine's rates, which change with its neighbours
 
@@ -46,6 +50,9 @@ def main() -> int:
     parser.add_argument("--only", choices=CHOICES, help="record one of them")
     parser.add_argument("--modules", nargs="+", metavar="MODULE", help="of compiled: only these, such as matmul.dense")
     parser.add_argument("--targets", nargs="+", choices=compiled.TARGETS, help="of compiled: only these")
+    parser.add_argument("--peers", nargs="+", choices=bench_peers.PEERS, help="of peers: only these", metavar="PEER")
+    parser.add_argument("--models", nargs="+", choices=bench_peers.models.NAMES, help="of peers: only these")
+    parser.add_argument("--turns", type=int, default=5, help="of peers: turns of each")
     options = parser.parse_args()
     if options.only == "compiled" and (triton is None or interpreted()):
         parser.error("compiled needs Triton (on Linux) without TRITON_INTERPRET")
@@ -69,6 +76,8 @@ def main() -> int:
         parser.error("kernels are measured on a GPU, and torch sees none (or --cpu leaves it alone)")
     if options.only in (None, "kernels") and machine.kind == "gpu":
         _kernels(machine)
+    if options.only == "peers":
+        _peers(machine, options.peers, options.models, options.turns)
     return 0
 
 
@@ -179,6 +188,19 @@ def _kernels(machine: Machine) -> None:
         _save(machine, "kernels", {"ops": rows}, quiet=True)
         print(bench_kernels.line(row))
     print(f"{len(rows)} ops, {sum('measured' not in row for row in rows)} of them failed")
+
+
+def _peers(machine: Machine, names: list[str] | None, model_names: list[str] | None, turns: int) -> None:
+    """Chapter 12: the engine beside the engines that people use on a CPU. The record grows by a model at a time."""
+    found = []
+    for each in bench_peers.peers(names or tuple(bench_peers.PEERS), model_names or bench_peers.models.NAMES, turns):
+        found.append(each)
+        _save(machine, "peers", {"models": found}, quiet=True)
+        print(f"{each['model']}, {each['parameters'] / 1e6:.0f} M parameters")
+        for row in each["rows"]:
+            print(f"  {bench_peers.line(row)}")
+        for name, reason in each["failed"].items():
+            print(f"  {name}: {reason}")
 
 
 def _save(machine: Machine, name: str, data: dict, quiet: bool = False) -> None:
