@@ -35,7 +35,8 @@ class Engine:
         preemption: "recompute" or "swap".
         tokenizer: for text in the outputs and for stop strings; None to deal in token ids alone.
         eos_token_id: token, or tokens, that end a sequence unless a request ignores them.
-        pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`.
+        pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`;
+            torch.bfloat16 to multiply in it as well.
 
     Raises:
         ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops
@@ -54,7 +55,7 @@ class Engine:
         preemption: str = "recompute",
         tokenizer: tokenizers.Tokenizer | None = None,
         eos_token_id: int | Row[int] | None = None,
-        pack: bool = False,
+        pack: bool | torch.dtype = False,
     ) -> None:
         moe = model.config.moe
         if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
@@ -63,13 +64,13 @@ class Engine:
                 f"{moe.capacity_factor}); serve it with choice='token' and capacity_factor=None"
             )
         self.eos_token_ids = _end_tokens(eos_token_id, model.config.vocab_size)
-        self.tokenizer, weight = tokenizer, model.embed.weight
+        self.tokenizer, weight = tokenizer, model.norm.weight
         self.device, kind = weight.device, (weight.dtype, weight.device)
         if pack:
             # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
             from minilib.serving.cpu.packing import pack as pack_model
 
-            pack_model(model)
+            pack_model(model, torch.float32 if pack is True else pack)
         self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
@@ -204,7 +205,8 @@ class Engine:
 
     @staticmethod
     def _chances(due: list[tuple[int, Sequence, int]]) -> tuple[list[SamplingParams], list[float]]:
-        return [sequence.params for _, sequence, _ in due], [sequence.chance(k) for _, sequence, k in due]
+        chances = [0.0 if sequence.params.greedy else sequence.chance(k) for _, sequence, k in due]
+        return [sequence.params for _, sequence, _ in due], chances
 
     @staticmethod
     def _members(due: list[tuple[int, Sequence, int]]) -> list[Sequence]:

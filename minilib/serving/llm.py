@@ -67,8 +67,13 @@ class LLM:
         tokenizer = tokenizer_files.load(Path(folder))  # before the weights: it is read at once, and may be missing
         if ends := weights.eos_token_ids(folder):
             options.setdefault("eos_token_id", ends)
-        options.setdefault("pack", True)
-        return cls(weights.load(folder, dtype), tokenizer, **options)
+        model, pack = weights.load(folder, dtype), options.pop("pack", True)
+        if pack:
+            # Here, so that who does not want it never loads the compiler: it takes 100 MiB.
+            from minilib.serving.cpu.packing import pack as pack_model
+
+            pack_model(model, torch.float32 if pack is True else pack, over=True)
+        return cls(model, tokenizer, **options)
 
     def generate(
         self, prompts: list[str] | list[Row[int]], params: SamplingParams | None = None, progress: bool = False

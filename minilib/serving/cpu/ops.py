@@ -20,12 +20,13 @@ class CompiledOps(Ops):
         x = _rows_as_wholes(x)
         rows, width, parts = len(x), x.shape[-1], x.shape[1] if x.dim() == 3 else 1
         y = room_for_product(*x.shape)
-        h, of_residual, of_h = x, 0, 0
+        h, of_residual, of_h = x, (0, 0), 0
         if residual is not None:
-            residual, h = residual.contiguous(), room(*x.shape)
-            of_residual, of_h = residual.data_ptr(), h.data_ptr()
+            residual, h = _rows_as_wholes(residual), room(*x.shape)
+            of_residual, of_h = (residual.data_ptr(), residual.stride(0)), h.data_ptr()
         of_x, of_y = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
-        call_kernel(Kernel.RMS_NORM, rows, parts, width, *of_x, of_residual, of_h, weight.data_ptr(), *of_y, number=eps)
+        sizes = (rows, parts, width)
+        call_kernel(Kernel.RMS_NORM, *sizes, *of_x, *of_residual, of_h, weight.data_ptr(), *of_y, number=eps)
         return y if residual is None else (y, h)
 
     def rotary(self, x, rope):
@@ -46,13 +47,14 @@ class CompiledOps(Ops):
         return y
 
     def add(self, x, y):
-        x, y = x.contiguous(), y.contiguous()
+        x, y = _rows_as_wholes(x), _rows_as_wholes(y)
         z = room(*x.shape)
-        call_kernel(Kernel.ADD, *x.shape, x.data_ptr(), y.data_ptr(), z.data_ptr())
+        of_both = (x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
+        call_kernel(Kernel.ADD, *x.shape, *of_both, z.data_ptr())
         return z
 
 
 def _rows_as_wholes(x: Tensor) -> Tensor:
-    """A row (of heads) with its numbers side by side, whatever lies between rows."""
+    """A row (of heads) with its numbers side by side, whatever lies between rows; the rows of a decoder are so."""
     wholes = x.stride(-1) == 1 and (x.dim() == 2 or x.stride(-2) == x.shape[-1])
     return x if wholes else x.contiguous()

@@ -10,6 +10,8 @@ to the last bit, however many rows are multiplied together.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from typing import TypeVar
 
 import torch
@@ -21,6 +23,8 @@ from minilib.serving.cpu.ops import CompiledOps
 from minilib.serving.cpu.tape import Kernel, call_kernel, room
 
 Model = TypeVar("Model", bound=nn.Module)
+_FEW_ROWS = 32  # what oneDNN chooses the order of a weight for
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters in malloc.h
 
 
 class PackedModel(RuntimeError):
@@ -48,18 +52,19 @@ class PackedMatrix:
 
     Args:
         weight: fp32, on the CPU.
+        over: write the panels over the weight, where they take as much memory as it: nobody else may hold it.
 
     Attributes:
         panels: (⌈N / WIDTH⌉, K, WIDTH), filled up with zeros.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, over: bool = False) -> None:
         self.outputs, self.depth = weight.shape
-        self.panels = torch.zeros(ceil_div(self.outputs, WIDTH), self.depth, WIDTH)
-        whole = self.outputs // WIDTH
-        self.panels[:whole] = weight[: whole * WIDTH].view(whole, WIDTH, self.depth).transpose(1, 2)
-        if self.outputs % WIDTH:
-            self.panels[whole, :, : self.outputs % WIDTH] = weight[whole * WIDTH :].T
+        shape = (ceil_div(self.outputs, WIDTH), self.depth, WIDTH)
+        over = over and self.outputs % WIDTH == 0 and weight.is_contiguous()
+        self.panels = weight.view(shape) if over else torch.zeros(shape)
+        for panel, rows in zip(self.panels, weight.split(WIDTH), strict=True):  # a panel lies where its rows lay
+            panel[:, : len(rows)] = rows.T.clone()
         self._where = (self.panels.data_ptr(), len(self.panels))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -98,6 +103,22 @@ class PackedLinear(_Moved):
         return self.matrix.product(x.flatten(0, -2), self.bias).view(*x.shape[:-1], -1)
 
 
+class RoundedLinear(_Moved):
+    """A linear layer whose weight and rows are rounded to bf16, for inference only: (..., K) → (..., N) in fp32.
+
+    oneDNN multiplies them, with the instructions that a CPU has for that (AMX, AVX512-BF16). Half the bytes of a weight
+    are read; a number of the result is off by about 2⁻⁸ of its size, that is in the third digit.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16(), _FEW_ROWS)
+        self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.matrix, self.bias, "none", [], "").float()
+
+
 class PackedEmbedding(_Moved):
     """An embedding table that is packed for the output projection: (...) int64 → (..., K)."""
 
@@ -109,33 +130,69 @@ class PackedEmbedding(_Moved):
         return self.matrix.rows(token_ids.flatten()).view(*token_ids.shape, -1)
 
 
-def pack(model: Model) -> Model:
+def pack(model: Model, products: torch.dtype = torch.float32, over: bool = False) -> Model:
     """Move a decoder's matrices into packed form, in place, and let compiled operations compute: fp32 on a CPU.
 
     From then on the model computes and does nothing else: whoever still holds a parameter that was moved, such as an
     optimizer, holds an empty tensor. Another dtype or device stays as it is, and packing once more changes nothing.
 
+    Args:
+        model: a decoder.
+        products: torch.bfloat16 to multiply in bf16, but for the logits; all else stays in fp32.
+        over: write packed weights over the plain ones, which nobody else may hold then, not even as a state_dict.
+
     Returns:
         The model.
 
-    Cost: at any time one matrix more than the weights in memory.
+    Raises:
+        ValueError: for products in another dtype, or in bf16 on a CPU that is not made for it.
+
+    Cost: at any time one matrix more than the weights in memory; no more, if they may be written over.
     """
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         return model
+    _check(products)
     matrices: dict[nn.Parameter, PackedMatrix] = {}
     modules = list(model.modules())
-    products = {child.weight for module in modules for child in module.children() if isinstance(child, nn.Linear)}
+    multiplied = {child.weight for module in modules for child in module.children() if isinstance(child, nn.Linear)}
     for module in modules:
         if hasattr(module, "ops"):
             module.ops = CompiledOps()
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear | nn.Embedding) and child.weight in products:
-                weight = child.weight
+            if not isinstance(child, nn.Linear | nn.Embedding) or child.weight not in multiplied:
+                continue
+            weight = child.weight
+            if (
+                products == torch.bfloat16
+                and child is not getattr(model, "unembed", None)
+                and isinstance(child, nn.Linear)
+            ):
+                setattr(module, name, RoundedLinear(child))
+            else:
                 if weight not in matrices:
-                    matrices[weight] = PackedMatrix(weight)
-                    weight.data = weight.data.new_empty(0)  # freed for everybody who holds it
+                    matrices[weight] = PackedMatrix(weight.detach(), over)
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(matrices[weight], child.bias))
                 else:
                     setattr(module, name, PackedEmbedding(matrices[weight]))
+            weight.data = weight.data.new_empty(0)  # freed for everybody who holds it
+    _keep_freed_memory()
     return model
+
+
+def _check(products: torch.dtype) -> None:
+    if products not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"products are in torch.float32 or torch.bfloat16, got {products!r}")
+    if products == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise ValueError("this CPU has neither AMX nor AVX512-BF16; products in bf16 would be slow, take torch.float32")
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library reuse what a layer frees for the next one, for the rest of this process.
+
+    By default glibc gives large blocks back to the system, and each prompt takes thousands of page faults anew.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_TRIM_THRESHOLD, 2**30)

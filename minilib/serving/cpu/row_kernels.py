@@ -48,11 +48,11 @@ def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth
                     ys[row, column] += biases[column]
 
 
-@njit(types.void(*[types.int64] * 10, types.float32), parallel=True, **OPTIONS)
-def rows_rms_norm(rows, parts, width, x, x_stride, residual, total, weight, y, y_stride, eps):
+@njit(types.void(*[types.int64] * 11, types.float32), parallel=True, **OPTIONS)
+def rows_rms_norm(rows, parts, width, x, x_stride, residual, residual_stride, total, weight, y, y_stride, eps):
     """Each of the parts of a row, so many numbers wide, by itself; with a residual that of total = residual + x."""
     xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
-    residuals = carray(pointer(residual), (rows, parts * width), np.float32)
+    residuals = carray(pointer(residual), (rows, residual_stride), np.float32)
     totals = carray(pointer(total), (rows, parts * width), np.float32)
     weights = carray(pointer(weight), (width,), np.float32)
     for row in prange(rows):
@@ -96,10 +96,10 @@ def rows_swiglu(rows, width, x, x_stride, y, y_stride):
             ys[row, i] = gate / (ONE + exp(-gate)) * xs[row, width + i]
 
 
-@njit(types.void(*[types.int64] * 5), parallel=True, **OPTIONS)
-def rows_add(rows, width, x, y, z):
-    """z = x + y, all without gaps. (A prange that only assigned to z[i] would be dropped: Numba sees nobody read z.)"""
-    xs, ys = carray(pointer(x), (rows, width), np.float32), carray(pointer(y), (rows, width), np.float32)
+@njit(types.void(*[types.int64] * 7), parallel=True, **OPTIONS)
+def rows_add(rows, width, x, x_stride, y, y_stride, z):
+    """z = x + y. (Were z[i] assigned to in the prange itself, Numba would see nobody read z, and drop the loop.)"""
+    xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
     zs = carray(pointer(z), (rows, width), np.float32)
     for row in prange(rows):
         for i in range(width):

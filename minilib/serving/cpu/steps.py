@@ -8,8 +8,10 @@ from torch import Tensor
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import PageTable
 from minilib.model.decoder import Decoder
+from minilib.model.moe import MoE
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cpu.attention import CompiledDecode, CompiledStore
+from minilib.serving.cpu.packing import RoundedLinear
 from minilib.serving.cpu.tape import recording, room_for_product
 
 MOST_SEQUENCES = 32  # a step of more spends too little time in Python
@@ -58,7 +60,7 @@ class RecordedSteps:
 
     def __init__(self, model: Decoder, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
-        self.possible = True  # until something that computes is not on the tape: experts are not
+        self.possible = not any(isinstance(module, MoE | RoundedLinear) for module in model.modules())
         self.recorded: dict[int, _Recorded] = {}  # by number of sequences, the one used last at the end
 
     def suit(self, num_sequences: int) -> bool:
@@ -72,7 +74,7 @@ class RecordedSteps:
         step = self.recorded.pop(len(tables), None)
         if step is None:
             step = _Recorded(self.model, self.cache, tables, inputs)
-            logits, self.possible = step.logits, step.tape.complete
+            logits = step.logits
         else:
             logits = step.again(tables, inputs)
         self.recorded[len(tables)] = step

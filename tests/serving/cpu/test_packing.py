@@ -10,6 +10,7 @@ from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.files import CheckpointError
+from minilib.serving.cpu.machine_code import WIDTH
 from minilib.serving.cpu.packing import PackedLinear, PackedMatrix, PackedModel, pack
 from minilib.serving.llm import LLM
 from tests.serving.test_detokenizer import TRAINED
@@ -40,6 +41,18 @@ def test_numbers_that_are_not_finite_stay_in_their_row():
     whole = [row for row in range(14) if row not in (3, 13)]
     assert torch.equal(got[whole], expected[whole])
     assert got[3].isnan().all() and not got[13].isfinite().any()
+
+
+@pytest.mark.parametrize("outputs", [32, 96, 40])
+def test_panels_lie_where_the_weight_lay_if_they_may(outputs):
+    weight, x = torch.randn(outputs, 11), torch.randn(3, 11)
+    kept = weight.clone()
+    matrix = PackedMatrix(weight)
+    assert torch.equal(weight, kept) and matrix.panels.data_ptr() != weight.data_ptr()
+    written_over = PackedMatrix(weight, over=True)
+    assert (written_over.panels.data_ptr() == weight.data_ptr()) == (outputs % WIDTH == 0)
+    assert torch.equal(written_over.product(x), matrix.product(x))
+    torch.testing.assert_close(matrix.product(x), x @ kept.T)
 
 
 def test_rows_of_a_packed_table_are_those_of_the_plain_one():
@@ -131,3 +144,29 @@ def test_a_loaded_llm_holds_its_weights_once(only_new_objects, tmp_path, tie, st
     pool = llm.engine.cache.k.nbytes + llm.engine.cache.v.nbytes
     parameter_bytes = 4 * config.num_parameters
     assert parameter_bytes <= tensor_bytes() - before - pool <= 1.05 * parameter_bytes
+
+
+BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.skipif(not BF16, reason="needs a CPU with AMX or AVX512-BF16")
+@pytest.mark.parametrize("tie", [False, True])
+def test_products_in_bf16_are_off_in_the_third_digit_and_logits_are_not_rounded(tie):
+    model, tokens = decoder(tie=tie), torch.randint(64, (9,))
+    expected = logits(model, tokens)
+    packed = pack(model, torch.bfloat16)
+    got = logits(packed, tokens)
+    assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+    assert 1e-4 < (got - expected).norm() / expected.norm() < 3e-2
+    kinds = [type(layer.qkv).__name__ for layer in packed.layers] + [type(packed.unembed).__name__]
+    assert kinds == ["RoundedLinear", "RoundedLinear", "PackedLinear"]
+
+
+def test_products_in_another_dtype_are_refused_and_the_model_is_as_it_was(monkeypatch):
+    model = decoder()
+    with pytest.raises(ValueError, match="float32 or torch.bfloat16, got torch.float16"):
+        pack(model, torch.float16)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="neither AMX nor AVX512-BF16"):
+        pack(model, torch.bfloat16)
+    assert isinstance(model.unembed, nn.Linear) and not model.ops.compiled

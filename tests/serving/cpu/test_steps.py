@@ -1,8 +1,12 @@
 """A recorded step makes the tokens that the same step makes call by call, and is not used where it would not."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
@@ -13,11 +17,19 @@ from minilib.serving.cpu.tape import Kernel, Tape, recording
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 
-DENSE = {"layer norms only": {}, "normalised heads": {"qk_norm": True}, "biases": {"qkv_bias": True}}
+DENSE = {
+    "layer norms only": {},
+    "normalised heads": {"qk_norm": True},
+    "biases": {"qkv_bias": True},
+    "no whole panels": {"hidden_size": 44, "intermediate_size": 70, "tie_embeddings": False},
+}
 
 
 def decoder(**options):
-    model = Decoder(ModelConfig(61, 32, 48, 2, 4, 2, 8, max_position=96, **options)).eval()
+    sizes = {"hidden_size": 32, "intermediate_size": 48, **options}
+    model = Decoder(
+        ModelConfig(61, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_position=96, **sizes)
+    ).eval()
     same = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3, generator=same)
@@ -90,20 +102,63 @@ def test_experts_are_not_on_a_tape_so_steps_are_made_call_by_call(replays):
     assert replays == [] and not engine.steps.possible
 
 
-def test_what_computes_beside_the_kernels_makes_a_tape_void():
+class Watch(TorchDispatchMode):
+    """Operations of torch that compute: all but empty tensors and other views of a tensor that is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.computed = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        views = not function._schema.is_mutable and storages(result) <= storages(args) - {None}
+        if function.overloadpacket is not torch.ops.aten.empty and not views:
+            self.computed.append(str(function))
+        return result
+
+
+def storages(values):
+    return {leaf.untyped_storage().data_ptr() if torch.is_tensor(leaf) else None for leaf in tree_leaves(values)}
+
+
+@pytest.mark.parametrize("options", DENSE.values(), ids=DENSE)
+def test_nothing_but_what_is_on_the_tape_computes_while_a_step_is_recorded(options, monkeypatch):
+    watches = []
+
+    @contextmanager
+    def watched():
+        with recording() as tape, Watch() as watch:
+            yield tape
+        watches.append(watch)
+
+    monkeypatch.setattr(steps, "recording", watched)
+    serve(Engine(decoder(**options), pack=True))
+    assert len(watches) > 5 and not any(watch.computed for watch in watches)
+
+
+def test_a_watch_sees_what_would_be_missing():
+    x = torch.randn(3, 8)
+    with torch.inference_mode(), Watch() as watch:
+        for harmless in (x[:, :4], x.view(8, 3).flatten(), torch.empty(4)):
+            assert watch.computed == [] and harmless is not None
+        for harm in (lambda: x * 2, lambda: x.add_(1), lambda: x[:, ::2].contiguous(), lambda: float(x[0, 0])):
+            harm()
+            assert len(watch.computed) == 1
+            watch.computed.clear()
+
+
+def test_nothing_is_written_down_after_a_recording():
     x, y = torch.randn(3, 8), torch.randn(3, 8)
-    with torch.inference_mode():
-        for void, beside in (
-            (False, lambda z: z[:, :4]),
-            (True, lambda z: z * 2),
-            (True, lambda z: z[:, ::2].contiguous()),
-        ):
-            with recording() as tape:
-                beside(CompiledOps().add(x, y))
-            assert tape.complete is not void and len(tape) == 1
-        z = CompiledOps().add(x, y)
-    assert len(tape) == 1, "nothing is written down after the recording"
-    assert torch.equal(z, x + y)
+    with recording() as tape:
+        CompiledOps().add(x, y)
+    CompiledOps().add(x, y)
+    assert len(tape) == 1
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs AMX or AVX512-BF16")
+def test_products_in_bf16_are_made_call_by_call(replays):
+    engine = Engine(decoder(), pack=torch.bfloat16)
+    assert len(serve(engine)) == 7 and replays == [] and not engine.steps.possible
 
 
 def test_an_interrupted_recording_leaves_no_tape():
