@@ -34,6 +34,12 @@ def exp(x):
     return (series * r + ONE) * power if x >= LEAST else (x if x != x else np.float32(0))
 
 
+@njit(inline="always")
+def numbers_at(address, place, count):
+    """So many fp32 numbers, from this place on; counted from 0, so that loops over them take many at a time."""
+    return carray(pointer(address + 4 * place), (count,), np.float32)
+
+
 @njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
 def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
     """y = x · matrixᵀ + bias (num_panels · WIDTH numbers, or address 0); cores share out the panels."""
@@ -51,49 +57,47 @@ def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth
 @njit(types.void(*[types.int64] * 11, types.float32), parallel=True, **OPTIONS)
 def rows_rms_norm(rows, parts, width, x, x_stride, residual, residual_stride, total, weight, y, y_stride, eps):
     """Each of the parts of a row, so many numbers wide, by itself; with a residual that of total = residual + x."""
-    xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
-    residuals = carray(pointer(residual), (rows, residual_stride), np.float32)
-    totals = carray(pointer(total), (rows, parts * width), np.float32)
     weights = carray(pointer(weight), (width,), np.float32)
-    for row in prange(rows):
-        for first in range(0, parts * width, width):
-            squares = np.float32(0)
-            if residual:
-                for i in range(first, first + width):
-                    h = xs[row, i] + residuals[row, i]
-                    totals[row, i] = h
-                    squares += h * h
-            else:
-                for i in range(first, first + width):
-                    squares += xs[row, i] * xs[row, i]
-            scale = ONE / np.sqrt(squares / np.float32(width) + eps)
+    for number in prange(rows * parts):
+        row, part = divmod(np.int64(number), parts)
+        xs = numbers_at(x, row * x_stride + part * width, width)
+        ys = numbers_at(y, row * y_stride + part * width, width)
+        squares = np.float32(0)
+        if residual:
+            others = numbers_at(residual, row * residual_stride + part * width, width)
+            totals = numbers_at(total, (row * parts + part) * width, width)
             for i in range(width):
-                h = totals[row, first + i] if residual else xs[row, first + i]
-                ys[row, first + i] = h * scale * weights[i]
+                totals[i] = xs[i] + others[i]
+            xs = totals
+        for i in range(width):
+            squares += xs[i] * xs[i]
+        scale = ONE / np.sqrt(squares / np.float32(width) + eps)
+        for i in range(width):
+            ys[i] = xs[i] * scale * weights[i]
 
 
 @njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
 def rows_rotate(tokens, heads, head_dim, x, x_stride, cos, sin, y, y_stride):
-    xs, ys = carray(pointer(x), (tokens, x_stride), np.float32), carray(pointer(y), (tokens, y_stride), np.float32)
-    cosines = carray(pointer(cos), (tokens, head_dim), np.float32)
-    sines = carray(pointer(sin), (tokens, head_dim), np.float32)
     half = head_dim // 2
     for token in prange(tokens):
+        at = np.int64(token)
+        cosines, sines = numbers_at(cos, at * head_dim, head_dim), numbers_at(sin, at * head_dim, head_dim)
         for head in range(heads):
-            first = head * head_dim
+            xs = numbers_at(x, at * x_stride + head * head_dim, head_dim)
+            ys = numbers_at(y, at * y_stride + head * head_dim, head_dim)
             for i in range(half):
-                a, b = xs[token, first + i], xs[token, first + half + i]
-                ys[token, first + i] = a * cosines[token, i] + b * sines[token, i]
-                ys[token, first + half + i] = b * cosines[token, half + i] + a * sines[token, half + i]
+                ys[i] = xs[i] * cosines[i] + xs[half + i] * sines[i]
+                ys[half + i] = xs[half + i] * cosines[half + i] + xs[i] * sines[half + i]
 
 
 @njit(types.void(*[types.int64] * 6), parallel=True, **OPTIONS)
 def rows_swiglu(rows, width, x, x_stride, y, y_stride):
-    xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
     for row in prange(rows):
+        at = np.int64(row)
+        gates, ups = numbers_at(x, at * x_stride, width), numbers_at(x, at * x_stride + width, width)
+        ys = numbers_at(y, at * y_stride, width)
         for i in range(width):
-            gate = xs[row, i]
-            ys[row, i] = gate / (ONE + exp(-gate)) * xs[row, width + i]
+            ys[i] = gates[i] / (ONE + exp(-gates[i])) * ups[i]
 
 
 @njit(types.void(*[types.int64] * 7), parallel=True, **OPTIONS)
