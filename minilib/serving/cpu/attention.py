@@ -15,7 +15,7 @@ from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import PageTable
 from minilib.serving.cpu.attention_kernels import attend_to_panels, into_panels
 from minilib.serving.cpu.machine_code import WIDTH
-from minilib.serving.cpu.tape import Kernel, call_kernel, room_for_product
+from minilib.serving.cpu.tape import Kernel, address, call_kernel, room_for_product
 
 
 def empty_like(q: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class CompiledStore:
 
     def __call__(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
         _, heads, page_size, head_dim = keys.shape
-        new = (k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
+        new = (address(k), k.stride(0), address(v), v.stride(0))
         sizes = (len(k), heads, head_dim, page_size)
-        call_kernel(Kernel.STORE, *sizes, self.slots.data_ptr(), *new, keys.data_ptr(), values.data_ptr())
+        call_kernel(Kernel.STORE, *sizes, address(self.slots), *new, address(keys), address(values))
 
 
 class CompiledDecode:
@@ -62,10 +62,10 @@ class CompiledDecode:
         _, kv_heads, page_size, head_dim = keys.shape
         parts = 1 if len(self.rows) >= 4 * get_num_threads() else kv_heads
         sizes = (len(self.rows), kv_heads, parts, q.shape[1] // kv_heads, head_dim, page_size)
-        tables = (self.rows.data_ptr(), self.rows.shape[1] - 2)
-        pages = (keys.data_ptr(), values.data_ptr())
-        of_out = (out.data_ptr(), out.stride(0))
-        call_kernel(Kernel.ATTEND, *sizes, *tables, q.data_ptr(), q.stride(0), *pages, *of_out, number=head_dim**-0.5)
+        tables = (address(self.rows), self.rows.shape[1] - 2)
+        pages = (address(keys), address(values))
+        of_out = (address(out), out.stride(0))
+        call_kernel(Kernel.ATTEND, *sizes, *tables, address(q), q.stride(0), *pages, *of_out, number=head_dim**-0.5)
 
 
 class CompiledPrompt:
@@ -86,13 +86,13 @@ class CompiledPrompt:
         if self.panels is None:
             shapes = (self.length, head_dim), (head_dim, self.length)
             self.panels = tuple(torch.zeros(kv_heads, ceil_div(n, WIDTH), k, WIDTH) for n, k in shapes)
-        k_panels, v_panels = (panels.data_ptr() for panels in self.panels)
+        k_panels, v_panels = (address(panels) for panels in self.panels)
         sizes = (kv_heads, head_dim, page_size, self.length)
-        into_panels(*sizes, self.pages.data_ptr(), keys.data_ptr(), values.data_ptr(), k_panels, v_panels)
+        into_panels(*sizes, address(self.pages), address(keys), address(values), k_panels, v_panels)
         if not all(panels.sum(dtype=torch.float64).isfinite() for panels in self.panels):
             return False
         heads = q.shape[1]
-        of_q = (heads, heads // kv_heads, head_dim, q.data_ptr(), q.stride(0))
-        of_out = (out.data_ptr(), out.stride(0))
+        of_q = (heads, heads // kv_heads, head_dim, address(q), q.stride(0))
+        of_out = (address(out), out.stride(0))
         attend_to_panels(self.num_queries, self.length, *of_q, k_panels, v_panels, *of_out, head_dim**-0.5)
         return True

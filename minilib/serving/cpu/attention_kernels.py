@@ -6,22 +6,24 @@ import numpy as np
 from numba import carray, njit, prange, types
 
 from minilib.serving.cpu.machine_code import OPTIONS, ROWS, WIDTH, pointer, rows_times_panel
-from minilib.serving.cpu.row_kernels import exp
+from minilib.serving.cpu.row_kernels import exp, numbers_at
 
 
 @njit(types.void(*[types.int64] * 11), parallel=True, **OPTIONS)
 def store_in_slots(tokens, heads, head_dim, page_size, slots, k, k_stride, v, v_stride, keys, values):
+    """New keys and values of each token into its slot, slots counted through all pages of the pool."""
     numbers = carray(pointer(slots), (tokens,), np.int64)
-    ks, vs = carray(pointer(k), (tokens, k_stride), np.float32), carray(pointer(v), (tokens, v_stride), np.float32)
     for token in prange(tokens):
-        page, place = divmod(numbers[token], page_size)
+        at = np.int64(token)
+        page, place = divmod(numbers[at], page_size)
         for head in range(heads):
-            first = 4 * ((page * heads + head) * page_size + place) * head_dim
-            key = carray(pointer(keys + first), (head_dim,), np.float32)
-            value = carray(pointer(values + first), (head_dim,), np.float32)
+            first = ((page * heads + head) * page_size + place) * head_dim
+            key, value = numbers_at(keys, first, head_dim), numbers_at(values, first, head_dim)
+            new_key = numbers_at(k, at * k_stride + head * head_dim, head_dim)
+            new_value = numbers_at(v, at * v_stride + head * head_dim, head_dim)
             for i in range(head_dim):
-                key[i] = ks[token, head * head_dim + i]
-                value[i] = vs[token, head * head_dim + i]
+                key[i] = new_key[i]
+                value[i] = new_value[i]
 
 
 @njit(types.void(*[types.int64] * 14, types.float32), parallel=True, **OPTIONS)
@@ -44,10 +46,10 @@ def attend_to_pages(
         for first in range(0, length, page_size):
             page, used = rows[sequence, 2 + first // page_size], min(page_size, length - first)
             for head in range(heads):
-                at = 4 * (page * kv_heads + (first_head + head) // group) * page_size * head_dim
+                at = (page * kv_heads + (first_head + head) // group) * page_size * head_dim
                 before = highest[head]
                 for slot in range(used):
-                    key = carray(pointer(keys + at + 4 * slot * head_dim), (head_dim,), np.float32)
+                    key = numbers_at(keys, at + slot * head_dim, head_dim)
                     score = np.float32(0)
                     for i in range(head_dim):
                         score += queries[head, i] * key[i]
@@ -63,12 +65,12 @@ def attend_to_pages(
                     mixed[head, i] *= correction
                 whole = used // 4 * 4
                 for slot in range(0, whole, 4):  # four at a time, for what is mixed is then read and written once
-                    v = carray(pointer(values + at + 4 * slot * head_dim), (4, head_dim), np.float32)
+                    v = carray(pointer(values + 4 * (at + slot * head_dim)), (4, head_dim), np.float32)
                     w = weights[slot : slot + 4]
                     for i in range(head_dim):
                         mixed[head, i] += w[0] * v[0, i] + w[1] * v[1, i] + w[2] * v[2, i] + w[3] * v[3, i]
                 for slot in range(whole, used):
-                    value = carray(pointer(values + at + 4 * slot * head_dim), (head_dim,), np.float32)
+                    value = numbers_at(values, at + slot * head_dim, head_dim)
                     for i in range(head_dim):
                         mixed[head, i] += weights[slot] * value[i]
         for head in range(heads):
@@ -86,9 +88,8 @@ def into_panels(kv_heads, head_dim, page_size, length, table, keys, values, k_pa
     for number in prange(kv_heads * k_width):
         head, panel = divmod(np.int64(number), k_width)
         for slot in range(panel * WIDTH, min(length, (panel + 1) * WIDTH)):
-            at = 4 * ((pages[slot // page_size] * kv_heads + head) * page_size + slot % page_size) * head_dim
-            key = carray(pointer(keys + at), (head_dim,), np.float32)
-            value = carray(pointer(values + at), (head_dim,), np.float32)
+            at = ((pages[slot // page_size] * kv_heads + head) * page_size + slot % page_size) * head_dim
+            key, value = numbers_at(keys, at, head_dim), numbers_at(values, at, head_dim)
             for i in range(head_dim):
                 of_keys[head, panel, i, slot % WIDTH] = key[i]
             for i in range(head_dim):
@@ -99,7 +100,6 @@ def into_panels(kv_heads, head_dim, page_size, length, table, keys, values, k_pa
 def attend_to_panels(queries, length, heads, group, head_dim, q, q_stride, k_panels, v_panels, out, out_stride, scale):
     """The queries are the last of so many slots; out has rows as q does."""
     k_width, v_width = (length + WIDTH - 1) // WIDTH, (head_dim + WIDTH - 1) // WIDTH
-    outs = carray(pointer(out), (queries, out_stride), np.float32)
     blocks = (queries + ROWS - 1) // ROWS
     for task in prange(heads * blocks):
         head, block = divmod(np.int64(task), blocks)  # so that cores share heads, and none has the long rows alone
@@ -127,5 +127,6 @@ def attend_to_panels(queries, length, heads, group, head_dim, q, q_stride, k_pan
             to = mixed.ctypes.data + 4 * panel * WIDTH
             rows_times_panel(rows, scores.ctypes.data, k_width * WIDTH, values, to, v_width * WIDTH, seen)
         for row in range(rows):
+            to_row = numbers_at(out, (start + row) * out_stride + head * head_dim, head_dim)
             for i in range(head_dim):
-                outs[start + row, head * head_dim + i] = mixed[row, i] / totals[row]
+                to_row[i] = mixed[row, i] / totals[row]

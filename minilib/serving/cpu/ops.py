@@ -5,10 +5,11 @@ Rows are those of an engine: (tokens, width), or (tokens, heads, head_dim).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from minilib.model.ops import Ops
-from minilib.serving.cpu.tape import Kernel, call_kernel, room, room_for_product
+from minilib.serving.cpu.tape import Kernel, address, call_kernel, room_for_product
 
 
 class CompiledOps(Ops):
@@ -22,20 +23,20 @@ class CompiledOps(Ops):
         y = room_for_product(*x.shape)
         h, of_residual, of_h = x, (0, 0), 0
         if residual is not None:
-            residual, h = _rows_as_wholes(residual), room(*x.shape)
-            of_residual, of_h = (residual.data_ptr(), residual.stride(0)), h.data_ptr()
-        of_x, of_y = (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0))
+            residual, h = _rows_as_wholes(residual), torch.empty(*x.shape)
+            of_residual, of_h = (address(residual), residual.stride(0)), address(h)
+        of_x, of_y = (address(x), x.stride(0)), (address(y), y.stride(0))
         sizes = (rows, parts, width)
-        call_kernel(Kernel.RMS_NORM, *sizes, *of_x, *of_residual, of_h, weight.data_ptr(), *of_y, number=eps)
+        call_kernel(Kernel.RMS_NORM, *sizes, *of_x, *of_residual, of_h, address(weight), *of_y, number=eps)
         return y if residual is None else (y, h)
 
     def rotary(self, x, rope):
         x = _rows_as_wholes(x)
         tokens, heads, head_dim = x.shape
-        y = room(tokens, heads, head_dim)
-        angles = (angle.data_ptr() for angle in rope)
+        y = torch.empty(tokens, heads, head_dim)
+        angles = (address(angle) for angle in rope)
         call_kernel(
-            Kernel.ROTATE, tokens, heads, head_dim, x.data_ptr(), x.stride(0), *angles, y.data_ptr(), heads * head_dim
+            Kernel.ROTATE, tokens, heads, head_dim, address(x), x.stride(0), *angles, address(y), heads * head_dim
         )
         return y
 
@@ -43,14 +44,14 @@ class CompiledOps(Ops):
         x = _rows_as_wholes(gate_up)
         rows, width = len(x), x.shape[1] // 2
         y = room_for_product(rows, width)
-        call_kernel(Kernel.SWIGLU, rows, width, x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
+        call_kernel(Kernel.SWIGLU, rows, width, address(x), x.stride(0), address(y), y.stride(0))
         return y
 
     def add(self, x, y):
         x, y = _rows_as_wholes(x), _rows_as_wholes(y)
-        z = room(*x.shape)
-        of_both = (x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
-        call_kernel(Kernel.ADD, *x.shape, *of_both, z.data_ptr())
+        z = torch.empty(*x.shape)
+        of_both = (address(x), x.stride(0), address(y), y.stride(0))
+        call_kernel(Kernel.ADD, *x.shape, *of_both, address(z))
         return z
 
 

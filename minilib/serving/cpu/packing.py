@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.serving.cpu.machine_code import WIDTH
 from minilib.serving.cpu.ops import CompiledOps
-from minilib.serving.cpu.tape import Kernel, call_kernel, room
+from minilib.serving.cpu.tape import Kernel, address, call_kernel
 
 Model = TypeVar("Model", bound=nn.Module)
 _FEW_ROWS = 32  # what oneDNN chooses the order of a weight for
@@ -65,16 +65,16 @@ class PackedMatrix:
         self.panels = weight.view(shape) if over else torch.zeros(shape)
         for panel, rows in zip(self.panels, weight.split(WIDTH), strict=True):  # a panel lies where its rows lay
             panel[:, : len(rows)] = rows.T.clone()
-        self._where = (self.panels.data_ptr(), len(self.panels))
+        self._where = (address(self.panels), len(self.panels))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (rows, K) → x · weightᵀ + bias, (rows, N); bias has a number for each column of the panels."""
         x = x if x.stride(1) == 1 else x.contiguous()
         panels, number = self._where
-        y = room(len(x), number * WIDTH)
-        address = 0 if bias is None else bias.data_ptr()
-        of_x = (len(x), x.data_ptr(), x.stride(0))
-        call_kernel(Kernel.PRODUCT, *of_x, panels, number, address, y.data_ptr(), number * WIDTH, self.depth)
+        y = torch.empty(len(x), number * WIDTH)
+        address = 0 if bias is None else address(bias)
+        of_x = (len(x), address(x), x.stride(0))
+        call_kernel(Kernel.PRODUCT, *of_x, panels, number, address, address(y), number * WIDTH, self.depth)
         return y if self.outputs == number * WIDTH else y[:, : self.outputs]
 
     def rows(self, numbers: Tensor) -> Tensor:

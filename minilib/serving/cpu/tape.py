@@ -11,6 +11,7 @@ dense decoders alone are recorded (steps.py), and the tests watch torch while th
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import contextmanager
 from enum import IntEnum
@@ -70,7 +71,7 @@ class Tape:
 
     def __init__(self) -> None:
         self._calls: list[tuple[tuple[int, ...], float]] = []
-        self._rooms: list[Tensor] = []  # what the calls write to stays
+        self._tensors: list[Tensor] = []  # at whose addresses the calls read and write
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -79,8 +80,8 @@ class Tape:
     def append(self, kernel: Kernel, arguments: tuple[int, ...], number: float) -> None:
         self._calls.append(((kernel, *arguments), number))
 
-    def keep(self, room: Tensor) -> None:
-        self._rooms.append(room)
+    def keep(self, tensor: Tensor) -> None:
+        self._tensors.append(tensor)
 
     def replay(self) -> None:
         """Make all calls again."""
@@ -109,20 +110,19 @@ def call_kernel(kernel: Kernel, *arguments: int, number: float | None = None) ->
         _recorder.tape.append(kernel, arguments, number or 0.0)
 
 
-def room(rows: int, *row: int) -> Tensor:
-    """An empty tensor (rows, *row) in fp32, which stays as long as the tape does."""
-    made = torch.empty(rows, *row)
+def address(tensor: Tensor) -> int:
+    """Where a tensor is; it stays there as long as a tape that is recorded now."""
     if _recorder.tape is not None:
-        _recorder.tape.keep(made)
-    return made
+        _recorder.tape.keep(tensor)
+    return tensor.data_ptr()
 
 
 def room_for_product(rows: int, *row: int) -> Tensor:
-    """The same, its rows as far apart as the product that reads them likes."""
+    """An empty tensor (rows, *row) in fp32, its rows as far apart as the product that reads them likes."""
     if rows == 1:
-        return room(rows, *row)
-    width = int(np.prod(row))
-    return room(rows, width + _GAP)[:, :width].view(rows, *row)
+        return torch.empty(rows, *row)
+    width = math.prod(row)
+    return torch.empty(rows, width + _GAP)[:, :width].view(rows, *row)
 
 
 @contextmanager
