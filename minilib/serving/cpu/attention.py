@@ -85,7 +85,9 @@ class CompiledPrompt:
         _, kv_heads, page_size, head_dim = keys.shape
         if self.panels is None:
             shapes = (self.length, head_dim), (head_dim, self.length)
-            self.panels = tuple(torch.zeros(kv_heads, ceil_div(n, WIDTH), k, WIDTH) for n, k in shapes)
+            self.panels = tuple(
+                torch.zeros(kv_heads, ceil_div(n, WIDTH), k, WIDTH, dtype=torch.float32) for n, k in shapes
+            )
         k_panels, v_panels = (panels.data_ptr() for panels in self.panels)
         sizes = (kv_heads, head_dim, page_size, self.length)
         into_panels(*sizes, self.pages.data_ptr(), keys.data_ptr(), values.data_ptr(), k_panels, v_panels)

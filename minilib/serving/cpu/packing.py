@@ -62,9 +62,14 @@ class PackedMatrix:
         self.outputs, self.depth = weight.shape
         shape = (ceil_div(self.outputs, WIDTH), self.depth, WIDTH)
         over = over and self.outputs % WIDTH == 0 and weight.is_contiguous()
-        self.panels = weight.view(shape) if over else torch.zeros(shape)
+        self.panels = weight.view(shape) if over else torch.zeros(shape, dtype=torch.float32)
         for panel, rows in zip(self.panels, weight.split(WIDTH), strict=True):  # a panel lies where its rows lay
             panel[:, : len(rows)] = rows.T.clone()
+        self._where = (self.panels.data_ptr(), len(self.panels))
+
+    def __setstate__(self, state: dict) -> None:
+        """A copy has panels of its own, at another address."""
+        self.__dict__.update(state)
         self._where = (self.panels.data_ptr(), len(self.panels))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -94,7 +99,7 @@ class PackedLinear(_Moved):
         super().__init__()
         self.matrix, self.bias = matrix, None
         if bias is not None:
-            self.bias = torch.zeros(len(matrix.panels) * WIDTH)
+            self.bias = torch.zeros(len(matrix.panels) * WIDTH, dtype=torch.float32)
             self.bias[: matrix.outputs] = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def call_kernel(kernel: Kernel, *arguments: int, number: float | None = None) ->
 
 def room(rows: int, *row: int) -> Tensor:
     """An empty tensor (rows, *row) in fp32, which stays as long as the tape does."""
-    made = torch.empty(rows, *row)
+    made = torch.empty(rows, *row, dtype=torch.float32, device="cpu")
     if _recorder.tape is not None:
         _recorder.tape.keep(made)
     return made
