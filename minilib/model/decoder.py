@@ -90,6 +90,7 @@ class Decoder(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Wherever the weights go and in whatever dtype: positions need float32."""
+        self.ops.check_move(fn)  # before a part of it has gone
         super()._apply(fn, recurse)
         self.inv_freq = self._inv_freq().to(self.inv_freq.device)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,6 +18,9 @@ class Ops:
     """
 
     compiled = False
+
+    def check_move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Raise if the model's weights cannot go where `fn` brings a tensor: plain ones can go anywhere."""
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, residual: Tensor | None, eps: float

@@ -14,8 +14,8 @@ from torch import Tensor
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import PageTable
 from minilib.serving.cpu.attention_kernels import attend_to_panels, into_panels
-from minilib.serving.cpu.machine_code import WIDTH
-from minilib.serving.cpu.tape import Kernel, address, call_kernel, room_for_product
+from minilib.serving.cpu.machine_code import WIDTH, follow_threads_of_torch
+from minilib.serving.cpu.tape import Kernel, address, call_kernel, room, room_for_product
 
 
 def empty_like(q: Tensor) -> Tensor:
@@ -31,6 +31,7 @@ class CompiledStore:
     """
 
     def __init__(self, slots: Tensor) -> None:
+        follow_threads_of_torch()
         self.slots = slots
 
     def __call__(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -85,7 +86,7 @@ class CompiledPrompt:
         _, kv_heads, page_size, head_dim = keys.shape
         if self.panels is None:
             shapes = (self.length, head_dim), (head_dim, self.length)
-            self.panels = tuple(torch.zeros(kv_heads, ceil_div(n, WIDTH), k, WIDTH) for n, k in shapes)
+            self.panels = tuple(room(kv_heads, ceil_div(n, WIDTH), k, WIDTH).zero_() for n, k in shapes)
         k_panels, v_panels = (address(panels) for panels in self.panels)
         sizes = (kv_heads, head_dim, page_size, self.length)
         into_panels(*sizes, address(self.pages), address(keys), address(values), k_panels, v_panels)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit, prange, types
+from numba import carray, prange, types
 
-from minilib.serving.cpu.machine_code import OPTIONS, ROWS, WIDTH, pointer, rows_times_panel
+from minilib.serving.cpu.machine_code import ROWS, WIDTH, kernel, pointer, rows_times_panel
 from minilib.serving.cpu.row_kernels import exp, numbers_at
 
 
-@njit(types.void(*[types.int64] * 11), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 11))
 def store_in_slots(tokens, heads, head_dim, page_size, slots, k, k_stride, v, v_stride, keys, values):
     """New keys and values of each token into its slot, slots counted through all pages of the pool."""
     numbers = carray(pointer(slots), (tokens,), np.int64)
@@ -26,7 +26,7 @@ def store_in_slots(tokens, heads, head_dim, page_size, slots, k, k_stride, v, v_
                 value[i] = new_value[i]
 
 
-@njit(types.void(*[types.int64] * 14, types.float32), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 14, types.float32))
 def attend_to_pages(
     sequences, kv_heads, parts, group, head_dim, page_size, of_sequences, table_width, q, q_stride, keys, values, out,
     out_stride, scale,
@@ -55,9 +55,10 @@ def attend_to_pages(
                         score += queries[head, i] * key[i]
                     weights[slot] = score * scale
                     highest[head] = max(highest[head], weights[slot])
-                correction = exp(before - highest[head])
+                most = highest[head] if highest[head] > -np.inf else np.float32(0)  # -inf - -inf is no number
+                correction = exp(before - most)
                 for slot in range(used):
-                    weights[slot] = exp(weights[slot] - highest[head])
+                    weights[slot] = exp(weights[slot] - most)
                 total[head] *= correction
                 for slot in range(used):
                     total[head] += weights[slot]
@@ -78,7 +79,7 @@ def attend_to_pages(
                 mixed[head, i] /= total[head]
 
 
-@njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 9))
 def into_panels(kv_heads, head_dim, page_size, length, table, keys, values, k_panels, v_panels):
     """Keys of one sequence with lanes over slots, values with lanes over the numbers of a head."""
     pages = carray(pointer(table), (length,), np.int64)
@@ -96,7 +97,7 @@ def into_panels(kv_heads, head_dim, page_size, length, table, keys, values, k_pa
                 of_values[head, i // WIDTH, slot, i % WIDTH] = value[i]
 
 
-@njit(types.void(*[types.int64] * 11, types.float32), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 11, types.float32))
 def attend_to_panels(queries, length, heads, group, head_dim, q, q_stride, k_panels, v_panels, out, out_stride, scale):
     """The queries are the last of so many slots; out has rows as q does."""
     k_width, v_width = (length + WIDTH - 1) // WIDTH, (head_dim + WIDTH - 1) // WIDTH
@@ -117,6 +118,8 @@ def attend_to_panels(queries, length, heads, group, head_dim, q, q_stride, k_pan
             highest = np.float32(-np.inf)
             for slot in range(own):
                 highest = max(highest, scores[row, slot])
+            if highest == -np.inf:
+                highest = np.float32(0)
             for slot in range(own):
                 scores[row, slot] = exp((scores[row, slot] - highest) * scale)
             for slot in range(own):

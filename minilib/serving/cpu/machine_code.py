@@ -17,8 +17,16 @@ Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplicatio
 
 from __future__ import annotations
 
+import getpass
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import config, njit, set_num_threads, types
 from numba.extending import intrinsic
 
 _WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
@@ -29,10 +37,39 @@ ROWS = 12 if _WIDE else 4  # most rows of a block: VECTORS · (ROWS + 1) + 1 vec
 
 # Sums may be taken in another order and products be fused with sums; NaN and infinity stay what they are.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
-OPTIONS = {"cache": True, "fastmath": FAST, "error_model": "numpy"}
 
 FLOAT, LONG = ir.FloatType(), ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, LANES)
+
+
+def _folder_of_cache() -> str:
+    """Where compiled code is kept: a folder of this version of all files here, for Numba looks at single ones alone."""
+    here = Path(__file__).parent
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:12]
+    own = here / "__pycache__"
+    writable = os.access(own if own.exists() else here, os.W_OK)
+    return str((own if writable else Path(tempfile.gettempdir())) / f"kernels-{version}-{getpass.getuser()}")
+
+
+def kernel(signature: types.Type, parallel: bool = True) -> Callable[[Callable], Callable]:
+    """Compile a function for this signature now, or load it if that was done before."""
+
+    def decorate(function: Callable) -> Callable:
+        before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
+        try:
+            return njit(signature, parallel=parallel, cache=True, fastmath=FAST, error_model="numpy")(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return decorate
+
+
+_FOLDER = _folder_of_cache()
+
+
+def follow_threads_of_torch() -> None:
+    """Let kernels of this thread run on as many cores as torch's operations do."""
+    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
 
 
 @intrinsic(prefer_literal=True)

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from minilib.model.ops import Ops
-from minilib.serving.cpu.tape import Kernel, address, call_kernel, room_for_product
+from minilib.serving.cpu.tape import Kernel, address, call_kernel, room, room_for_product
+
+
+class PackedModel(RuntimeError):
+    """What was asked needs plain weights, and these are packed."""
 
 
 class CompiledOps(Ops):
@@ -17,13 +21,20 @@ class CompiledOps(Ops):
 
     compiled = True
 
+    def check_move(self, fn):
+        there = fn(torch.empty(0, dtype=torch.float32, device="cpu"))
+        if there.dtype != torch.float32 or there.device.type != "cpu":
+            raise PackedModel(
+                f"packed weights cannot go to {there.dtype} on {there.device}; move the model, then pack it"
+            )
+
     def rms_norm(self, x, weight, residual, eps):
         x = _rows_as_wholes(x)
         rows, width, parts = len(x), x.shape[-1], x.shape[1] if x.dim() == 3 else 1
         y = room_for_product(*x.shape)
         h, of_residual, of_h = x, (0, 0), 0
         if residual is not None:
-            residual, h = _rows_as_wholes(residual), torch.empty(*x.shape)
+            residual, h = _rows_as_wholes(residual), room(*x.shape)
             of_residual, of_h = (address(residual), residual.stride(0)), address(h)
         of_x, of_y = (address(x), x.stride(0)), (address(y), y.stride(0))
         sizes = (rows, parts, width)
@@ -31,9 +42,11 @@ class CompiledOps(Ops):
         return y if residual is None else (y, h)
 
     def rotary(self, x, rope):
+        if x.dim() != 3:
+            raise ValueError(f"a packed model computes flat tokens, (tokens,), got token ids {tuple(x.shape[:-2])}")
         x = _rows_as_wholes(x)
         tokens, heads, head_dim = x.shape
-        y = torch.empty(tokens, heads, head_dim)
+        y = room(tokens, heads, head_dim)
         angles = (address(angle) for angle in rope)
         call_kernel(
             Kernel.ROTATE, tokens, heads, head_dim, address(x), x.stride(0), *angles, address(y), heads * head_dim
@@ -49,7 +62,7 @@ class CompiledOps(Ops):
 
     def add(self, x, y):
         x, y = _rows_as_wholes(x), _rows_as_wholes(y)
-        z = torch.empty(*x.shape)
+        z = room(*x.shape)
         of_both = (address(x), x.stride(0), address(y), y.stride(0))
         call_kernel(Kernel.ADD, *x.shape, *of_both, address(z))
         return z

@@ -19,32 +19,26 @@ from torch import Tensor, nn
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.serving.cpu.machine_code import WIDTH
-from minilib.serving.cpu.ops import CompiledOps
-from minilib.serving.cpu.tape import Kernel, address, call_kernel
+from minilib.serving.cpu.ops import CompiledOps, PackedModel
+from minilib.serving.cpu.tape import Kernel, address, call_kernel, room
 
 Model = TypeVar("Model", bound=nn.Module)
 _FEW_ROWS = 32  # what oneDNN chooses the order of a weight for
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt's parameters in malloc.h
 
 
-class PackedModel(RuntimeError):
-    """What was asked needs plain weights, and these are packed."""
-
-
 class _Moved(nn.Module):
     """A layer that took its parameters over in another form: it computes, and does nothing else."""
 
     def _apply(self, fn, recurse=True):
-        like = torch.empty(0)
-        there = fn(like)
-        if (there.dtype, there.device) != (like.dtype, like.device):
-            raise PackedModel(
-                f"packed weights cannot go to {there.dtype} on {there.device}; move the model, then pack it"
-            )
+        CompiledOps().check_move(fn)
         return self
 
     def _save_to_state_dict(self, *args):
         raise PackedModel("packed weights have no plain form to save; save the model before it is packed")
+
+    def _load_from_state_dict(self, *args):
+        raise PackedModel("packed weights cannot be loaded over; load the weights, then pack the model")
 
 
 class PackedMatrix:
@@ -62,23 +56,32 @@ class PackedMatrix:
         self.outputs, self.depth = weight.shape
         shape = (ceil_div(self.outputs, WIDTH), self.depth, WIDTH)
         over = over and self.outputs % WIDTH == 0 and weight.is_contiguous()
-        self.panels = weight.view(shape) if over else torch.zeros(shape)
+        self.panels = weight.view(shape) if over else torch.zeros(shape, dtype=torch.float32)
         for panel, rows in zip(self.panels, weight.split(WIDTH), strict=True):  # a panel lies where its rows lay
             panel[:, : len(rows)] = rows.T.clone()
         self._where = (address(self.panels), len(self.panels))
 
+    def __setstate__(self, state: dict) -> None:
+        """A copy has panels of its own, at another address."""
+        self.__dict__.update(state)
+        self._where = (self.panels.data_ptr(), len(self.panels))
+
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (rows, K) → x · weightᵀ + bias, (rows, N); bias has a number for each column of the panels."""
+        if x.shape[1] != self.depth or x.dtype != torch.float32:
+            raise ValueError(f"rows of {self.depth} fp32 numbers expected, got {tuple(x.shape)} in {x.dtype}")
         x = x if x.stride(1) == 1 else x.contiguous()
         panels, number = self._where
-        y = torch.empty(len(x), number * WIDTH)
-        address = 0 if bias is None else address(bias)
+        y = room(len(x), number * WIDTH)
+        of_bias = 0 if bias is None else address(bias)
         of_x = (len(x), address(x), x.stride(0))
-        call_kernel(Kernel.PRODUCT, *of_x, panels, number, address, address(y), number * WIDTH, self.depth)
+        call_kernel(Kernel.PRODUCT, *of_x, panels, number, of_bias, address(y), number * WIDTH, self.depth)
         return y if self.outputs == number * WIDTH else y[:, : self.outputs]
 
     def rows(self, numbers: Tensor) -> Tensor:
         """The rows of the matrix with these numbers, (len(numbers), K), as an embedding looks them up."""
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.outputs):
+            raise IndexError(f"rows 0 … {self.outputs - 1} are there, got {numbers.tolist()}")
         return self.panels[numbers // WIDTH, :, numbers % WIDTH]
 
 
@@ -94,7 +97,7 @@ class PackedLinear(_Moved):
         super().__init__()
         self.matrix, self.bias = matrix, None
         if bias is not None:
-            self.bias = torch.zeros(len(matrix.panels) * WIDTH)
+            self.bias = torch.zeros(len(matrix.panels) * WIDTH, dtype=torch.float32)
             self.bias[: matrix.outputs] = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:

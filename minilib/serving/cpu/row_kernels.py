@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import carray, njit, prange, types
 
-from minilib.serving.cpu.machine_code import OPTIONS, WIDTH, pointer, rows_times_panel
+from minilib.serving.cpu.machine_code import WIDTH, kernel, pointer, rows_times_panel
 
 LEAST, MOST = np.float32(-87.0), np.float32(88.0)  # where exp leaves the numbers that fp32 has at full precision
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -21,7 +21,7 @@ ONE = np.float32(1)
 
 @njit(inline="always")
 def exp(x):
-    """e^x in fp32 to 2 units in the last place, 0 below -87; written out so that LLVM takes many numbers at a time.
+    """e^x in fp32 to 4 units in the last place, 0 below -87; written out so that LLVM takes many numbers at a time.
 
     2^n · e^r with |r| ≤ ln 2 / 2, the second by its series.
     """
@@ -40,7 +40,7 @@ def numbers_at(address, place, count):
     return carray(pointer(address + 4 * place), (count,), np.float32)
 
 
-@njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 9))
 def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
     """y = x · matrixᵀ + bias (num_panels · WIDTH numbers, or address 0); cores share out the panels."""
     ys = carray(pointer(y), (rows, y_stride), np.float32)
@@ -54,7 +54,7 @@ def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth
                     ys[row, column] += biases[column]
 
 
-@njit(types.void(*[types.int64] * 11, types.float32), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 11, types.float32))
 def rows_rms_norm(rows, parts, width, x, x_stride, residual, residual_stride, total, weight, y, y_stride, eps):
     """Each of the parts of a row, so many numbers wide, by itself; with a residual that of total = residual + x."""
     weights = carray(pointer(weight), (width,), np.float32)
@@ -76,7 +76,7 @@ def rows_rms_norm(rows, parts, width, x, x_stride, residual, residual_stride, to
             ys[i] = xs[i] * scale * weights[i]
 
 
-@njit(types.void(*[types.int64] * 9), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 9))
 def rows_rotate(tokens, heads, head_dim, x, x_stride, cos, sin, y, y_stride):
     half = head_dim // 2
     for token in prange(tokens):
@@ -90,7 +90,7 @@ def rows_rotate(tokens, heads, head_dim, x, x_stride, cos, sin, y, y_stride):
                 ys[half + i] = xs[half + i] * cosines[half + i] + xs[i] * sines[half + i]
 
 
-@njit(types.void(*[types.int64] * 6), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 6))
 def rows_swiglu(rows, width, x, x_stride, y, y_stride):
     for row in prange(rows):
         at = np.int64(row)
@@ -100,7 +100,7 @@ def rows_swiglu(rows, width, x, x_stride, y, y_stride):
             ys[i] = gates[i] / (ONE + exp(-gates[i])) * ups[i]
 
 
-@njit(types.void(*[types.int64] * 7), parallel=True, **OPTIONS)
+@kernel(types.void(*[types.int64] * 7))
 def rows_add(rows, width, x, x_stride, y, y_stride, z):
     """z = x + y. (Were z[i] assigned to in the prange itself, Numba would see nobody read z, and drop the loop.)"""
     xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import PageTable
-from minilib.model.decoder import Decoder
+from minilib.model.decoder import Decoder, RMSNorm
 from minilib.model.moe import MoE
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cpu.attention import CompiledDecode, CompiledStore
+from minilib.serving.cpu.machine_code import follow_threads_of_torch
 from minilib.serving.cpu.packing import RoundedLinear
 from minilib.serving.cpu.tape import recording, room_for_product
 
@@ -27,6 +28,8 @@ class _Recorded:
         most_pages = ceil_div(model.config.max_position, cache.page_size)
         self.decode = CompiledDecode(list(enumerate(tables)), most_pages)
         self.store = CompiledStore(_slots(tables))
+        self.norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
+        self.norms_at = self._norms_at()
         layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
 
         def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -39,6 +42,14 @@ class _Recorded:
         with recording() as self.tape:
             x, *rope = self.inputs
             self.logits = model.logits(model.through_layers(x, tuple(rope), attention))
+
+    @property
+    def usable(self) -> bool:
+        """Whether the weights that are not packed are where they were."""
+        return self.norms_at == self._norms_at()
+
+    def _norms_at(self) -> list[int]:
+        return [norm.weight.data_ptr() for norm in self.norms]
 
     def again(self, tables: list[PageTable], inputs: tuple) -> Tensor:
         x, rope = inputs
@@ -63,16 +74,21 @@ class RecordedSteps:
         self.possible = not any(isinstance(module, MoE | RoundedLinear) for module in model.modules())
         self.recorded: dict[int, _Recorded] = {}  # by number of sequences, the one used last at the end
 
+    def __getstate__(self) -> dict:
+        """A copy records anew: tapes hold addresses."""
+        return {**self.__dict__, "recorded": {}}
+
     def suit(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences should be recorded."""
         return self.possible and num_sequences <= MOST_SEQUENCES
 
     def logits(self, token_ids: list[int], tables: list[PageTable]) -> Tensor:
         """(sequences, vocab_size), which the next step overwrites; each table has grown by its token."""
+        follow_threads_of_torch()
         positions = torch.tensor([table.length - 1 for table in tables])
         inputs = self.model.inputs(torch.tensor(token_ids), positions)
         step = self.recorded.pop(len(tables), None)
-        if step is None:
+        if step is None or not step.usable:
             step = _Recorded(self.model, self.cache, tables, inputs)
             logits = step.logits
         else:

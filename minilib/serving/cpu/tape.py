@@ -18,11 +18,11 @@ from enum import IntEnum
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import types
 from torch import Tensor
 
 from minilib.serving.cpu.attention_kernels import attend_to_pages, store_in_slots
-from minilib.serving.cpu.machine_code import OPTIONS
+from minilib.serving.cpu.machine_code import kernel
 from minilib.serving.cpu.row_kernels import rows_add, rows_product, rows_rms_norm, rows_rotate, rows_swiglu
 
 _GAP = 16  # numbers between rows: a power of two apart, all rows would compete for the same places of the L1 cache
@@ -44,7 +44,7 @@ class Kernel(IntEnum):
 _KERNELS = (rows_product, rows_rms_norm, rows_rotate, rows_swiglu, rows_add, store_in_slots, attend_to_pages)
 
 
-@njit(types.void(types.int64[:, ::1], types.float32[::1]), **OPTIONS)
+@kernel(types.void(types.int64[:, ::1], types.float32[::1]), parallel=False)
 def _replay(calls, numbers):
     for i in range(len(calls)):
         a, number = calls[i], numbers[i]
@@ -77,8 +77,8 @@ class Tape:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def append(self, kernel: Kernel, arguments: tuple[int, ...], number: float) -> None:
-        self._calls.append(((kernel, *arguments), number))
+    def append(self, called: Kernel, arguments: tuple[int, ...], number: float) -> None:
+        self._calls.append(((called, *arguments), number))
 
     def keep(self, tensor: Tensor) -> None:
         self._tensors.append(tensor)
@@ -100,14 +100,14 @@ class _Recorder(threading.local):
 _recorder = _Recorder()
 
 
-def call_kernel(kernel: Kernel, *arguments: int, number: float | None = None) -> None:
+def call_kernel(which: Kernel, *arguments: int, number: float | None = None) -> None:
     """Call a kernel, and write the call down if this thread records."""
     if number is None:
-        _KERNELS[kernel](*arguments)
+        _KERNELS[which](*arguments)
     else:
-        _KERNELS[kernel](*arguments, number)
+        _KERNELS[which](*arguments, number)
     if _recorder.tape is not None:
-        _recorder.tape.append(kernel, arguments, number or 0.0)
+        _recorder.tape.append(which, arguments, number or 0.0)
 
 
 def address(tensor: Tensor) -> int:
@@ -117,12 +117,17 @@ def address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
+def room(*shape: int) -> Tensor:
+    """An empty tensor in fp32, whatever torch's default is."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def room_for_product(rows: int, *row: int) -> Tensor:
-    """An empty tensor (rows, *row) in fp32, its rows as far apart as the product that reads them likes."""
+    """Room for (rows, *row), its rows as far apart as the product that reads them likes."""
     if rows == 1:
-        return torch.empty(rows, *row)
+        return room(rows, *row)
     width = math.prod(row)
-    return torch.empty(rows, width + _GAP)[:, :width].view(rows, *row)
+    return room(rows, width + _GAP)[:, :width].view(rows, *row)
 
 
 @contextmanager

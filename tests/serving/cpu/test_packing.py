@@ -1,6 +1,8 @@
 """A packed model computes what the model did, holds its weights once, and leaves nobody with stale ones."""
 
+import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -107,6 +109,31 @@ def test_a_packed_model_refuses_what_needs_plain_weights(tmp_path):
         with pytest.raises((PackedModel, CheckpointError), match="pack"):
             move()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_reads_weights_of_its_own(copied):
+    model, tokens = pack(decoder()), torch.arange(9)
+    expected = logits(model, tokens)
+    other = copied(model)
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.matrix.panels.zero_()
+    assert torch.equal(logits(other, tokens), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_compiled_code_writes_fp32_whatever_the_default_dtype_is(dtype):
+    linear = nn.Linear(24, 40)
+    x = torch.randn(13, 24)
+    torch.set_default_dtype(dtype)
+    try:
+        layer = PackedLinear(PackedMatrix(linear.weight.detach()), linear.bias)
+        got = layer(x)
+        assert layer.matrix.panels.dtype == layer.bias.dtype == got.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(got, linear(x).detach())
 
 
 def test_what_cannot_be_packed_is_left_as_it_is():
