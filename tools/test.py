@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ def main() -> int:
     parser.add_argument("--beside-load", type=int, metavar="SEED", help="run beside bursts of load")
     options = parser.parse_args()
     only = options.only
+    # a shell ignores Ctrl-C for what it starts in the background, and what tests start would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     beside = under_load.load(options.beside_load) if options.beside_load is not None else contextlib.nullcontext()
     with beside, tempfile.TemporaryDirectory() as folder:
         reports = {name: Path(folder) / f"{name}.xml" for name in PARTS}

@@ -122,7 +122,10 @@ with Worker({stub("hangs")!r}, timeout=60) as worker:
         pid = int(parent.stdout.readline())
         assert is_alive(pid)
         parent.send_signal(signal.SIGINT)
-        assert parent.wait(60) != 0
+        try:
+            assert parent.wait(60) != 0
+        finally:
+            parent.kill()
     assert not is_alive(pid)
 
 
