@@ -16,6 +16,7 @@ from minilib.mechanisms.basics.interrupts import held
 from minilib.model.decoder import Decoder
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
+from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
 from minilib.serving.sampling import sample
@@ -66,11 +67,7 @@ class Engine:
         self.eos_token_ids = _end_tokens(eos_token_id, model.config.vocab_size)
         self.tokenizer, weight = tokenizer, model.norm.weight
         self.device, kind = weight.device, (weight.dtype, weight.device)
-        if pack:
-            # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
-            from minilib.serving.cpu.packing import pack as pack_model
-
-            pack_model(model, torch.float32 if pack is True else pack)
+        pack_as_asked(model, pack)
         self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)

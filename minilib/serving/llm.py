@@ -16,6 +16,7 @@ from minilib.mechanisms.basics.interrupts import held
 from minilib.model import tokenizer as tokenizer_files
 from minilib.model import weights
 from minilib.model.decoder import Decoder
+from minilib.serving.cpu import pack_as_asked
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput, whole
 
@@ -67,12 +68,8 @@ class LLM:
         tokenizer = tokenizer_files.load(Path(folder))  # before the weights: it is read at once, and may be missing
         if ends := weights.eos_token_ids(folder):
             options.setdefault("eos_token_id", ends)
-        model, pack = weights.load(folder, dtype), options.pop("pack", True)
-        if pack:
-            # Here, so that who does not want it never loads the compiler: it takes 100 MiB.
-            from minilib.serving.cpu.packing import pack as pack_model
-
-            pack_model(model, torch.float32 if pack is True else pack, over=True)
+        model = weights.load(folder, dtype)
+        pack_as_asked(model, options.pop("pack", True), over=True)
         return cls(model, tokenizer, **options)
 
     def generate(

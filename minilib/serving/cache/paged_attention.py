@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -48,16 +48,22 @@ class PagedAttention:
         cache: where keys and values are.
         work: what the step computes; each table has grown by its queries already.
         compiled: store and decode in compiled code (fp32 on a CPU), not in plain torch.
+        most_pages: of a table that decodes in compiled code and will be filled in anew; as many as it has if left out.
     """
 
-    def __init__(self, cache: PagedCache, work: list[Work], compiled: bool = False) -> None:
+    def __init__(self, cache: PagedCache, work: list[Work], compiled: bool = False, most_pages: int = 0) -> None:
         self.layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
         ends = np.cumsum([entry.num_queries for entry in work]).tolist()
         entries = [(slice(end - entry.num_queries, end), entry.table) for end, entry in zip(ends, work, strict=True)]
-        if cache.k.is_cuda:
-            self.store, self.parts, self.empty = PlainStore(cache, entries), [on_gpu(cache, entries)], torch.empty_like
+        slots = new_slots(work, cache.page_size)
+        if compiled:
+            # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
+            from minilib.serving.cpu.attention import CompiledStore, empty_like
+
+            self.store, self.empty = CompiledStore(slots), empty_like
         else:
-            self.store, self.parts, self.empty = _on_cpu(cache, entries, compiled)
+            self.store, self.empty = PlainStore(cache, slots), torch.empty_like
+        self.parts = [_on_gpu(cache, entries)] if cache.k.is_cuda else _on_cpu(cache, entries, compiled, most_pages)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.layers[layer]
@@ -71,11 +77,22 @@ class PagedAttention:
 Entry = tuple[slice, PageTable]  # the tokens of a sequence among those of the step, the last of its table
 
 
-class PlainStore:
-    """Writes new keys and values into their slots."""
+def new_slots(work: list[Work], page_size: int) -> Tensor:
+    """The slots that the new tokens go to, counted through all pages of the pool: (tokens,) int64 on the CPU."""
+    new = [(entry.table.frames, range(entry.table.length - entry.num_queries, entry.table.length)) for entry in work]
+    return torch.tensor([frames[at // page_size] * page_size + at % page_size for frames, slots in new for at in slots])
 
-    def __init__(self, cache: PagedCache, entries: list[Entry]) -> None:
-        page, place = np.divmod(_slots(cache, entries), cache.page_size)
+
+class PlainStore:
+    """Writes new keys and values into their slots.
+
+    Args:
+        cache: where keys and values are.
+        slots: see `new_slots`.
+    """
+
+    def __init__(self, cache: PagedCache, slots: Tensor) -> None:
+        page, place = np.divmod(slots.numpy(), cache.page_size)
         self.rows = torch.from_numpy(_rows(cache, page, place)).to(cache.k.device)
 
     def __call__(self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -84,20 +101,13 @@ class PlainStore:
         values.view(-1, head_dim).index_copy_(0, self.rows, v.reshape(-1, head_dim))
 
 
-def _slots(cache: PagedCache, entries: list[Entry]) -> np.ndarray:
-    """The slots that the new tokens go to, counted through all pages of the pool."""
-    size = cache.page_size
-    new = [(table.frames, range(table.length - (at.stop - at.start), table.length)) for at, table in entries]
-    return np.array([frames[slot // size] * size + slot % size for frames, slots in new for slot in slots])
-
-
 def _rows(cache: PagedCache, page: np.ndarray, place: np.ndarray) -> np.ndarray:
     """The rows of these slots, if every (page, head, place) is a row of its own: slot by slot, head by head."""
     heads = cache.config.num_kv_heads
     return ((page[:, None] * heads + np.arange(heads)) * cache.page_size + place[:, None]).ravel()
 
 
-def on_gpu(cache: PagedCache, entries: list[Entry]) -> Callable[..., None]:
+def _on_gpu(cache: PagedCache, entries: list[Entry]) -> Callable[..., None]:
     """All sequences, by the kernel."""
     # Here, so that serving on a CPU never loads Triton: it takes 70 MiB.
     from minilib.kernels.paged_attention import paged_attention
@@ -119,22 +129,20 @@ def on_gpu(cache: PagedCache, entries: list[Entry]) -> Callable[..., None]:
     return attend
 
 
-def _on_cpu(cache: PagedCache, entries: list[Entry], compiled: bool) -> tuple[Callable[..., None], list, Callable]:
-    """What stores keys and values, what attends for some of the tokens each, what makes room for the result."""
+def _on_cpu(cache: PagedCache, entries: list[Entry], compiled: bool, most_pages: int) -> list[Callable[..., None]]:
+    """What attends for some of the tokens each: sequences with several new ones, and those that decode."""
     several, one = [], []
     for at, table in entries:
         (one if at.stop - at.start == 1 else several).append((at, table))
     if not compiled:
-        parts = [Prompt(cache, *entry) for entry in several]
-        parts += [Gathered(cache, group) for group in _divide(cache, one)]
-        return PlainStore(cache, entries), parts, torch.empty_like
-    # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
-    from minilib.serving.cpu.attention import CompiledDecode, CompiledPrompt, CompiledStore, empty_like
+        return [
+            *(Prompt(cache, *entry) for entry in several),
+            *(Gathered(cache, group) for group in _divide(cache, one)),
+        ]
+    from minilib.serving.cpu.attention import CompiledDecode, CompiledPrompt
 
     prompts = [Prompt(cache, at, table, CompiledPrompt(table, at.stop - at.start)) for at, table in several]
-    store = CompiledStore(torch.from_numpy(_slots(cache, entries)))
-    decodes = [CompiledDecode([(at.start, table) for at, table in one])] if one else []
-    return store, prompts + decodes, empty_like
+    return [*prompts, CompiledDecode([(at.start, table) for at, table in one], most_pages)] if one else prompts
 
 
 def _divide(cache: PagedCache, decodes: list[Entry]) -> list[list[Entry]]:
@@ -165,8 +173,14 @@ class Prompt:
         queries = tokens.stop - tokens.start
         self.seen = range(table.length - queries + 1, table.length + 1)  # keys, by each query
         self.pages = torch.tensor(table.frames) if queries < table.length else None
-        hidden = np.arange(table.length) >= np.array(self.seen)[:, None]
-        self.mask = None if self.pages is None else _mask(hidden, cache.k.dtype)
+        self.dtype = cache.k.dtype
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(queries, slots); None if there are no slots but those of the queries."""
+        if self.pages is None:
+            return None
+        return _mask(np.arange(self.length) >= np.array(self.seen)[:, None], self.dtype)
 
     def __call__(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> None:
         if self.compiled is not None and self.compiled(out[self.tokens], q[self.tokens], keys, values):

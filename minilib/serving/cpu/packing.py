@@ -59,23 +59,19 @@ class PackedMatrix:
         self.panels = weight.view(shape) if over else torch.zeros(shape, dtype=torch.float32)
         for panel, rows in zip(self.panels, weight.split(WIDTH), strict=True):  # a panel lies where its rows lay
             panel[:, : len(rows)] = rows.T.clone()
-        self._where = (address(self.panels), len(self.panels))
-
-    def __setstate__(self, state: dict) -> None:
-        """A copy has panels of its own, at another address."""
-        self.__dict__.update(state)
-        self._where = (self.panels.data_ptr(), len(self.panels))
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (rows, K) → x · weightᵀ + bias, (rows, N); bias has a number for each column of the panels."""
         if x.shape[1] != self.depth or x.dtype != torch.float32:
             raise ValueError(f"rows of {self.depth} fp32 numbers expected, got {tuple(x.shape)} in {x.dtype}")
         x = x if x.stride(1) == 1 else x.contiguous()
-        panels, number = self._where
+        number = len(self.panels)
         y = room(len(x), number * WIDTH)
         of_bias = 0 if bias is None else address(bias)
         of_x = (len(x), address(x), x.stride(0))
-        call_kernel(Kernel.PRODUCT, *of_x, panels, number, of_bias, address(y), number * WIDTH, self.depth)
+        call_kernel(
+            Kernel.PRODUCT, *of_x, address(self.panels), number, of_bias, address(y), number * WIDTH, self.depth
+        )
         return y if self.outputs == number * WIDTH else y[:, : self.outputs]
 
     def rows(self, numbers: Tensor) -> Tensor:

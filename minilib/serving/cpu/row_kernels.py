@@ -44,7 +44,7 @@ def numbers_at(address, place, count):
 def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
     """y = x · matrixᵀ + bias (num_panels · WIDTH numbers, or address 0); cores share out the panels."""
     ys = carray(pointer(y), (rows, y_stride), np.float32)
-    biases = carray(pointer(bias), (num_panels * WIDTH,), np.float32)
+    biases = numbers_at(bias, 0, num_panels * WIDTH)
     for number in prange(num_panels):
         first = np.int64(number) * WIDTH
         rows_times_panel(rows, x, x_stride, panels + 4 * first * depth, y + 4 * first, y_stride, depth)
@@ -57,7 +57,7 @@ def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth
 @kernel(types.void(*[types.int64] * 11, types.float32))
 def rows_rms_norm(rows, parts, width, x, x_stride, residual, residual_stride, total, weight, y, y_stride, eps):
     """Each of the parts of a row, so many numbers wide, by itself; with a residual that of total = residual + x."""
-    weights = carray(pointer(weight), (width,), np.float32)
+    weights = numbers_at(weight, 0, width)
     for number in prange(rows * parts):
         row, part = divmod(np.int64(number), parts)
         xs = numbers_at(x, row * x_stride + part * width, width)
@@ -103,8 +103,9 @@ def rows_swiglu(rows, width, x, x_stride, y, y_stride):
 @kernel(types.void(*[types.int64] * 7))
 def rows_add(rows, width, x, x_stride, y, y_stride, z):
     """z = x + y. (Were z[i] assigned to in the prange itself, Numba would see nobody read z, and drop the loop.)"""
-    xs, ys = carray(pointer(x), (rows, x_stride), np.float32), carray(pointer(y), (rows, y_stride), np.float32)
-    zs = carray(pointer(z), (rows, width), np.float32)
     for row in prange(rows):
+        at = np.int64(row)
+        xs, ys = numbers_at(x, at * x_stride, width), numbers_at(y, at * y_stride, width)
+        zs = numbers_at(z, at * width, width)
         for i in range(width):
-            zs[row, i] = xs[row, i] + ys[row, i]
+            zs[i] = xs[i] + ys[i]

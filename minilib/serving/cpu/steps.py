@@ -10,10 +10,10 @@ from minilib.mechanisms.paging import PageTable
 from minilib.model.decoder import Decoder, RMSNorm
 from minilib.model.moe import MoE
 from minilib.serving.cache.paged import PagedCache
-from minilib.serving.cpu.attention import CompiledDecode, CompiledStore
+from minilib.serving.cache.paged_attention import PagedAttention, Work, new_slots
 from minilib.serving.cpu.machine_code import follow_threads_of_torch
 from minilib.serving.cpu.packing import RoundedLinear
-from minilib.serving.cpu.tape import recording, room_for_product
+from minilib.serving.cpu.tape import recording
 
 MOST_SEQUENCES = 32  # a step of more spends too little time in Python
 MOST_TAPES = 4
@@ -25,23 +25,13 @@ class _Recorded:
     def __init__(self, model: Decoder, cache: PagedCache, tables: list[PageTable], inputs: tuple) -> None:
         x, rope = inputs
         self.inputs = (x.clone(), *(angle.clone() for angle in rope))
-        most_pages = ceil_div(model.config.max_position, cache.page_size)
-        self.decode = CompiledDecode(list(enumerate(tables)), most_pages)
-        self.store = CompiledStore(_slots(tables))
+        self.page_size, most_pages = cache.page_size, ceil_div(model.config.max_position, cache.page_size)
+        self.attention = PagedAttention(cache, _decoding(tables), compiled=True, most_pages=most_pages)
         self.norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
         self.norms_at = self._norms_at()
-        layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
-
-        def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = layers[layer]
-            self.store(k, v, keys, values)
-            out = room_for_product(*q.shape)
-            self.decode(out, q, k, v, keys, values)
-            return out
-
         with recording() as self.tape:
             x, *rope = self.inputs
-            self.logits = model.logits(model.through_layers(x, tuple(rope), attention))
+            self.logits = model.logits(model.through_layers(x, tuple(rope), self.attention))
 
     @property
     def usable(self) -> bool:
@@ -55,8 +45,9 @@ class _Recorded:
         x, rope = inputs
         for old, new in zip(self.inputs, (x, *rope), strict=True):
             old.copy_(new)
-        self.decode.fill(list(enumerate(tables)))
-        self.store.slots.copy_(_slots(tables))
+        (decode,) = self.attention.parts
+        decode.fill(list(enumerate(tables)))
+        self.attention.store.slots.copy_(new_slots(_decoding(tables), self.page_size))
         self.tape.replay()
         return self.logits
 
@@ -99,6 +90,5 @@ class RecordedSteps:
         return logits
 
 
-def _slots(tables: list[PageTable]) -> Tensor:
-    """The slots of the last tokens, counted through all pages of the pool."""
-    return torch.tensor([table.frames[-1] * table.page_size + (table.length - 1) % table.page_size for table in tables])
+def _decoding(tables: list[PageTable]) -> list[Work]:
+    return [Work(table, 1) for table in tables]

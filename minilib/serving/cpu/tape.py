@@ -48,19 +48,19 @@ _KERNELS = (rows_product, rows_rms_norm, rows_rotate, rows_swiglu, rows_add, sto
 def _replay(calls, numbers):
     for i in range(len(calls)):
         a, number = calls[i], numbers[i]
-        if a[0] == 0:
+        if a[0] == Kernel.PRODUCT:
             rows_product(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        elif a[0] == 1:
+        elif a[0] == Kernel.RMS_NORM:
             rows_rms_norm(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], number)
-        elif a[0] == 2:
+        elif a[0] == Kernel.ROTATE:
             rows_rotate(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        elif a[0] == 3:
+        elif a[0] == Kernel.SWIGLU:
             rows_swiglu(a[1], a[2], a[3], a[4], a[5], a[6])
-        elif a[0] == 4:
+        elif a[0] == Kernel.ADD:
             rows_add(a[1], a[2], a[3], a[4], a[5], a[6], a[7])
-        elif a[0] == 5:
+        elif a[0] == Kernel.STORE:
             store_in_slots(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11])
-        elif a[0] == 6:
+        elif a[0] == Kernel.ATTEND:
             attend_to_pages(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], number
             )  # fmt: skip
