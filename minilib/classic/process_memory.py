@@ -19,8 +19,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from minilib.classic.swapping import Clock, Fifo, Pager
+from minilib.classic.swapping import Pager
 from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.mechanisms.caching import Clock, EvictionPolicy
 from minilib.mechanisms.paging import Copy, FramePool, PageTable
 
 
@@ -48,7 +49,7 @@ class PhysicalMemory:
         page_size: int = 4096,
         num_swap_frames: int = 0,
         swap_file: IO[bytes] | None = None,
-        order: Fifo | None = None,
+        order: EvictionPolicy | None = None,
     ) -> None:
         if num_frames < 1 or page_size < 1:
             raise ValueError(f"num_frames and page_size must be at least 1, got {num_frames!r} and {page_size!r}")

@@ -3,8 +3,8 @@
 A page moves for all tables that share it: it is in one place at a time, and forks go on sharing it. That is how an
 operating system swaps, and why it keeps a reverse map from a frame to the page tables that hold it.
 
-Sources: Belady, Nelson and Shedler, "An anomaly in space-time characteristics of certain programs running in a paging
-machine", CACM 1969; Corbató, "A paging experiment with the Multics system", 1968 (the clock).
+Which page leaves is decided by a policy of mechanisms/caching, whose keys are frames here. A frame that was evicted
+holds another page when it comes back, so a policy is told that it was removed, and remembers nothing of it.
 """
 
 from __future__ import annotations
@@ -12,69 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
+from minilib.mechanisms.caching import EvictionPolicy
 from minilib.mechanisms.paging import Copy, FramePool, OutOfFrames, PageTable
 
 
 class SwapFull(OutOfFrames):
     """Memory and swap are both full; nothing was changed."""
-
-
-class Fifo:
-    """Evict the frame that was filled first. Simple, but more memory can mean more faults (Belady 1969)."""
-
-    def __init__(self) -> None:
-        self._used: dict[int, bool] = {}  # frames in the order of eviction; the value is Clock's bit
-
-    def __len__(self) -> int:
-        return len(self._used)
-
-    def add(self, frame: int) -> None:
-        """A frame was filled."""
-        self._used[frame] = False
-
-    def use(self, frame: int) -> None:
-        """The page in a frame was read or written."""
-
-    def remove(self, frame: int) -> None:
-        """A frame was freed."""
-        del self._used[frame]
-
-    def victim(self, pinned: Collection[int] = ()) -> int:
-        """Choose the frame to free; `remove` follows once its content is safe.
-
-        Args:
-            pinned: frames that must stay.
-
-        Raises:
-            LookupError: if every frame is pinned, or there is none.
-        """
-        for frame in self._used:
-            if frame not in pinned:
-                return frame
-        raise LookupError(f"there is no frame to evict: {len(self)} are filled, {len(pinned)} are pinned")
-
-
-class Lru(Fifo):
-    """Evict the frame used longest ago. The order must be told of every use, which hardware does not report."""
-
-    def use(self, frame: int) -> None:
-        self.remove(frame)
-        self.add(frame)
-
-
-class Clock(Fifo):
-    """Evict the first frame not used since the hand last passed. Takes one bit a frame, which the MMU sets itself."""
-
-    def use(self, frame: int) -> None:
-        self._used[frame] = True
-
-    def victim(self, pinned: Collection[int] = ()) -> int:
-        for frame in list(self._used):  # one turn of the hand; after it every bit is clear
-            if frame not in pinned and not self._used[frame]:
-                return frame
-            self.remove(frame)  # the hand clears the bit and passes on
-            self.add(frame)
-        return super().victim(pinned)
 
 
 class Pager:
@@ -88,7 +31,7 @@ class Pager:
     Args:
         fast: frames that pages are used in.
         slow: frames for pages that do not fit into the fast pool.
-        order: how a victim is chosen: `Fifo`, `Lru` or `Clock`.
+        order: how a victim is chosen, such as `Clock()`; it belongs to this pager alone.
         copy_out: copies content from a fast to a slow frame.
         copy_in: copies content from a slow to a fast frame.
 
@@ -101,7 +44,7 @@ class Pager:
         self,
         fast: FramePool,
         slow: FramePool,
-        order: Fifo,
+        order: EvictionPolicy,
         copy_out: Callable[[Copy], None] = lambda copy: None,
         copy_in: Callable[[Copy], None] = lambda copy: None,
     ) -> None:
@@ -243,7 +186,7 @@ class Pager:
         raise OutOfFrames(f"{fresh} frames are needed, {self.fast.num_free} are free, and there is no swap")
 
     def _move_out(self, pinned: Collection[int]) -> None:
-        frame = self.order.victim(pinned)
+        frame = self.order.victim(lambda frame: frame not in pinned)
         swapped = self.slow.allocate()
         try:
             self._copy_out(Copy(frame, swapped))

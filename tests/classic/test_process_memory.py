@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from minilib.classic.process_memory import PhysicalMemory, SegmentationFault
-from minilib.classic.swapping import Fifo, Lru, SwapFull
+from minilib.classic.swapping import SwapFull
+from minilib.mechanisms.caching import Fifo, Lru
 from minilib.mechanisms.paging import OutOfFrames
 from tests.classic.memory_model import Model
 from tests.classic.real_process import RealProcesses

@@ -1,4 +1,4 @@
-"""Orders of eviction against simulators written another way, and a pager whose pages have real content."""
+"""A pager under several policies of eviction: the victims they should choose, and pages that have real content."""
 
 import random
 
@@ -6,53 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.classic.swapping import Clock, Fifo, Lru, Pager, SwapFull
+from minilib.classic.swapping import Pager, SwapFull
+from minilib.mechanisms.caching import Clock, Fifo, Lru
 from minilib.mechanisms.paging import FramePool, OutOfFrames
+from tests.mechanisms.caching.naive import POLICIES
 
 BELADY = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
 
 
-def naive_fifo(references, frames):
-    """A list in order of arrival. Returns the victims, None for a fault into a free frame; hits leave no entry."""
-    held, victims = [], []
-    for page in references:
-        if page not in held:
-            victims.append(held.pop(0) if len(held) == frames else None)
-            held.append(page)
-    return victims
-
-
-def naive_lru(references, frames):
-    """Look back through all references for the page whose last use is farthest away."""
-    held, victims = set(), []
-    for time, page in enumerate(references):
-        if page not in held:
-            victim = None
-            if len(held) == frames:
-                victim = min(held, key=lambda p: max(t for t in range(time) if references[t] == p))
-                held.remove(victim)
-            victims.append(victim)
-            held.add(page)
-    return victims
-
-
-def naive_clock(references, frames):
-    """The textbook's ring: frames at fixed places, a hand that moves over them and clears bits."""
-    ring, bits, hand, victims = [None] * frames, [0] * frames, 0, []
-    for page in references:
-        if page in ring:
-            bits[ring.index(page)] = 1
-            continue
-        while bits[hand]:
-            bits[hand] = 0
-            hand = (hand + 1) % frames
-        victims.append(ring[hand])
-        ring[hand], bits[hand] = page, 0
-        hand = (hand + 1) % frames
-    return victims
-
-
-ORDERS = {"fifo": (Fifo, naive_fifo), "lru": (Lru, naive_lru), "clock": (Clock, naive_clock)}
+ORDERS = {name: POLICIES[name] for name in ("fifo", "lru", "clock")}
 
 
 def pager_of(order, frames, slow_frames, num_pages, **copies):
@@ -150,68 +112,6 @@ def test_a_pager_moves_exactly_the_content(name, operations, fast, slow):
         pager.check_invariants()
         content = {p: frames[frame] for p, frame in enumerate(table.frames) if frame is not None}
         assert content | {p: store[frame] for p, frame in pager.swapped[table].items()} == expected
-
-
-@pytest.mark.parametrize("name", ORDERS)
-def test_a_frame_that_is_used_is_evicted_once_or_not_at_all(name):
-    order = ORDERS[name][0]()
-    with pytest.raises(LookupError, match="no frame"):
-        order.victim()
-    for frame in range(5):
-        order.add(frame)
-    order.use(0)
-    assert len(order) == 5
-    assert sorted(evict(order) for _ in range(5)) == [0, 1, 2, 3, 4]
-    with pytest.raises(LookupError):
-        order.victim()
-
-
-@pytest.mark.parametrize("name", ORDERS)
-@given(used=st.lists(st.integers(0, 5)), pinned=st.sets(st.integers(0, 5)))
-def test_a_pinned_frame_stays(name, used, pinned):
-    """Without the pinned frames the order is the same as if there were only the others."""
-    order, others = ORDERS[name][0](), ORDERS[name][0]()
-    for frame in range(6):
-        order.add(frame)
-        if frame not in pinned:
-            others.add(frame)
-    for frame in used:
-        order.use(frame)
-        if frame not in pinned:
-            others.use(frame)
-    for _ in range(len(others)):
-        victim = order.victim(pinned)
-        assert victim == others.victim() and victim not in pinned
-        order.remove(victim), others.remove(victim)
-    with pytest.raises(LookupError, match=f"{len(pinned)} are filled, {len(pinned)} are pinned"):
-        order.victim(pinned)
-
-
-def evict(order):
-    frame = order.victim()
-    order.remove(frame)
-    return frame
-
-
-def test_each_order_has_its_own_victim():
-    first = {}
-    for name, (order, _) in ORDERS.items():
-        order = order()
-        for frame in "abc":
-            order.add(frame)
-        order.use("a")
-        order.use("b")
-        order.use("a")
-        first[name] = [evict(order) for _ in range(3)]
-    assert first == {"fifo": ["a", "b", "c"], "lru": ["c", "b", "a"], "clock": ["c", "a", "b"]}
-
-
-def test_a_clock_whose_frames_were_all_used_is_first_come_first_gone():
-    clock = Clock()
-    for frame in range(4):
-        clock.add(frame)
-        clock.use(frame)
-    assert [evict(clock) for _ in range(4)] == [0, 1, 2, 3]
 
 
 def test_the_first_fault_into_full_pools_says_so():
