@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from minilib.classic.http.backend import MAX_WORK, Backend
 from minilib.classic.http.proxy import Proxy
-from minilib.classic.http.wire import Client, HttpError, Result
+from minilib.classic.http.wire import Client, HttpError, HttpServer, Result
 from minilib.mechanisms.balancing import Policy
 from minilib.numbers.load_metrics import Delay
 
@@ -132,7 +132,8 @@ def run_experiment(
     arrivals = poisson_arrivals(utilization, works, speeds, seed) if is_open else [0.0] * len(keys)
 
     async def experiment() -> LoadReport:
-        async with stage(policy, speeds, **options) as (backends, client):
+        backends = [Backend(number, speed) for number, speed in enumerate(speeds)]
+        async with stage(policy, backends, **options) as client:
             clock = asyncio.get_running_loop().time
             start, slots = clock(), asyncio.Semaphore(MAX_OUTSTANDING if is_open else concurrency or 16)
 
@@ -170,10 +171,8 @@ def run_bursts(policy: Policy, num_backends: int, num_requests: int, bursts: int
     async def experiment() -> list[list[int]]:
         queues = []
         for _ in range(bursts):
-            async with (
-                stage(policy, [1.0] * num_backends, answer_within=LIMIT) as (backends, client),
-                asyncio.TaskGroup() as group,
-            ):
+            backends = [Backend(number) for number in range(num_backends)]
+            async with stage(policy, backends, answer_within=LIMIT) as client, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(client.get(f"/k{n}?work={MAX_WORK}")) for n in range(num_requests)]
                 while sum(backend.queue_length for backend in backends) < num_requests:
                     await asyncio.sleep(0.001)
@@ -228,9 +227,8 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 
 @asynccontextmanager
-async def stage(policy: Policy, speeds: Sequence[float], **options: Any) -> AsyncIterator[tuple[list[Backend], Client]]:
-    """Listening backends of these speeds, a proxy with `options` in front of them, and a client of the proxy."""
-    backends = [Backend(number, speed) for number, speed in enumerate(speeds)]
+async def stage(policy: Policy, backends: Sequence[HttpServer], **options: Any) -> AsyncIterator[Client]:
+    """Start these servers and a proxy with `options` in front of them; yields a client of the proxy."""
     async with AsyncExitStack() as stack:
         for backend in backends:
             stack.push_async_callback(backend.kill)
@@ -238,7 +236,7 @@ async def stage(policy: Policy, speeds: Sequence[float], **options: Any) -> Asyn
         stack.push_async_callback(proxy.kill)
         client = Client(await proxy.start(), LIMIT)
         stack.push_async_callback(client.close)
-        yield backends, client
+        yield client
 
 
 def work_of_each(work: Work, keys: Sequence[str], speeds: Sequence[float]) -> list[float]:

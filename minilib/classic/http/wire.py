@@ -54,6 +54,11 @@ class Response(NamedTuple):
         return f"HTTP/1.1 {self.status} \r\n{fields}{ending}\r\n".encode("latin-1") + self.body
 
 
+def encode_request(target: str) -> bytes:
+    """The bytes of a GET to send; UnicodeEncodeError if the target is not ASCII."""
+    return f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode("ascii")
+
+
 async def read_request(reader: asyncio.StreamReader) -> tuple[str, bool]:
     """Receive a GET: its target, which is path and query, and whether the connection may stay open.
 
@@ -165,7 +170,7 @@ class Client:
             OSError: if the server refuses, resets or closes the connection, or is too slow (TimeoutError).
             HttpError: if the response is malformed.
         """
-        return await self._timeout.wait_for(self._get(f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode("ascii")))
+        return await self._timeout.wait_for(self._get(encode_request(target)))
 
     async def close(self) -> None:
         """Close the idle connections; one in use is closed after its response."""
