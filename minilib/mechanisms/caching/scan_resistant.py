@@ -32,7 +32,7 @@ class Sieve(EvictionPolicy):
     A clock puts a key that it keeps among the new ones, where the next turn of the hand meets it after them. Here new
     keys come ahead of the hand, so those that are used once leave before those that were kept are asked again.
 
-    Cost: O(1) a use; a victim O(1) on average, and three turns of the hand at worst.
+    Cost: O(1) a use; a victim O(1) on average, and two turns of the hand at worst.
 
     Source: Zhang, Yang, Yue, Vigfusson and Rashmi, "SIEVE is Simpler than LRU: an Efficient Turn-Key Eviction Algorithm
     for Web Caches", NSDI 2024, algorithm 1.
@@ -64,7 +64,7 @@ class Sieve(EvictionPolicy):
         del self._part_of(key)[key]
 
     def victim(self, evictable: Evictable = any_key) -> Hashable:
-        for _ in range(3 * len(self)):  # the rest of a turn, one that clears bits, and one that finds a key
+        for _ in range(2 * len(self)):  # the rest of a turn and one more clear every bit that may be cleared
             self._turn()
             key, used = next(iter(self._ahead.items()))
             if evictable(key):
