@@ -123,9 +123,16 @@ def _layers(config: Mapping, pattern: str | int, num_sinks: int) -> tuple[LayerS
     if len(slides) != count:
         raise UnknownState(f"num_hidden_layers is {count}, and {len(slides)} layers are described")
     own = count - config.get("num_kv_shared_layers", 0)  # the last ones read what layers before them keep
-    window = _count(config, "sliding_window") + num_sinks if any(slides) else None
-    full, sliding = LayerState(FULL, _full_values(config)), LayerState(SLIDING, _sliding_values(config), window)
-    return tuple(sliding if slide else full for slide in slides[:own])
+    window = _window(config) + num_sinks if any(slides) else None
+    overrides = {int(layer): fields for layer, fields in (config.get("per_layer_config") or {}).items()}
+    if config["model_type"] == "gemma4_text" and not overrides:
+        _count(config, "global_head_dim")  # transformers' default would be wider than a head
+    layers = []
+    for layer, slide in enumerate(slides[:own]):
+        fields = {**config, **overrides.get(layer, {})}
+        values = _sliding_values(fields) if slide else _full_values(fields)
+        layers.append(LayerState(SLIDING, values, window) if slide else LayerState(FULL, values))
+    return tuple(layers)
 
 
 def _slides(config: Mapping, pattern: str | int, count: int) -> list[bool]:
@@ -150,9 +157,16 @@ def _slides(config: Mapping, pattern: str | int, count: int) -> list[bool]:
     raise UnknownState("layer_types is missing, which says which layers slide")
 
 
+def _window(config: Mapping) -> int:
+    """Tokens that a layer with a sliding window sees, the newest included."""
+    if config["model_type"] == "mimo_v2_flash" and config.get("sliding_window_size") is not None:
+        return _count(config, "sliding_window_size") + 1  # MiMo's code counts the tokens before the newest
+    return _count(config, "sliding_window")
+
+
 def _full_values(config: Mapping) -> int:
     """Numbers a token in a layer with full attention."""
-    heads = config.get("num_global_key_value_heads") or _heads(config)
+    heads = config.get("attention_k_eq_v", True) and config.get("num_global_key_value_heads") or _heads(config)
     key = config.get("global_head_dim") or _head_dim(config)
     return heads * (key + (config.get("v_head_dim") or key))
 
