@@ -8,14 +8,15 @@
 Both forms compute the same function:
 
     expanded    keys and values of all heads are made from every latent vector kept; then attention as ever
-    absorbed    q_nope · (W_k c) = (W_kᵀ q_nope) · c: the query goes through W_k and the result through W_v, and the latent
-                vectors themselves are the keys and values of one head that all query heads share
+    absorbed    q_nope · (W_k c) = (W_kᵀ q_nope) · c: the query goes through W_k and the result through W_v, and the
+                latent vectors themselves are keys and values of one head that all query heads share
 
 The first costs less while many tokens are computed, the second while one is, since nothing is made anew for the others.
 Positions stay out of the latent part: a rotation between W_k and its transpose would differ from key to key, and could
 not be absorbed.
 
-Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.1 and appendix C; parameters named as transformers' `DeepseekV3Attention`.
+Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.1 and appendix C. Parameters are named as in transformers'
+`DeepseekV3Attention`.
 """
 
 from __future__ import annotations
@@ -207,9 +208,7 @@ class LatentAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
 
 
-def decode_cost(
-    config: LatentConfig, context: int, batch: int = 1, absorbed: bool = True, dtype: str = "bf16"
-) -> Cost:
+def decode_cost(config: LatentConfig, context: int, batch: int = 1, absorbed: bool = True, dtype: str = "bf16") -> Cost:
     """What attention of one layer costs when every sequence of a batch computes one token.
 
     Counted are the products: the projections of the new token, the way through W_k and W_v (of every token kept if

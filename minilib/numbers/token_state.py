@@ -1,9 +1,9 @@
 """What a token's state costs: numbers that a decoder keeps for each token, read from a published config.json.
 
-    kind of layer       numbers kept a token                                         of how many tokens
-    full attention      num_key_value_heads · (width of a key + width of a value)     all
-    sliding window      the same                                                      the latest `sliding_window`, and sinks
-    latent attention    kv_lora_rank + qk_rope_head_dim, and an indexer's key         all
+    kind of layer       numbers kept a token                                       of how many tokens
+    full attention      num_key_value_heads · (width of a key + width of a value)  all
+    sliding window      the same                                                   sinks and the latest `sliding_window`
+    latent attention    kv_lora_rank + qk_rope_head_dim, and an indexer's key      all
 
 Multi-head attention has as many key-value heads as query heads, multi-query attention has one, grouped-query attention
 some number between them.

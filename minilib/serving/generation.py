@@ -40,9 +40,7 @@ class Generation:
 
 
 @torch.inference_mode()
-def generate(
-    model: Decoder, prompts: Row[Row[int]], max_tokens: int, cache: SequenceCache | None = None
-) -> Generation:
+def generate(model: Decoder, prompts: Row[Row[int]], max_tokens: int, cache: SequenceCache | None = None) -> Generation:
     """Continue every prompt by `max_tokens` tokens, each the likeliest; no end token ends a sequence earlier.
 
     Args:

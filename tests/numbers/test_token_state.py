@@ -46,7 +46,7 @@ KINDS = {
     "five of six slide": ("gemma3_text", {"sliding_window": 9, "head_dim": 6}),
     "gpt-oss": (
         "gpt_oss",
-        {"sliding_window": 9, "head_dim": 6, "layer_types": [SLIDING, FULL] * 3, "num_local_experts": 2},
+        {"sliding_window": 9, "head_dim": 6, "layer_types": [SLIDING, FULL] * 3, "num_local_experts": 4},
     ),
     "gemma 4, global layers of their own": (
         "gemma4_text",

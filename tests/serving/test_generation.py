@@ -1,4 +1,4 @@
-"""One loop with a cache and without: the same tokens as the engine and transformers, and as many computed as counted."""
+"""One loop with a cache and without: the tokens of the engine and of transformers, and as many computed as counted."""
 
 import copy
 
@@ -10,6 +10,7 @@ from minilib.serving.cache.sequences import NotAnExtension, SequenceTooLong
 from minilib.serving.generation import generate, tokens_with_cache, tokens_without_cache
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest
+from tests.model import oracle
 from tests.serving.served import POSITIONS, greedy, likeliest, models, prompt
 
 LENGTHS = (3, 17, 1, 30)
@@ -60,7 +61,9 @@ def test_a_second_turn_computes_what_is_new_alone(embedded):
     history = [list(prompt(length)) for length in (5, 11)]
     cached = [0, 0]
     for turn, said in enumerate((0, 4, 1)):
-        history = [ids + list(prompt(said, seed=turn * 10 + row)) for row, ids in enumerate(history)] if said else history
+        history = (
+            [ids + list(prompt(said, seed=turn * 10 + row)) for row, ids in enumerate(history)] if said else history
+        )
         embedded.clear()
         answer = generate(model, history, 6, cache)
         assert answer.tokens_computed == sum(embedded)
