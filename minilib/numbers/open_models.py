@@ -41,6 +41,11 @@ class OpenModel:
         return TokenState.from_config(self.config)
 
     @property
+    def max_position(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.config["max_position_embeddings"]
+
+    @property
     def attention(self) -> str:
         """What its layers are, in words."""
         kinds = [layer.kind for layer in self.state.layers]
@@ -67,7 +72,12 @@ class OpenModel:
         Args:
             memory_bytes: of one GPU.
             length: tokens of each sequence; where layers slide, longer sequences take fewer bytes a token.
+
+        Raises:
+            ValueError: if the model takes no sequences of this length.
         """
+        if not 1 <= length <= self.max_position:
+            raise ValueError(f"{self.title} takes sequences of 1 to {self.max_position:,} tokens, got {length}")
         count = self.gpus(memory_bytes)
         free = count * memory_bytes - self.weight_bytes
         return self.state.sequences_that_fit(free, length, ITEMSIZE) * length / count
@@ -87,7 +97,7 @@ def open_models() -> dict[str, OpenModel]:
 
 
 def state_table(length: int = 8192, gpu: str = "h200") -> Table:
-    """Every model's cost of a token, the last token's of a sequence this long, and tokens per GPU.
+    """Cost of a token, of the last token of a sequence this long, and tokens per GPU, of all models that take such.
 
     Args:
         length: tokens of each sequence.
@@ -96,6 +106,8 @@ def state_table(length: int = 8192, gpu: str = "h200") -> Table:
     memory = Machine.datasheet(gpu).memory_bytes
     rows = []
     for model in open_models().values():
+        if length > model.max_position:
+            continue
         first, last = (model.state.bytes_per_token(before, ITEMSIZE) for before in (0, length - 1))
         tokens = f"{model.tokens_per_gpu(memory, length):,.0f}"
         cost = (f"{first:,.0f}", f"{last:,.0f}", si(model.state.nbytes(length, ITEMSIZE), "B"))

@@ -77,6 +77,9 @@ def test_tokens_beside_the_weights():
     assert MODELS["llama-3_1-70b"].gpus(H200) == 2, "its weights alone are larger than one H200"
     with pytest.raises(ValueError, match="memory_bytes must be above 0"):
         llama.gpus(0)
+    for length in (0, 131_073):
+        with pytest.raises(ValueError, match="takes sequences of 1 to 131,072 tokens"):
+            llama.tokens_per_gpu(H200, length)
 
 
 def test_the_words_for_attention():
@@ -99,5 +102,9 @@ def test_the_table_has_a_row_for_each_model():
         "h200s": "1",
         "tokens per h200": "950,272",
     }
+    long = [row[0] for row in state_table(131_072).rows]
+    assert (
+        long == [model.title for model in MODELS.values() if model.max_position >= 131_072] and "Gemma 7B" not in long
+    )
     assert Machine.datasheet("h200").memory_bytes == H200
     assert isinstance(next(iter(MODELS.values())), OpenModel)

@@ -61,9 +61,7 @@ def test_a_second_turn_computes_what_is_new_alone(embedded):
     history = [list(prompt(length)) for length in (5, 11)]
     cached = [0, 0]
     for turn, said in enumerate((0, 4, 1)):
-        history = (
-            [ids + list(prompt(said, seed=turn * 10 + row)) for row, ids in enumerate(history)] if said else history
-        )
+        history = [ids + oracle.tokens(said, 1, seed=turn)[0].tolist() for ids in history]
         embedded.clear()
         answer = generate(model, history, 6, cache)
         assert answer.tokens_computed == sum(embedded)
