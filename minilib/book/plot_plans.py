@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 from minilib.book import plot
 from minilib.mechanisms.basics.arithmetic import ceil_div
@@ -38,6 +39,7 @@ def draw(plan: Plan, title: str, columns: int = 4):
 
 
 def _panel(ax, plan: Plan, number: int, state: list[dict[int, frozenset[int]]]) -> None:
+    halo = withStroke(linewidth=2.8, foreground=plot.CARD)
     done = "after the last round" if number == len(plan.rounds) else f"before round {number + 1}"
     ax.set_title(done, fontsize=9, fontweight="normal")
     for rank, holds in enumerate(state):
@@ -49,13 +51,15 @@ def _panel(ax, plan: Plan, number: int, state: list[dict[int, frozenset[int]]]) 
             ax.add_patch(mpl.patches.Rectangle((chunk, rank), 1, 1, facecolor=color, edgecolor=plot.CARD, linewidth=2))
             ink = plot.CARD if complete else plot.INK
             text = "all" if len(ranks) == plan.world_size > 1 else "+".join(map(str, sorted(ranks)))
-            ax.text(chunk + 0.5, rank + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
+            ax.text(chunk + 0.4, rank + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
     for t in plan.rounds[number] if number < len(plan.rounds) else ():
-        place = t.chunk + t.count - 0.14
+        place = t.chunk + t.count - 0.12
+        bend = 0.25 / max(1, abs(t.dst - t.src))  # a long arrow stays in its chunk, too
         ax.annotate(
             "", (place, t.dst + 0.5), (place, t.src + 0.5),
-            arrowprops={"arrowstyle": "-|>", "color": plot.CLASSIC, "linewidth": 1.3, "shrinkA": 2, "shrinkB": 2,
-                        "linestyle": "-" if t.reduce else "--", "connectionstyle": "arc3,rad=0.25"},
+            arrowprops={"arrowstyle": "-|>", "color": plot.INK, "linewidth": 1.2, "shrinkA": 2, "shrinkB": 2,
+                        "linestyle": "-" if t.reduce else "--", "connectionstyle": f"arc3,rad={bend}",
+                        "mutation_scale": 8, "path_effects": [halo]},
         )  # fmt: skip
     ax.set_xlim(0, 1.08 * plan.num_chunks)
     ax.set_ylim(plan.world_size, 0)

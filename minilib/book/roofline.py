@@ -27,18 +27,18 @@ def ceilings(machine: Machine, dtype: str = "fp32", ax=None, title: str | None =
     """
     ridge = machine.ridge(dtype)
     ax = plot.axes(title or f"Below {ridge:.0f} FLOPs per byte, memory sets the pace", width=9.5, ax=ax)
-    intensity = np.logspace(-2, 4, 200)
+    intensity = np.sort(np.append(np.logspace(-2, 4, 200), ridge))  # the two areas meet at the ridge
     ceiling = np.minimum(intensity * machine.memory_bandwidth, machine.peak(dtype))
     ax.loglog(intensity, ceiling, color=plot.INK, linewidth=2.2)
-    ax.axvline(ridge, color=plot.QUIET, linewidth=1, linestyle=":")
+    low, high = machine.peak(dtype) / 1e6, machine.peak(dtype) * 3
+    ax.plot([ridge, ridge], [low, machine.peak(dtype)], color=plot.QUIET, linewidth=1, linestyle=":")
     ax.fill_between(intensity, ceiling, 1e3, where=intensity <= ridge, color=plot.CLASSIC, alpha=0.06, linewidth=0)
     ax.fill_between(intensity, ceiling, 1e3, where=intensity >= ridge, color=plot.AI, alpha=0.06, linewidth=0)
-    ax.set_ylim(machine.peak(dtype) / 1e6, machine.peak(dtype) * 3)
+    ax.set_ylim(low, high)
     ax.set_xlim(intensity[0], intensity[-1])
-    ax.text(
-        0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", fontsize=9
-    )
-    ax.text(0.012, 0.02 * machine.memory_bandwidth, f"{si(machine.memory_bandwidth, 'B/s')}", fontsize=9, rotation=27)
+    words = {"fontsize": 9, "color": plot.INK}
+    ax.text(0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", **words)
+    ax.text(0.012, 0.02 * machine.memory_bandwidth, f"{si(machine.memory_bandwidth, 'B/s')}", rotation=27, **words)
     ax.set_xlabel("arithmetic intensity, FLOPs per byte moved")
     ax.set_ylabel("FLOP/s")
     return ax
@@ -66,9 +66,11 @@ def mark(ax, operations: list[tuple[str, float, float]], expected: list[float] |
         else:
             places.append((intensity, rate, [number]))
     for x, y, numbers in places:
-        below = any(_close(x, other, 0.3) and other_y > y for other, other_y, _ in places)
+        others = [(other, other_y) for other, other_y, _ in places if (other, other_y) != (x, y)]
+        left = any(other > x and _close(x, other, 0.3) and _close(y, other_y) for other, other_y in others)
+        below = not left and any(_close(x, other, 0.3) and other_y > y for other, other_y in others)
         text = ", ".join(map(str, numbers))
-        place = (10 + 8 * below, -12 - 9 * below)
+        place = (-18, -12) if left else (10 + 8 * below, -12 - 9 * below)
         line = {"arrowstyle": "-", "color": plot.QUIET, "linewidth": 0.6}
         ax.annotate(text, (x, y), xytext=place, textcoords="offset points", fontsize=9, color=plot.INK, arrowprops=line)
     if expected is not None:

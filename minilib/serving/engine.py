@@ -1,8 +1,8 @@
 """The engine: requests come and go at every step, and their tokens come out as they are made.
 
 Nothing that one request does reaches another: not its numbers (paged_attention.py, sampling.py), not its text
-(text.py). A step that fails, or that the user interrupts, loses no token: the keys and values of those that ran are
-computed anew, and tokens that had been chosen are handed out by the next step.
+(detokenizer.py). A step that fails, or that the user interrupts, loses no token: the keys and values of those that ran
+are computed anew, and tokens that had been chosen are handed out by the next step.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Scheduler:
         sequence.status = Status.FINISHED
 
     def schedule(self) -> list[tuple[Sequence, int]]:
-        """Choose what the next forward pass computes, (sequence, number of its tokens), and take the pages for it."""
+        """What the next forward pass computes, (sequence, number of its tokens), its pages taken."""
         work: list[tuple[Sequence, int]] = []
         budget = self.max_batch_tokens
         nobody_gave_way = True

@@ -37,3 +37,29 @@ def test_a_ladder_shows_each_rung_and_leaves_a_gap_for_what_is_not_known():
     ax = plot.ladder([("fast", 1e-9, plot.CLASSIC), ("unknown", None, plot.AI), ("slow", 1.0, plot.AI)], "Nine decades")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["fast", "unknown", "slow"]
     assert [text.get_text() for text in ax.texts] == ["1.00 ns", "1.00 s"]
+
+
+def lettered(ax) -> list[tuple[str, tuple[float, float]]]:
+    return [(text.get_text(), tuple(map(float, text.xy))) for text in ax.texts]
+
+
+def test_each_cell_of_a_small_block_map_names_its_owner():
+    ax = plot.block_map([[0, 1, -1], [2, 2, 0]], ["A", "B", "shared"], "A finding")
+    assert lettered(ax) == [("A", (0, 0)), ("B", (1, 0)), ("s", (0, 1)), ("s", (1, 1)), ("A", (2, 1))]
+
+
+def test_names_that_begin_alike_are_told_apart_by_their_last_letter():
+    ax = plot.block_map([[0, 1]], ["rank 0", "rank 1"], "A finding")
+    assert [letter for letter, _ in lettered(ax)] == ["0", "1"]
+
+
+def test_many_cells_of_one_owner_share_a_letter():
+    tall, short = [0] * 201 + [-1] * 99, [1] * 10 + [-1] * 290
+    ax = plot.block_map([list(row) for row in zip(tall, short, strict=True)], ["A", "B"], "A finding")
+    assert lettered(ax) == [("A", (0, 100))]
+
+
+def test_a_cell_lies_around_the_tick_that_names_it():
+    ax = plot.block_map([[0, 1, -1], [1, 1, 0]], ["A", "B"], "A finding")
+    assert ax.get_xlim() == (-0.5, 2.5) and ax.get_ylim() == (1.5, -0.5)
+    assert all(tick == int(tick) for tick in (*ax.get_xticks(), *ax.get_yticks()))

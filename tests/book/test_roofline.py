@@ -38,3 +38,16 @@ def test_a_prediction_is_marked_where_it_has_a_place():
         roofline.place(price(Cost(bytes=10), machine))
     with pytest.raises(ValueError, match="place on a roofline"):
         roofline.place(prediction + prediction)
+
+
+def test_the_ridge_ends_at_the_ceiling_and_leaves_the_title_of_the_machine_alone():
+    machine = Machine.datasheet("h100-sxm")
+    ax = roofline.ceilings(machine, "bf16")
+    assert max(ax.lines[1].get_ydata()) == machine.peak("bf16")
+
+
+def test_of_two_neighbours_on_the_ceiling_one_is_labelled_on_each_side():
+    ax = roofline.ceilings(Machine.datasheet("h100-sxm"), "bf16")
+    roofline.mark(ax, [("prefill", 512, 9e14), ("matmul", 341, 9e14)])
+    place = {text.get_text(): text.xyann for text in ax.texts if text.get_text() in ("1", "2")}
+    assert place["2"][0] < 0 < place["1"][0]

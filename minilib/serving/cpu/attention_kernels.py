@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, prange, types
 
-from minilib.serving.cpu.machine_code import ROWS, WIDTH, kernel, pointer, rows_times_panel
+from minilib.serving.cpu.machine_code import FP32, ROWS, WIDTH, kernel, pointer, rows_times_panel
 from minilib.serving.cpu.row_kernels import exp, numbers_at
 
 
@@ -112,7 +112,7 @@ def attend_to_panels(queries, length, heads, group, head_dim, q, q_stride, k_pan
         for panel in range((seen + WIDTH - 1) // WIDTH):
             keys = k_panels + 4 * (head // group * k_width + panel) * head_dim * WIDTH
             to = scores.ctypes.data + 4 * panel * WIDTH
-            rows_times_panel(rows, at, q_stride, keys, to, k_width * WIDTH, head_dim)
+            rows_times_panel(FP32, rows, at, q_stride, keys, to, k_width * WIDTH, head_dim)
         for row in range(rows):
             own = length - queries + start + row + 1
             highest = np.float32(-np.inf)
@@ -128,7 +128,7 @@ def attend_to_panels(queries, length, heads, group, head_dim, q, q_stride, k_pan
         for panel in range(v_width):
             values = v_panels + 4 * (head // group * v_width + panel) * length * WIDTH
             to = mixed.ctypes.data + 4 * panel * WIDTH
-            rows_times_panel(rows, scores.ctypes.data, k_width * WIDTH, values, to, v_width * WIDTH, seen)
+            rows_times_panel(FP32, rows, scores.ctypes.data, k_width * WIDTH, values, to, v_width * WIDTH, seen)
         for row in range(rows):
             to_row = numbers_at(out, (start + row) * out_stride + head * head_dim, head_dim)
             for i in range(head_dim):

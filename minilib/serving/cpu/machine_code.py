@@ -12,6 +12,9 @@ A compiler vectorises the innermost loop, here over K, and would keep the sums o
 written for LLVM by hand. Each number of the result is summed over K in the same order however many rows there are:
 what a row gets does not depend on the rows beside it, to the last bit.
 
+Each k has 32 bits in the figure: a number in fp32, or two neighbouring ones in bf16, which a CPU with AVX512-BF16
+multiplies and adds to the accumulator in one instruction. Nothing else changes: half the k, half the bytes.
+
 Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 2008.
 """
 
@@ -29,11 +32,16 @@ from llvmlite import binding, ir
 from numba import config, njit, set_num_threads, types
 from numba.extending import intrinsic
 
-_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+_FEATURES = binding.get_host_cpu_features()
+_WIDE = bool(_FEATURES.get("avx512f"))
 LANES = 16 if _WIDE else 8  # fp32 numbers in a vector
 VECTORS = 2
 WIDTH = VECTORS * LANES  # columns of a panel
 ROWS = 12 if _WIDE else 4  # most rows of a block: VECTORS · (ROWS + 1) + 1 vectors fit into 32 or 16 registers
+
+FP32, BF16_PAIRS = 0, 1  # what 32 bits of rows and panels hold
+MULTIPLIES_PAIRS = bool(_FEATURES.get("avx512bf16"))
+HAS_AMX = bool(_FEATURES.get("amx-bf16"))
 
 # Sums may be taken in another order and products be fused with sums; NaN and infinity stay what they are.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -73,21 +81,22 @@ def follow_threads_of_torch() -> None:
 
 
 @intrinsic(prefer_literal=True)
-def block_of_rows(typing, rows, first, x, x_stride, panel, y, y_stride, depth):
-    """y[r, :WIDTH] = Σₖ x[r, k] · panel[k, :WIDTH] for first ≤ r < first + rows.
+def block_of_rows(typing, held, rows, first, x, x_stride, panel, y, y_stride, depth):
+    """y[r, :WIDTH] = Σₖ x[r, k] · panel[k, :WIDTH] for first ≤ r < first + rows, y in fp32.
 
     Args:
+        held: what x[r, k] and the numbers of panel[k] are, a constant: FP32, or BF16_PAIRS, whose dot product is taken.
         rows: number of rows, a constant, 1 … ROWS.
         first: number of the first row.
-        x, panel, y: addresses of fp32 numbers.
-        x_stride, y_stride: numbers from one row to the next.
+        x, panel, y: addresses.
+        x_stride, y_stride: from one row to the next, in units of 32 bits.
         depth: K, at least 1.
     """
-    signature = types.void(rows, *[types.int64] * 7)
+    signature = types.void(held, rows, *[types.int64] * 7)
 
     def generate(context, builder, signature, arguments):
-        count = rows.literal_value
-        _, first, x, x_stride, panel, y, y_stride, depth = arguments
+        count, add_product = rows.literal_value, _ADD_PRODUCT[held.literal_value]
+        _, _, first, x, x_stride, panel, y, y_stride, depth = arguments
         x, panel, y = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (x, panel, y))
         numbers = [builder.add(first, LONG(r)) for r in range(count)]
         x_rows = [builder.gep(x, [builder.mul(x_stride, r)]) for r in numbers]
@@ -105,8 +114,7 @@ def block_of_rows(typing, rows, first, x, x_stride, panel, y, y_stride, depth):
             number = _in_every_lane(builder, builder.load(builder.gep(x_row, [k])))
             for weight, total in zip(weights, row, strict=True):
                 total.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), before)
-                product = builder.fmul(number, weight, flags=("contract",))
-                total.add_incoming(builder.fadd(product, total, flags=("contract",)), loop)
+                total.add_incoming(add_product(builder, number, weight, total), loop)
         following = builder.add(k, LONG(1))
         k.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
@@ -118,6 +126,25 @@ def block_of_rows(typing, rows, first, x, x_stride, panel, y, y_stride, depth):
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _add_product(builder: ir.IRBuilder, number: ir.Value, weight: ir.Value, total: ir.Value) -> ir.Value:
+    product = builder.fmul(number, weight, flags=("contract",))
+    return builder.fadd(product, total, flags=("contract",))
+
+
+def _add_products_of_pairs(builder: ir.IRBuilder, pair: ir.Value, weights: ir.Value, total: ir.Value) -> ir.Value:
+    """As assembly, for the name and the types of the intrinsic change from one LLVM to the next."""
+    if not MULTIPLIES_PAIRS:  # compiled everywhere, and run nowhere else
+        trap = builder.module.declare_intrinsic("llvm.trap", (), ir.FunctionType(ir.VoidType(), ()))
+        builder.call(trap, ())
+        return total
+    binding.initialize_native_asmparser()  # for Numba does not
+    operation = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    return builder.asm(operation, "vdpbf16ps $2, $1, $0", "=v,v,v,0", (pair, weights, total), side_effect=False)
+
+
+_ADD_PRODUCT = {FP32: _add_product, BF16_PAIRS: _add_products_of_pairs}
 
 
 def _vector_at(builder: ir.IRBuilder, address: ir.Value, number: int) -> ir.Value:
@@ -141,20 +168,20 @@ def pointer(typing, address):
 
 
 @njit(inline="always")
-def rows_times_panel(rows, x, x_stride, panel, y, y_stride, depth):
+def rows_times_panel(held, rows, x, x_stride, panel, y, y_stride, depth):
     """`block_of_rows` for any number of rows."""
     row = 0
     while rows - row >= ROWS:
-        block_of_rows(ROWS, row, x, x_stride, panel, y, y_stride, depth)
+        block_of_rows(held, ROWS, row, x, x_stride, panel, y, y_stride, depth)
         row += ROWS
     if rows - row >= 8:
-        block_of_rows(8, row, x, x_stride, panel, y, y_stride, depth)
+        block_of_rows(held, 8, row, x, x_stride, panel, y, y_stride, depth)
         row += 8
     if rows - row >= 4:
-        block_of_rows(4, row, x, x_stride, panel, y, y_stride, depth)
+        block_of_rows(held, 4, row, x, x_stride, panel, y, y_stride, depth)
         row += 4
     if rows - row >= 2:
-        block_of_rows(2, row, x, x_stride, panel, y, y_stride, depth)
+        block_of_rows(held, 2, row, x, x_stride, panel, y, y_stride, depth)
         row += 2
     if rows - row >= 1:
-        block_of_rows(1, row, x, x_stride, panel, y, y_stride, depth)
+        block_of_rows(held, 1, row, x, x_stride, panel, y, y_stride, depth)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
-from minilib.serving.cpu.machine_code import WIDTH
+from minilib.serving.cpu.machine_code import BF16_PAIRS, FP32, HAS_AMX, MULTIPLIES_PAIRS, WIDTH
 from minilib.serving.cpu.ops import CompiledOps, PackedModel
-from minilib.serving.cpu.tape import Kernel, address, call_kernel, room
+from minilib.serving.cpu.tape import Kernel, address, call_kernel, room, room_for_product
 
 Model = TypeVar("Model", bound=nn.Module)
 _FEW_ROWS = 32  # what oneDNN chooses the order of a weight for
@@ -47,30 +47,40 @@ class PackedMatrix:
     Args:
         weight: fp32, on the CPU.
         over: write the panels over the weight, where they take as much memory as it: nobody else may hold it.
+        dtype: torch.bfloat16 to round it and the rows that it is multiplied with; sums stay in fp32.
 
     Attributes:
-        panels: (⌈N / WIDTH⌉, K, WIDTH), filled up with zeros.
+        panels: (⌈N / WIDTH⌉, K, WIDTH, 1) in fp32 or (⌈N / WIDTH⌉, ⌈K / 2⌉, WIDTH, 2) in bf16, filled up with zeros.
+
+    Raises:
+        ValueError: for bf16 on a CPU without AVX512-BF16.
     """
 
-    def __init__(self, weight: Tensor, over: bool = False) -> None:
+    def __init__(self, weight: Tensor, over: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        if dtype == torch.bfloat16 and not MULTIPLIES_PAIRS:
+            raise ValueError("this CPU has no AVX512-BF16; pack the matrix in torch.float32")
         self.outputs, self.depth = weight.shape
-        shape = (ceil_div(self.outputs, WIDTH), self.depth, WIDTH)
-        over = over and self.outputs % WIDTH == 0 and weight.is_contiguous()
-        self.panels = weight.view(shape) if over else torch.zeros(shape, dtype=torch.float32)
+        side_by_side = 4 // dtype.itemsize
+        shape = (ceil_div(self.outputs, WIDTH), ceil_div(self.depth, side_by_side), WIDTH, side_by_side)
+        over = over and dtype == weight.dtype and self.outputs % WIDTH == 0 and weight.is_contiguous()
+        self.panels = weight.view(shape) if over else torch.zeros(shape, dtype=dtype)
         for panel, rows in zip(self.panels, weight.split(WIDTH), strict=True):  # a panel lies where its rows lay
-            panel[:, : len(rows)] = rows.T.clone()
+            rows = nn.functional.pad(rows.to(dtype, copy=True), (0, -self.depth % side_by_side))
+            panel[:, : len(rows)] = rows.unflatten(1, (-1, side_by_side)).transpose(0, 1)
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (rows, K) → x · weightᵀ + bias, (rows, N); bias has a number for each column of the panels."""
         if x.shape[1] != self.depth or x.dtype != torch.float32:
             raise ValueError(f"rows of {self.depth} fp32 numbers expected, got {tuple(x.shape)} in {x.dtype}")
-        x = x if x.stride(1) == 1 else x.contiguous()
-        number = len(self.panels)
+        x, held = x if x.stride(1) == 1 else x.contiguous(), FP32
+        if self.panels.dtype == torch.bfloat16:
+            x, held = in_pairs(x), BF16_PAIRS
+        number, depth = self.panels.shape[:2]
         y = room(len(x), number * WIDTH)
         of_bias = 0 if bias is None else address(bias)
         of_x = (len(x), address(x), x.stride(0))
         call_kernel(
-            Kernel.PRODUCT, *of_x, address(self.panels), number, of_bias, address(y), number * WIDTH, self.depth
+            Kernel.PRODUCT, held, *of_x, address(self.panels), number, of_bias, address(y), number * WIDTH, depth
         )
         return y if self.outputs == number * WIDTH else y[:, : self.outputs]
 
@@ -78,7 +88,14 @@ class PackedMatrix:
         """The rows of the matrix with these numbers, (len(numbers), K), as an embedding looks them up."""
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.outputs):
             raise IndexError(f"rows 0 … {self.outputs - 1} are there, got {numbers.tolist()}")
-        return self.panels[numbers // WIDTH, :, numbers % WIDTH]
+        return self.panels[numbers // WIDTH, :, numbers % WIDTH].flatten(1)[:, : self.depth]
+
+
+def in_pairs(x: Tensor) -> Tensor:
+    """Rows rounded to bf16, two numbers in the place of one in fp32."""
+    pairs = room_for_product(len(x), ceil_div(x.shape[1], 2))
+    call_kernel(Kernel.ROUND, *x.shape, address(x), x.stride(0), address(pairs), pairs.stride(0))
+    return pairs
 
 
 class PackedLinear(_Moved):
@@ -103,10 +120,10 @@ class PackedLinear(_Moved):
 
 
 class RoundedLinear(_Moved):
-    """A linear layer whose weight and rows are rounded to bf16, for inference only: (..., K) → (..., N) in fp32.
+    """A linear layer in bf16 that oneDNN multiplies, for inference only: (..., K) → (..., N) in fp32.
 
-    oneDNN multiplies them, with the instructions that a CPU has for that (AMX, AVX512-BF16). Half the bytes of a weight
-    are read; a number of the result is off by about 2⁻⁸ of its size, that is in the third digit.
+    oneDNN takes the instructions that a CPU has for that, AMX above all. Other than in a PackedLinear of bf16 the
+    bias is rounded, too, and no tape records the product.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -137,7 +154,8 @@ def pack(model: Model, products: torch.dtype = torch.float32, over: bool = False
 
     Args:
         model: a decoder.
-        products: torch.bfloat16 to multiply in bf16, but for the logits; all else stays in fp32.
+        products: torch.bfloat16 to multiply in bf16, but for the logits: half the bytes are read, and a number of a
+            product is off by about 2⁻⁸ of its size, that is in the third digit. All else stays in fp32.
         over: write packed weights over the plain ones, which nobody else may hold then, not even as a state_dict.
 
     Returns:
@@ -146,13 +164,13 @@ def pack(model: Model, products: torch.dtype = torch.float32, over: bool = False
     Raises:
         ValueError: for products in another dtype, or in bf16 on a CPU that is not made for it.
 
-    Cost: at any time one matrix more than the weights in memory; no more, if they may be written over.
+    Cost: at any time one matrix more than the weights in memory; no more, if panels in fp32 may be written over them.
     """
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in model.parameters()):
         return model
     _check(products)
     matrices: dict[nn.Parameter, PackedMatrix] = {}
-    modules = list(model.modules())
+    modules, unembed = list(model.modules()), getattr(model, "unembed", None)
     multiplied = {child.weight for module in modules for child in module.children() if isinstance(child, nn.Linear)}
     for module in modules:
         if hasattr(module, "ops"):
@@ -161,15 +179,12 @@ def pack(model: Model, products: torch.dtype = torch.float32, over: bool = False
             if not isinstance(child, nn.Linear | nn.Embedding) or child.weight not in multiplied:
                 continue
             weight = child.weight
-            if (
-                products == torch.bfloat16
-                and child is not getattr(model, "unembed", None)
-                and isinstance(child, nn.Linear)
-            ):
+            rounded = products == torch.bfloat16 and isinstance(child, nn.Linear) and child is not unembed
+            if rounded and not bf16_by_own_block():
                 setattr(module, name, RoundedLinear(child))
             else:
                 if weight not in matrices:
-                    matrices[weight] = PackedMatrix(weight.detach(), over)
+                    matrices[weight] = PackedMatrix(weight.detach(), over, products if rounded else torch.float32)
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(matrices[weight], child.bias))
                 else:
@@ -179,10 +194,16 @@ def pack(model: Model, products: torch.dtype = torch.float32, over: bool = False
     return model
 
 
+def bf16_by_own_block() -> bool:
+    """Whether packed matrices in bf16 are the fast ones on this CPU: with AMX oneDNN's are."""
+    return MULTIPLIES_PAIRS and not HAS_AMX
+
+
 def _check(products: torch.dtype) -> None:
     if products not in (torch.float32, torch.bfloat16):
         raise ValueError(f"products are in torch.float32 or torch.bfloat16, got {products!r}")
-    if products == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    supported = bf16_by_own_block() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if products == torch.bfloat16 and not supported:
         raise ValueError("this CPU has neither AMX nor AVX512-BF16; products in bf16 would be slow, take torch.float32")
 
 

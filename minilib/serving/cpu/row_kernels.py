@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import carray, njit, prange, types
 
-from minilib.serving.cpu.machine_code import WIDTH, kernel, pointer, rows_times_panel
+from minilib.serving.cpu.machine_code import BF16_PAIRS, FP32, WIDTH, kernel, pointer, rows_times_panel
 
 LEAST, MOST = np.float32(-87.0), np.float32(88.0)  # where exp leaves the numbers that fp32 has at full precision
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1 / math.log(2)), np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -40,18 +40,46 @@ def numbers_at(address, place, count):
     return carray(pointer(address + 4 * place), (count,), np.float32)
 
 
-@kernel(types.void(*[types.int64] * 9))
-def rows_product(rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
-    """y = x · matrixᵀ + bias (num_panels · WIDTH numbers, or address 0); cores share out the panels."""
+@kernel(types.void(*[types.int64] * 10))
+def rows_product(held, rows, x, x_stride, panels, num_panels, bias, y, y_stride, depth):
+    """y = x · matrixᵀ + bias (num_panels · WIDTH numbers, or address 0); cores share out the panels.
+
+    x and panels hold FP32 or BF16_PAIRS; x_stride and depth count units of 32 bits.
+    """
     ys = carray(pointer(y), (rows, y_stride), np.float32)
     biases = numbers_at(bias, 0, num_panels * WIDTH)
     for number in prange(num_panels):
         first = np.int64(number) * WIDTH
-        rows_times_panel(rows, x, x_stride, panels + 4 * first * depth, y + 4 * first, y_stride, depth)
+        panel, to = panels + 4 * first * depth, y + 4 * first
+        if held == BF16_PAIRS:
+            rows_times_panel(BF16_PAIRS, rows, x, x_stride, panel, to, y_stride, depth)
+        else:
+            rows_times_panel(FP32, rows, x, x_stride, panel, to, y_stride, depth)
         if bias:
             for row in range(rows):
                 for column in range(first, first + WIDTH):
                     ys[row, column] += biases[column]
+
+
+@njit(inline="always")
+def to_bf16(bits):
+    """fp32 to the nearest bf16, of two to the even one, both as their bits; NaN stays NaN."""
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
+    return np.uint16(0x7FC0 if np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded)
+
+
+@kernel(types.void(*[types.int64] * 6))
+def rows_round(rows, width, x, x_stride, y, y_stride):
+    """y = x as BF16_PAIRS, the last filled up with 0; y_stride counts pairs."""
+    for row in prange(rows):
+        at = np.int64(row)
+        xs = carray(pointer(x + 4 * at * x_stride), (width,), np.uint32)
+        ys = carray(pointer(y + 4 * at * y_stride), (width + width % 2,), np.uint16)
+        for i in range(width):
+            ys[i] = to_bf16(xs[i])
+        for i in range(width, len(ys)):  # at most one: an assignment in no loop Numba would drop, see rows_add
+            ys[i] = 0
 
 
 @kernel(types.void(*[types.int64] * 11, types.float32))

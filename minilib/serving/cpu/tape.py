@@ -23,7 +23,14 @@ from torch import Tensor
 
 from minilib.serving.cpu.attention_kernels import attend_to_pages, store_in_slots
 from minilib.serving.cpu.machine_code import kernel
-from minilib.serving.cpu.row_kernels import rows_add, rows_product, rows_rms_norm, rows_rotate, rows_swiglu
+from minilib.serving.cpu.row_kernels import (
+    rows_add,
+    rows_product,
+    rows_rms_norm,
+    rows_rotate,
+    rows_round,
+    rows_swiglu,
+)
 
 _GAP = 16  # numbers between rows: a power of two apart, all rows would compete for the same places of the L1 cache
 _LONGEST = 16  # numbers of a call on a tape
@@ -39,9 +46,12 @@ class Kernel(IntEnum):
     ADD = 4
     STORE = 5
     ATTEND = 6
+    ROUND = 7
 
 
-_KERNELS = (rows_product, rows_rms_norm, rows_rotate, rows_swiglu, rows_add, store_in_slots, attend_to_pages)
+_KERNELS = (
+    rows_product, rows_rms_norm, rows_rotate, rows_swiglu, rows_add, store_in_slots, attend_to_pages, rows_round,
+)  # fmt: skip
 
 
 @kernel(types.void(types.int64[:, ::1], types.float32[::1]), parallel=False)
@@ -49,7 +59,7 @@ def _replay(calls, numbers):
     for i in range(len(calls)):
         a, number = calls[i], numbers[i]
         if a[0] == Kernel.PRODUCT:
-            rows_product(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+            rows_product(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
         elif a[0] == Kernel.RMS_NORM:
             rows_rms_norm(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], number)
         elif a[0] == Kernel.ROTATE:
@@ -64,6 +74,8 @@ def _replay(calls, numbers):
             attend_to_pages(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], number
             )  # fmt: skip
+        elif a[0] == Kernel.ROUND:
+            rows_round(a[1], a[2], a[3], a[4], a[5], a[6])
 
 
 class Tape:

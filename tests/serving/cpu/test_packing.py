@@ -12,10 +12,19 @@ from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.files import CheckpointError
-from minilib.serving.cpu.machine_code import WIDTH
-from minilib.serving.cpu.packing import PackedLinear, PackedMatrix, PackedModel, pack
+from minilib.serving.cpu import packing
+from minilib.serving.cpu.machine_code import MULTIPLIES_PAIRS, WIDTH
+from minilib.serving.cpu.packing import PackedLinear, PackedMatrix, PackedModel, in_pairs, pack
+from minilib.serving.cpu.tape import room_for_product
 from minilib.serving.llm import LLM
 from tests.serving.test_detokenizer import TRAINED
+
+needs_pairs = pytest.mark.skipif(not MULTIPLIES_PAIRS, reason="needs a CPU with AVX512-BF16")
+needs_onednn = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs a CPU on which oneDNN multiplies in bf16"
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_pairs)]
+BF16_BY_OWN_BLOCK = [pytest.param(True, marks=needs_pairs), pytest.param(False, marks=needs_onednn)]
 
 
 @pytest.mark.parametrize("outputs, depth", [(1, 1), (40, 24), (32, 7), (97, 130)])
@@ -34,9 +43,49 @@ def test_product_of_any_number_of_rows(outputs, depth, bias):
         torch.testing.assert_close(layer(apart), linear(apart), rtol=1e-5, atol=1e-5)
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row():
-    matrix = PackedMatrix(torch.randn(33, 16))
-    x = torch.randn(14, 16)
+@needs_pairs
+@pytest.mark.parametrize("outputs, depth", [(1, 1), (40, 24), (32, 7), (97, 131)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_product_in_bf16_is_that_of_rounded_numbers(outputs, depth, bias):
+    linear = nn.Linear(depth, outputs, bias=bias)
+    layer = PackedLinear(PackedMatrix(linear.weight.detach(), dtype=torch.bfloat16), linear.bias)
+    x = torch.randn(41, depth)
+    exact_x, exact_weight = x.bfloat16().double(), linear.weight.detach().bfloat16().double()
+    exact = exact_x @ exact_weight.T
+    bound = depth * 2**-24 * (exact_x.abs() @ exact_weight.abs().T)  # a sum in fp32 rounds once for each number
+    with torch.inference_mode():
+        if bias:
+            exact += linear.bias
+            bound += 2**-24 * (exact.abs() + bound)
+        got = layer(x)
+        assert ((got - exact).abs() <= bound).all()
+        for rows in range(41):
+            assert torch.equal(layer(x[:rows]), got[:rows]), "a row depends on how many there are"
+            assert torch.equal(layer(x[rows : rows + 1]), got[rows : rows + 1]), "a row depends on its place"
+
+
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_rows_are_rounded_to_bf16_as_torch_rounds_them(width, monkeypatch):
+    used_before = lambda *shape: room_for_product(*shape).fill_(torch.nan)  # noqa: E731
+    monkeypatch.setattr(packing, "room_for_product", used_before)
+    bits = torch.randint(-(2**31), 2**31, (4000, width)).int()
+    bits[::4] = bits[::4] & -(2**16) | 2**15  # in the middle of two
+    bits[1::4] &= -(2**31) + 0xFFFFFF  # 0 and numbers next to it
+    bits[2::4] |= 0x7F000000  # infinity, NaN, and numbers that come next
+    bits[3] = torch.tensor(-torch.inf).view(torch.int32)
+    x = bits.view(torch.float32)
+    got, expected = in_pairs(x).contiguous().view(torch.bfloat16), x.bfloat16()
+    assert torch.equal(got[:, :width].isnan(), x.isnan()) and x.isnan().any()
+    there = ~x.isnan()
+    assert torch.equal(got[:, :width][there].view(torch.int16), expected[there].view(torch.int16))
+    assert got[:, width:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("depth", [16, 17])
+def test_numbers_that_are_not_finite_stay_in_their_row(dtype, depth):
+    matrix = PackedMatrix(torch.randn(33, depth), dtype=dtype)
+    x = torch.randn(14, depth)
     expected = matrix.product(x)
     x[3, 2], x[13, 0] = torch.nan, torch.inf
     got = matrix.product(x)
@@ -57,10 +106,12 @@ def test_panels_lie_where_the_weight_lay_if_they_may(outputs):
     torch.testing.assert_close(matrix.product(x), x @ kept.T)
 
 
-def test_rows_of_a_packed_table_are_those_of_the_plain_one():
-    table = torch.randn(67, 12)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("depth", [12, 13])
+def test_rows_of_a_packed_table_are_those_of_the_plain_one(dtype, depth):
+    table = torch.randn(67, depth)
     numbers = torch.tensor([0, 66, 31, 32, 5, 5])
-    assert torch.equal(PackedMatrix(table).rows(numbers), table[numbers])
+    assert torch.equal(PackedMatrix(table, dtype=dtype).rows(numbers), table[numbers].to(dtype))
 
 
 def decoder(qk_norm=False, tie=True):
@@ -173,26 +224,37 @@ def test_a_loaded_llm_holds_its_weights_once(only_new_objects, tmp_path, tie, st
     assert parameter_bytes <= tensor_bytes() - before - pool <= 1.05 * parameter_bytes
 
 
-BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-@pytest.mark.skipif(not BF16, reason="needs a CPU with AMX or AVX512-BF16")
 @pytest.mark.parametrize("tie", [False, True])
-def test_products_in_bf16_are_off_in_the_third_digit_and_logits_are_not_rounded(tie):
+@pytest.mark.parametrize("own", BF16_BY_OWN_BLOCK)
+def test_products_in_bf16_are_off_in_the_third_digit_and_logits_are_not_rounded(tie, own, monkeypatch):
+    monkeypatch.setattr(packing, "bf16_by_own_block", lambda: own)
     model, tokens = decoder(tie=tie), torch.randint(64, (9,))
     expected = logits(model, tokens)
     packed = pack(model, torch.bfloat16)
     got = logits(packed, tokens)
     assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
     assert 1e-4 < (got - expected).norm() / expected.norm() < 3e-2
-    kinds = [type(layer.qkv).__name__ for layer in packed.layers] + [type(packed.unembed).__name__]
-    assert kinds == ["RoundedLinear", "RoundedLinear", "PackedLinear"]
+    products = [layer.qkv for layer in packed.layers]
+    assert all(isinstance(product, PackedLinear if own else packing.RoundedLinear) for product in products)
+    assert not own or {product.matrix.panels.dtype for product in products} == {torch.bfloat16}
+    assert packed.unembed.matrix.panels.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pairs, amx, own", [(True, False, True), (True, True, False), (False, False, False)])
+def test_bf16_is_multiplied_by_the_own_block_but_not_beside_amx(pairs, amx, own, monkeypatch):
+    monkeypatch.setattr(packing, "MULTIPLIES_PAIRS", pairs)
+    monkeypatch.setattr(packing, "HAS_AMX", amx)
+    assert packing.bf16_by_own_block() == own
+    if not pairs:
+        with pytest.raises(ValueError, match="no AVX512-BF16"):
+            PackedMatrix(torch.randn(3, 4), dtype=torch.bfloat16)
 
 
 def test_products_in_another_dtype_are_refused_and_the_model_is_as_it_was(monkeypatch):
     model = decoder()
     with pytest.raises(ValueError, match="float32 or torch.bfloat16, got torch.float16"):
         pack(model, torch.float16)
+    monkeypatch.setattr(packing, "MULTIPLIES_PAIRS", False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with pytest.raises(ValueError, match="neither AMX nor AVX512-BF16"):
         pack(model, torch.bfloat16)

@@ -11,18 +11,20 @@ from torch.utils._pytree import tree_leaves
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.moe.config import MoEConfig
-from minilib.serving.cpu import steps
+from minilib.serving.cpu import packing, steps
 from minilib.serving.cpu.ops import CompiledOps
 from minilib.serving.cpu.tape import Kernel, Tape, recording
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
+from tests.serving.cpu.test_packing import needs_onednn, needs_pairs
 
 DENSE = {
     "layer norms only": {},
     "normalised heads": {"qk_norm": True},
     "biases": {"qkv_bias": True},
-    "no whole panels": {"hidden_size": 44, "intermediate_size": 70, "tie_embeddings": False},
+    "no whole panels": {"hidden_size": 44, "intermediate_size": 71, "tie_embeddings": False},
 }
+PACKS = [True, pytest.param(torch.bfloat16, marks=needs_pairs)]
 
 
 def decoder(**options):
@@ -74,14 +76,29 @@ def test_replayed_steps_make_the_tokens_of_plain_torch(options, page_size, repla
     assert serve(Engine(decoder(**options), page_size=page_size, pack=True, num_pages=112 // page_size)) == expected
 
 
-def test_a_step_is_the_kernels_of_its_layers_and_no_more():
-    engine = Engine(decoder(), pack=True)
+@needs_pairs
+@pytest.mark.parametrize("options", DENSE.values(), ids=DENSE)
+def test_replayed_steps_in_bf16_make_the_tokens_of_steps_made_call_by_call(options, replays, monkeypatch):
+    monkeypatch.setattr(packing, "bf16_by_own_block", lambda: True)
+    engine = Engine(decoder(**options), pack=torch.bfloat16)
+    engine.steps.possible = False
+    expected = serve(engine)
+    assert replays == []
+    assert serve(Engine(decoder(**options), pack=torch.bfloat16)) == expected
+    assert len(replays) >= 20
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_a_step_is_the_kernels_of_its_layers_and_no_more(pack, monkeypatch):
+    monkeypatch.setattr(packing, "bf16_by_own_block", lambda: True)
+    engine = Engine(decoder(), pack=pack)
     serve(engine)
+    assert engine.steps.recorded
     for step in engine.steps.recorded.values():
         calls = [Kernel(call[0]) for call, _ in step.tape._calls]
         assert {kernel: calls.count(kernel) for kernel in Kernel} == {
             Kernel.PRODUCT: 4 * 2 + 1, Kernel.RMS_NORM: 2 * 2 + 1, Kernel.ROTATE: 2, Kernel.SWIGLU: 2, Kernel.ADD: 2,
-            Kernel.STORE: 2, Kernel.ATTEND: 2,
+            Kernel.STORE: 2, Kernel.ATTEND: 2, Kernel.ROUND: 0 if pack is True else 4 * 2,
         }  # fmt: skip
 
 
@@ -122,7 +139,9 @@ def storages(values):
 
 
 @pytest.mark.parametrize("options", DENSE.values(), ids=DENSE)
-def test_nothing_but_what_is_on_the_tape_computes_while_a_step_is_recorded(options, monkeypatch):
+@pytest.mark.parametrize("pack", PACKS)
+def test_nothing_but_what_is_on_the_tape_computes_while_a_step_is_recorded(options, pack, monkeypatch):
+    monkeypatch.setattr(packing, "bf16_by_own_block", lambda: True)
     watches = []
 
     @contextmanager
@@ -132,7 +151,7 @@ def test_nothing_but_what_is_on_the_tape_computes_while_a_step_is_recorded(optio
         watches.append(watch)
 
     monkeypatch.setattr(steps, "recording", watched)
-    serve(Engine(decoder(**options), pack=True))
+    serve(Engine(decoder(**options), pack=pack))
     assert len(watches) > 5 and not any(watch.computed for watch in watches)
 
 
@@ -155,8 +174,9 @@ def test_nothing_is_written_down_after_a_recording():
     assert len(tape) == 1
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs AMX or AVX512-BF16")
-def test_products_in_bf16_are_made_call_by_call(replays):
+@needs_onednn
+def test_products_of_onednn_are_made_call_by_call(replays, monkeypatch):
+    monkeypatch.setattr(packing, "bf16_by_own_block", lambda: False)
     engine = Engine(decoder(), pack=torch.bfloat16)
     assert len(serve(engine)) == 7 and replays == [] and not engine.steps.possible
 

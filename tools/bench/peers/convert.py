@@ -16,7 +16,7 @@ MODEL = "model.safetensors"
 
 
 def onnxruntime(folder: Path) -> None:
-    """By ONNX Runtime GenAI's own model builder. No token ends a text."""
+    """By ONNX Runtime GenAI's own model builder. No token ends a text but that of padding, taken for an end here."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "model", "-i", str(folder / "hf"),
                "-o", str(folder / "onnx"), "-p", "fp32", "-e", "cpu", "-c", str(folder / "cache")]  # fmt: skip
     subprocess.run(command, check=True)
