@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from minilib.model.files import CheckpointError, read_json
+from minilib.model.stored.files import CheckpointError, read_json
 
 END = "<|end|>"  # stands between texts; the model writes it when it considers a file finished
 

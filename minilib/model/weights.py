@@ -1,7 +1,7 @@
 """Checkpoints in Hugging Face's layout: config.json, one or many safetensors shards, tokenizer.json.
 
 What config.json may say is decided in minilib/model/families.py, which tensors a parameter is made of in
-minilib/model/layout.py, and which stored copy of a tensor counts in minilib/model/shards.py.
+minilib/model/stored/layout.py, and which stored copy of a tensor counts in minilib/model/stored/shards.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from minilib.mechanisms.basics.files import written_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.families import whole_number
-from minilib.model.files import CheckpointError, read_json
-from minilib.model.layout import placements, without_weights
 from minilib.model.moe import Router
-from minilib.model.shards import SINGLE, Shards
+from minilib.model.stored.files import CheckpointError, read_json
+from minilib.model.stored.layout import placements, without_weights
+from minilib.model.stored.shards import SINGLE, Shards
 
 PRETRAINED = Path(__file__).with_name("pretrained")
 

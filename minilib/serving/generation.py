@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minilib.model.decoder import Attention, Decoder
-from minilib.serving.cache.sequences import SequenceCache, SequenceTooLong, attend_row, token_slices
+from minilib.serving.cache.sequences import SequenceCache, SequenceTooLong, token_slices
 from minilib.serving.request import InvalidRequest, SamplingParams, token_ids_of
 from minilib.serving.sampling import sample
 
@@ -66,7 +66,7 @@ def generate(model: Decoder, prompts: Row[Row[int]], max_tokens: int, cache: Seq
         held = [0] * len(sequences) if cache is None else cache.lengths
         new = [ids[length:] for ids, length in zip(sequences, held, strict=True)]
         counts = [len(ids) for ids in new]
-        attention = CausalAttention(counts) if cache is None else cache.attention(counts)
+        attention = _row_by_row(model.ops.causal_attention, counts) if cache is None else cache.attention(counts)
         tokens = _next_tokens(model, new, held, attention)
         if cache is not None:
             cache.commit(new)
@@ -86,18 +86,14 @@ def tokens_with_cache(prompt: int, new: int, cached: int = 0) -> int:
     return prompt + new - 1 - cached
 
 
-class CausalAttention:
-    """Attention without a cache: every sequence is there from its first token on.
+def _row_by_row(attention: Attention, counts: list[int]) -> Attention:
+    """Attention of a batch, for sequences of so many tokens that stand one behind another."""
+    rows = token_slices(counts)
 
-    Args:
-        counts: tokens of each sequence.
-    """
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([attention(layer, q[None, at], k[None, at], v[None, at])[0] for at in rows])
 
-    def __init__(self, counts: list[int]) -> None:
-        self.rows = token_slices(counts)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.cat([attend_row(q[at], k[at].transpose(0, 1), v[at].transpose(0, 1)) for at in self.rows])
+    return attend
 
 
 def _sequences(model: Decoder, prompts: Row[Row[int]], max_tokens: int) -> list[list[int]]:

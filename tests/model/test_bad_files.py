@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minilib.model import tokenizer, weights
-from minilib.model.files import CheckpointError, read_json
+from minilib.model.stored.files import CheckpointError, read_json
 from tests.model import oracle
 
 TEXT = oracle.tokens(30)

@@ -9,9 +9,9 @@ from minilib.model import weights
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
 from minilib.model.families import FAMILIES
-from minilib.model.files import CheckpointError
-from minilib.model.layout import placements
 from minilib.model.moe.config import MoEConfig
+from minilib.model.stored.files import CheckpointError
+from minilib.model.stored.layout import placements
 from tests.model import oracle
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 1000.0}

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from minilib.model import weights
 from minilib.model.config import ModelConfig, UnsupportedModel
 from minilib.model.decoder import Decoder
-from minilib.model.files import CheckpointError
-from minilib.model.shards import Shards
+from minilib.model.stored.files import CheckpointError
+from minilib.model.stored.shards import Shards
 from tests.model import oracle
 
 KINDS = {

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.files import CheckpointError
 from minilib.model.moe.config import MoEConfig
+from minilib.model.stored.files import CheckpointError
 from tests.model import oracle
 
 SHAPE = ModelConfig(97, 48, 80, 2, 6, 2, 16, 512, qk_norm=True, tie_embeddings=False)

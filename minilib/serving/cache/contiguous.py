@@ -44,19 +44,13 @@ class ContiguousCache(SequenceCache):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
-        super().__init__(config, batch_size, max_length)
-        shape = (2, config.num_layers, batch_size, config.num_kv_heads, 0, config.head_dim)
-        self.kv, self.slots_copied = torch.zeros(shape, dtype=dtype, device=device), 0
+        super().__init__(config, batch_size, max_length, 0, dtype, device)
+        self.slots_copied = 0
 
     @property
     def capacity(self) -> int:
         """Slots of each row."""
         return self.kv.shape[-2]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken, those of slots that wait for a token included."""
-        return self.kv.nbytes
 
     @property
     def used_bytes(self) -> int:
@@ -98,22 +92,29 @@ class ContiguousAttention:
     def __init__(self, kv: Tensor, lengths: list[int], counts: list[int]) -> None:
         ends = [length + count for length, count in zip(lengths, counts, strict=True)]
         self.kv = kv
-        self.rows = list(zip(token_slices(counts), range(len(ends)), lengths, ends, strict=True))
         self.longest, self.mask = max(ends), None
+        self.rows = list(zip(token_slices(counts), lengths, ends, strict=True))
         if set(counts) == {1}:  # every row decodes: one product over the batch
             place = torch.arange(self.longest, device=kv.device)
             self.mask = (place < torch.tensor(ends, device=kv.device)[:, None])[:, None, None]
+        else:
+            self.masks = [_causal(count, end, kv.device) for count, end in zip(counts, ends, strict=True)]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.kv[:, layer]
-        for at, row, start, end in self.rows:
+        for row, (at, start, end) in enumerate(self.rows):
             keys[row, :, start:end] = k[at].transpose(0, 1)
             values[row, :, start:end] = v[at].transpose(0, 1)
         if self.mask is not None:
             keys, values = keys[:, :, : self.longest], values[:, :, : self.longest]
             return F.scaled_dot_product_attention(q[:, :, None], keys, values, self.mask, enable_gqa=True)[:, :, 0]
         out = torch.empty_like(q)
-        for at, row, _, end in self.rows:
+        for row, ((at, _, end), mask) in enumerate(zip(self.rows, self.masks, strict=True)):
             if at.start < at.stop:
-                out[at] = attend_row(q[at], keys[row, :, :end], values[row, :, :end])
+                out[at] = attend_row(q[at], keys[row, :, :end], values[row, :, :end], mask)
         return out
+
+
+def _causal(count: int, length: int, device: torch.device) -> Tensor:
+    """Which of a row's tokens its last ones see, themselves included: (count, length) bool."""
+    return torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)

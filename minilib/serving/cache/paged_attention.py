@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from minilib.mechanisms.paging import PageTable
 from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.sequences import token_slices
 
 GATHER_BYTES = 8 * 2**20  # keys and values brought side by side at once: what a CPU's caches hold
 
@@ -53,9 +54,9 @@ class PagedAttention:
 
     def __init__(self, cache: PagedCache, work: list[Work], compiled: bool = False, most_pages: int = 0) -> None:
         self.layers = list(zip(cache.k.unbind(), cache.v.unbind(), strict=True))
-        ends = np.cumsum([entry.num_queries for entry in work]).tolist()
-        entries = [(slice(end - entry.num_queries, end), entry.table) for end, entry in zip(ends, work, strict=True)]
-        slots = new_slots(work, cache.page_size)
+        tokens = token_slices([entry.num_queries for entry in work])
+        entries = [(at, entry.table) for at, entry in zip(tokens, work, strict=True)]
+        slots = new_slots(work)
         if compiled:
             # Here, so that an engine without it never loads the compiler: it takes 100 MiB.
             from minilib.serving.cpu.attention import CompiledStore, empty_like
@@ -77,10 +78,13 @@ class PagedAttention:
 Entry = tuple[slice, PageTable]  # the tokens of a sequence among those of the step, the last of its table
 
 
-def new_slots(work: list[Work], page_size: int) -> Tensor:
+def new_slots(work: list[Work]) -> Tensor:
     """The slots that the new tokens go to, counted through all pages of the pool: (tokens,) int64 on the CPU."""
-    new = [(entry.table.frames, range(entry.table.length - entry.num_queries, entry.table.length)) for entry in work]
-    return torch.tensor([frames[at // page_size] * page_size + at % page_size for frames, slots in new for at in slots])
+    slots = []
+    for table, count in ((entry.table, entry.num_queries) for entry in work):
+        frames, size = table.frames, table.page_size
+        slots += [frames[at // size] * size + at % size for at in range(table.length - count, table.length)]
+    return torch.tensor(slots)
 
 
 class PlainStore:

@@ -57,15 +57,8 @@ class RingCache(SequenceCache):
     ) -> None:
         if window < 1 or num_sinks < 0:
             raise ValueError(f"window ≥ 1 and num_sinks ≥ 0 are needed, got {window} and {num_sinks}")
-        super().__init__(config, batch_size, None)
+        super().__init__(config, batch_size, None, num_sinks + window, dtype, device)
         self.window, self.num_sinks = window, num_sinks
-        shape = (2, config.num_layers, batch_size, config.num_kv_heads, num_sinks + window, config.head_dim)
-        self.kv = torch.zeros(shape, dtype=dtype, device=device)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes taken, from the first token on."""
-        return self.kv.nbytes
 
     def attention(self, counts: list[int]) -> RingAttention:
         """See `SequenceCache.attention`."""

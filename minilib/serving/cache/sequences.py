@@ -30,15 +30,27 @@ class SequenceCache:
         config: of the model whose keys and values are kept.
         batch_size: rows.
         max_length: most tokens a row may come to; the model's max_position if left out.
+        slots: of each row, for a start.
+        dtype: of keys and values.
+        device: where they are.
 
     Attributes:
         token_ids: row by row, the tokens whose state is here.
+        kv: keys and values, (2, num_layers, batch_size, num_kv_heads, slots, head_dim).
 
     Raises:
         ValueError: if batch_size or max_length is below 1, or max_length above the model's positions.
     """
 
-    def __init__(self, config: ModelConfig, batch_size: int, max_length: int | None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int | None,
+        slots: int,
+        dtype: torch.dtype,
+        device: str | torch.device,
+    ) -> None:
         max_length = config.max_position if max_length is None else max_length
         if batch_size < 1 or not 1 <= max_length <= config.max_position:
             raise ValueError(
@@ -47,11 +59,18 @@ class SequenceCache:
             )
         self.max_length = max_length
         self.token_ids: list[list[int]] = [[] for _ in range(batch_size)]
+        shape = (2, config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
+        self.kv = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row has come to."""
         return [len(ids) for ids in self.token_ids]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots, those that hold no token included."""
+        return self.kv.nbytes
 
     def attention(self, counts: list[int]) -> Attention:
         """Attention for one step that computes so many new tokens of each row, at least one in all.
@@ -110,14 +129,10 @@ def attend_row(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = No
         q: (tokens, num_heads, head_dim).
         keys: (num_kv_heads, length, head_dim).
         values: the same shape.
-        mask: (tokens, length), True where a query sees a key; if left out, keys are in order of position, the new
-            tokens' last, and a query sees its own and those before it.
+        mask: (tokens, length), True where a query sees a key; every query sees all if left out.
 
     Returns:
         (tokens, num_heads, head_dim).
     """
-    count, length = q.shape[0], keys.shape[1]
-    if mask is None and count > 1:  # a single last token sees all
-        mask = torch.ones(count, length, dtype=torch.bool, device=q.device).tril(length - count)
     heads = (x[None] for x in (q.transpose(0, 1), keys, values))
     return F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)

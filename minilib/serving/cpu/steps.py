@@ -25,7 +25,7 @@ class _Recorded:
     def __init__(self, model: Decoder, cache: PagedCache, tables: list[PageTable], inputs: tuple) -> None:
         x, rope = inputs
         self.inputs = (x.clone(), *(angle.clone() for angle in rope))
-        self.page_size, most_pages = cache.page_size, ceil_div(model.config.max_position, cache.page_size)
+        most_pages = ceil_div(model.config.max_position, cache.page_size)
         self.attention = PagedAttention(cache, _decoding(tables), compiled=True, most_pages=most_pages)
         self.norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
         self.norms_at = self._norms_at()
@@ -47,7 +47,7 @@ class _Recorded:
             old.copy_(new)
         (decode,) = self.attention.parts
         decode.fill(list(enumerate(tables)))
-        self.attention.store.slots.copy_(new_slots(_decoding(tables), self.page_size))
+        self.attention.store.slots.copy_(new_slots(_decoding(tables)))
         self.tape.replay()
         return self.logits
 

@@ -6,7 +6,7 @@ import torch
 
 from minilib.model import weights
 from minilib.model.decoder import Decoder
-from minilib.model.files import CheckpointError
+from minilib.model.stored.files import CheckpointError
 from minilib.parallel.zero import Zero
 from minilib.ranks import launch
 from tests.parallel.zero.models import ADAMW, communicator, decoder

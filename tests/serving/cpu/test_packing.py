@@ -11,7 +11,7 @@ from torch import nn
 from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.model.files import CheckpointError
+from minilib.model.stored.files import CheckpointError
 from minilib.serving.cpu import packing
 from minilib.serving.cpu.machine_code import MULTIPLIES_PAIRS, WIDTH
 from minilib.serving.cpu.packing import PackedLinear, PackedMatrix, PackedModel, in_pairs, pack

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minilib.model.files import CheckpointError, read_json, refuse_pointer
+from minilib.model.stored.files import CheckpointError, read_json, refuse_pointer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
