@@ -1,0 +1,170 @@
+"""A hash chain: the name of a block is a digest of its content and of the name of the block before it.
+
+    ORIGIN ─┬─ H(ORIGIN, block 0, salt) = key 0 ─── H(key 0, block 1) = key 1 ─── H(key 1, block 2) = key 2
+            └─ …
+
+Equal keys mean an equal past, so one dictionary finds any prefix, on any machine that hashes alike. Commits of git and
+layers of container images are named so; vLLM names pages of keys and values so.
+
+Sources: Merkle, "A Digital Signature Based on a Conventional Encryption Function", CRYPTO 1987; vLLM, "Automatic Prefix
+Caching" (design document).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from minilib.mechanisms.caching import EvictionPolicy
+from minilib.mechanisms.content_addressing.index import PrefixIndex, Tokens
+
+ORIGIN = bytes(32)  # where every chain begins
+
+
+def block_key(parent: bytes, tokens: Tokens, extras: Iterable[tuple[str, str]] = ()) -> bytes:
+    """The SHA-256 of all that a block depends on; each part is written with its length, so that none runs into another.
+
+    Args:
+        parent: key of the block before, ORIGIN for the first one.
+        tokens: what the block holds: bytes, or token ids below 2⁶³.
+        extras: whatever else makes a block another one, as (kind, value): a salt, the name of an adapter.
+
+    Cost: 1 hash over 32 + 8 · tokens bytes, or 32 + bytes.
+    """
+    raw = isinstance(tokens, bytes)
+    content = tokens if raw else struct.pack(f"<{len(tokens)}q", *tokens)
+    parts = [parent, struct.pack("<?q", raw, len(content)), content]
+    for extra in extras:
+        for text in extra:
+            encoded = text.encode("utf-8", "surrogatepass")
+            parts += [struct.pack("<q", len(encoded)), encoded]
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+@dataclass(frozen=True)
+class Root:
+    """The position before the first block of a chain."""
+
+    salt: str = ""
+    key: bytes = ORIGIN
+    depth: int = 0
+    listed: bool = True
+
+    @property
+    def extras(self) -> tuple[tuple[str, str], ...]:
+        """What makes the first block one of this salt's."""
+        return (("salt", self.salt),) if self.salt else ()
+
+
+@dataclass(eq=False)
+class Block:
+    """A block of a chain, and the position behind it.
+
+    Args:
+        key: its name.
+        parent: the position before it.
+        tokens: what it holds.
+        value: what it stands for.
+        depth: blocks up to here.
+        listed: whether it can be found.
+        num_children: blocks that continue it and are held.
+    """
+
+    key: bytes
+    parent: Block | Root = field(repr=False)
+    tokens: Tokens
+    value: Any
+    depth: int
+    listed: bool = True
+    num_children: int = field(default=0, repr=False)
+
+    extras = ()
+
+    def path(self) -> list[Block]:
+        """The blocks from here back to the first one."""
+        blocks, at = [], self
+        while at.depth:
+            blocks.append(at)
+            at = at.parent
+        return blocks
+
+
+class HashChain(PrefixIndex):
+    """One dictionary from keys to blocks.
+
+    A hash may collide, so what is found is compared: its tokens, and that the block before it is the very one that was
+    found there. By induction all tokens are compared. A block whose key another one has taken is not listed.
+
+    Args:
+        policy: whose keys are those of the blocks; so a block that comes back has the name that it had.
+        hash_block: names blocks, as `block_key` does.
+
+    Cost: 1 hash a block to find or add; memory for the key, the tokens and a dictionary entry a block.
+    """
+
+    def __init__(self, policy: EvictionPolicy, hash_block: Callable[..., bytes] = block_key) -> None:
+        super().__init__(policy)
+        self._hash = hash_block
+        self._blocks: dict[bytes, Block] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __iter__(self) -> Iterator[tuple[Hashable, ...]]:
+        for block in self._blocks.values():
+            path = block.path()
+            yield (path[-1].parent.salt, *(at.tokens for at in reversed(path)), block.value)
+
+    def begin(self, salt: str = "") -> Root:
+        return Root(salt)
+
+    def find(self, position: Block | Root, tokens: Tokens) -> Block | None:
+        return self._held(self._hash(position.key, tokens, position.extras), position, tokens)
+
+    def add(self, position: Block | Root, tokens: Tokens, value: Any) -> Block:
+        key = self._hash(position.key, tokens, position.extras)
+        if held := self._held(key, position, tokens):
+            return held
+        block = Block(key, position, tokens, value, position.depth + 1, position.listed and key not in self._blocks)
+        if block.listed:
+            self.policy.add(key)
+            self._blocks[key] = block
+            if position.depth:
+                position.num_children += 1
+        return block
+
+    def use(self, position: Block | Root) -> None:
+        for block in position.path() if position.depth else ():
+            self.policy.use(block.key)
+
+    def evict(self, in_use: Callable[[Any], bool]) -> Any:
+        def evictable(key: bytes) -> bool:
+            block = self._blocks[key]
+            return not block.num_children and not in_use(block.value)
+
+        key = self.policy.victim(evictable)
+        self.policy.evict(key)
+        block = self._blocks.pop(key)
+        if block.parent.depth:
+            block.parent.num_children -= 1
+        self.evictions += 1
+        return block.value
+
+    def check_invariants(self) -> None:
+        """As every index; and children are counted right."""
+        super().check_invariants()
+        assert set(self.policy) == self._blocks.keys(), "the policy holds other keys than the chain"
+        counted = {key: 0 for key in self._blocks}
+        for key, block in self._blocks.items():
+            assert block.key == key and block.listed
+            if block.parent.depth:
+                assert self._blocks.get(block.parent.key) is block.parent, "a block's parent was evicted"
+                counted[block.parent.key] += 1
+        assert counted == {key: block.num_children for key, block in self._blocks.items()}, "children miscounted"
+
+    def _held(self, key: bytes, position: Block | Root, tokens: Tokens) -> Block | None:
+        block = self._blocks.get(key)
+        return block if block and block.tokens == tokens and block.parent == position else None

@@ -1,0 +1,116 @@
+"""Blocks found by their whole past: what a hash chain and a radix tree have in common.
+
+    tokens of A   [ a b │ c d │ e f ]        A and B share two blocks, C shares none: its first block differs,
+    tokens of B   [ a b │ c d │ g h ]        so no later block of C is one of A's, though the tokens are alike
+    tokens of C   [ x b │ c d │ e f ]
+
+A position stands for all blocks from the first one to a certain depth. A caller goes down block by block, so a sequence
+that has grown looks up what is new and nothing else. What a block stands for is a value: a frame that holds a page, a
+layer of an image. The owner of the values counts who uses them; a block leaves when nobody does and nothing continues
+it, so that what is held is always whole from the first block on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from minilib.mechanisms.caching import EvictionPolicy
+
+Tokens = bytes | tuple[int, ...]  # what a block holds
+
+
+class Match(NamedTuple):
+    """The longest prefix that is held.
+
+    Args:
+        values: of its blocks, from the first one on.
+        position: of the last of them.
+    """
+
+    values: list[Any]
+    position: Any
+
+
+class PrefixIndex(ABC):
+    """Values of blocks, by salt and by all blocks up to them.
+
+    Args:
+        policy: chooses which block leaves; it belongs to this index alone.
+
+    Attributes:
+        evictions: blocks that `evict` has given up.
+
+    Raises:
+        ValueError: if the policy holds keys already.
+    """
+
+    def __init__(self, policy: EvictionPolicy) -> None:
+        if len(policy):
+            raise ValueError(f"a policy serves one index, and this one holds {len(policy)} keys; make a new one")
+        self.policy = policy
+        self.evictions = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Blocks held."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Hashable, ...]]:
+        """Every block that is held, as (salt, first block, …, the block itself, its value)."""
+
+    @abstractmethod
+    def begin(self, salt: str = "") -> Any:
+        """The position before the first block, depth 0; blocks under different salts are different."""
+
+    @abstractmethod
+    def find(self, position: Any, tokens: Tokens) -> Any | None:
+        """The position one block further, None if that block is not held. It counts as no use."""
+
+    @abstractmethod
+    def add(self, position: Any, tokens: Tokens, value: Any) -> Any:
+        """Hold a block, if it is not held already.
+
+        Returns:
+            Its position, with the value that is held for it: the given one, or that which came first. The position is
+            not `listed` if the block could not be held: then nobody finds it, nor what continues it, and its value
+            stays the caller's alone.
+        """
+
+    @abstractmethod
+    def use(self, position: Any) -> None:
+        """Tell the policy that the blocks up to here were used, the last one first: it leaves first, too."""
+
+    @abstractmethod
+    def evict(self, in_use: Callable[[Any], bool]) -> Any:
+        """Give up one block that nothing continues and whose value is not in use.
+
+        Args:
+            in_use: value → whether it must stay. A value in use means that those before it are in use as well.
+
+        Returns:
+            Its value.
+
+        Raises:
+            NothingToEvict: if every block must stay.
+        """
+
+    def match(self, blocks: Iterable[Tokens], salt: str = "") -> Match:
+        """The longest prefix of these blocks that is held; nothing is changed, and it counts as no use."""
+        position, values = self.begin(salt), []
+        for tokens in blocks:
+            deeper = self.find(position, tokens)
+            if deeper is None:
+                break
+            position = deeper
+            values.append(position.value)
+        return Match(values, position)
+
+    def check_invariants(self) -> None:
+        """Every block is held once, and so are all that come before it."""
+        self.policy.check_invariants()
+        paths = [path[:-1] for path in self]
+        held = set(paths)
+        assert len(paths) == len(held) == len(self), f"{len(self)} blocks are counted, {len(paths)} are held"
+        assert all(len(path) == 2 or path[:-1] in held for path in held), "a block is held without what precedes it"
