@@ -13,9 +13,13 @@ import tokenizers
 import torch
 
 from minilib.mechanisms.basics.interrupts import held
+from minilib.mechanisms.caching import EvictionPolicy, Lru
+from minilib.mechanisms.paging import FramePool
 from minilib.model.decoder import Decoder
+from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
+from minilib.serving.cache.prefix import PrefixCache
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
@@ -38,6 +42,9 @@ class Engine:
         eos_token_id: token, or tokens, that end a sequence unless a request ignores them.
         pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`;
             torch.bfloat16 to multiply in it as well.
+        prefix_cache: keep full pages for requests that begin alike, found by a "hash" chain or in a "radix" tree, see
+            `minilib.serving.cache.prefix`; None keeps nothing.
+        eviction: chooses which kept page leaves; the one used longest ago if left out.
 
     Raises:
         ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops
@@ -57,6 +64,8 @@ class Engine:
         tokenizer: tokenizers.Tokenizer | None = None,
         eos_token_id: int | Row[int] | None = None,
         pack: bool | torch.dtype = False,
+        prefix_cache: str | None = None,
+        eviction: EvictionPolicy | None = None,
     ) -> None:
         moe = model.config.moe
         if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
@@ -71,13 +80,15 @@ class Engine:
         self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
-        self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind)
+        pool_type = KeepingPool if prefix_cache else FramePool
+        self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind, pool_type)
+        self.prefix = PrefixCache(self.cache, prefix_cache, eviction or Lru()) if prefix_cache else None
         self.steps = None
         if model.ops.compiled:
             from minilib.serving.cpu.steps import RecordedSteps
 
             self.steps = RecordedSteps(model, self.cache)
-        self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption)
+        self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption, self.prefix)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
         self._made: list[TokenOutput] = []  # not handed out yet
@@ -161,6 +172,8 @@ class Engine:
             logits = self._forward(work, interrupts)
             for sequence, count in work:
                 sequence.num_computed_tokens += count
+                if self.prefix:
+                    self.prefix.store(sequence)
             caught_up = [sequence for sequence, _ in work if not sequence.num_uncomputed_tokens]
             due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
             tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
@@ -236,7 +249,8 @@ class Engine:
             text, reason = text + rest, "stop" if stopped and not error else reason
         if reason:
             self._remove(sequence)
-        return TokenOutput(sequence.request_id, sequence.sample, token, text, reason, error)
+        cached = sequence.num_cached_tokens or 0
+        return TokenOutput(sequence.request_id, sequence.sample, token, text, reason, error, cached)
 
     def _remove(self, sequence: Sequence) -> None:
         """Free a finished sequence, and forget its request with the last one."""

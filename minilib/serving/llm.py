@@ -30,12 +30,14 @@ class Completion:
         token_ids: what was generated.
         finish_reason: "stop", "length" or "error".
         error: what went wrong, if finish_reason is "error"; what came before it is there.
+        cached_tokens: tokens of the prompt that were not computed, since they were kept.
     """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 class LLM:
@@ -104,6 +106,7 @@ class LLM:
                 if output.token_id is not None:
                     completion.token_ids.append(output.token_id)
                 completion.finish_reason, completion.error = output.finish_reason, output.error
+                completion.cached_tokens = output.cached_tokens
                 bar.update(output.finish_reason is not None)
         return results
 

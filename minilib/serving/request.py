@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
+from typing import Any
 
 from minilib.mechanisms.paging import PageTable
 
@@ -70,6 +71,7 @@ class SamplingParams:
         stop: a string, or several, that end the text; they are not part of it.
         stop_token_ids: tokens that end the sequence; they are part of it.
         ignore_eos: go on after the model's end token.
+        cache_salt: kept pages are shared among requests with this salt alone, such as those of one tenant.
 
     Raises:
         InvalidRequest: if a value makes no sense.
@@ -84,6 +86,7 @@ class SamplingParams:
     stop: str | tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("n", 1), ("top_k", 0)):
@@ -106,6 +109,8 @@ class SamplingParams:
         if not all(stop):
             raise InvalidRequest("an empty stop string would end every text before it begins")
         self._set("stop", tuple(stop))
+        if not isinstance(self.cache_salt, str):
+            raise InvalidRequest(f"cache_salt is a string, got {self.cache_salt!r}")
         ids = self.stop_token_ids
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         if not isinstance(ids, tuple | list | set | frozenset):
@@ -133,6 +138,7 @@ class TokenOutput:
         text: what it adds to the text, without what may still become part of a stop string; empty without a tokenizer.
         finish_reason: "stop", "length" or "error" with the last output, None before.
         error: what went wrong, if finish_reason is "error".
+        cached_tokens: of the prompt, those that were taken from kept pages when the request was first let in.
     """
 
     request_id: str
@@ -141,6 +147,7 @@ class TokenOutput:
     text: str
     finish_reason: str | None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(eq=False)
@@ -158,6 +165,8 @@ class Sequence:
         num_computed_tokens: tokens whose keys and values are in those pages.
         status: where it is.
         seed: the request's, or one drawn for it.
+        num_cached_tokens: those that were taken from kept pages when it was first let in; None before.
+        stored: up to where its pages are kept, a position in the index of the prefix cache; None while it has no pages.
     """
 
     request_id: str
@@ -170,6 +179,8 @@ class Sequence:
     num_computed_tokens: int = 0
     status: Status = Status.WAITING
     seed: int | None = None
+    num_cached_tokens: int | None = None
+    stored: Any = None
 
     def __post_init__(self) -> None:
         if self.seed is None:
@@ -212,4 +223,6 @@ class Sequence:
             self.num_computed_tokens,
             self.status,
             self.seed,
+            self.num_cached_tokens,
+            self.stored,
         )

@@ -15,6 +15,7 @@ from bisect import insort
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import OutOfFrames
 from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.prefix import PrefixCache
 from minilib.serving.request import Sequence, Status
 
 PREEMPTIONS = ("recompute", "swap")
@@ -28,19 +29,27 @@ class Scheduler:
         max_batch_tokens: most tokens in one step.
         max_sequences: most sequences that run at once.
         preemption: what becomes of a sequence's pages when it has to give way: "recompute" or "swap".
+        prefix: pages that are kept for whoever needs the same tokens, if there are any.
 
     Raises:
         ValueError: if a limit is below 1 or the preemption unknown.
     """
 
-    def __init__(self, cache: PagedCache, max_batch_tokens: int, max_sequences: int, preemption: str) -> None:
+    def __init__(
+        self,
+        cache: PagedCache,
+        max_batch_tokens: int,
+        max_sequences: int,
+        preemption: str,
+        prefix: PrefixCache | None = None,
+    ) -> None:
         if max_batch_tokens < 1 or max_sequences < 1:
             raise ValueError(
                 f"max_batch_tokens and max_sequences must be at least 1, got {max_batch_tokens!r} and {max_sequences!r}"
             )
         if preemption not in PREEMPTIONS:
             raise ValueError(f"preemption is one of {', '.join(PREEMPTIONS)}; got {preemption!r}")
-        self.cache = cache
+        self.cache, self.prefix = cache, prefix
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.preemption = preemption
         self.running: list[Sequence] = []  # both lists in order of priority
@@ -109,12 +118,20 @@ class Scheduler:
             assert table.length == sequence.num_computed_tokens, f"{sequence.request_id}: slots and tokens differ"
             assert 0 <= len(table.frames) * table.page_size - table.length < table.page_size, "a page is wasted"
             assert sequence.num_uncomputed_tokens > 0, f"{sequence.request_id} has nothing left to compute"
+        if self.prefix:
+            self.prefix.check_invariants([*self.running, *self.waiting])
 
     def _list_of(self, sequence: Sequence) -> list[Sequence]:
         return self.running if sequence.status is Status.RUNNING else self.waiting
 
     def _has_room(self, sequence: Sequence, count: int) -> bool:
         return sequence.table.frames_needed(count) <= self.cache.pool.num_free
+
+    def _has_room_for_all_of(self, sequence: Sequence) -> bool:
+        """Whether all tokens of a waiting sequence have room; if so, it takes over the pages that are kept for it."""
+        if self.prefix and sequence.status is Status.WAITING:
+            return self.prefix.attach(sequence)
+        return ceil_div(len(sequence.token_ids), self.cache.page_size) <= self.cache.pool.num_free
 
     def _take(self, work: list[tuple[Sequence, int]], sequence: Sequence, count: int) -> int:
         self.cache.copy(sequence.table.append(count))
@@ -123,7 +140,7 @@ class Scheduler:
 
     def _to_waiting(self, sequence: Sequence, status: Status) -> None:
         self.running.remove(sequence)
-        sequence.status = status
+        sequence.status, sequence.stored = status, None
         insort(self.waiting, sequence, key=_priority)
 
     def _admit_next(self) -> Sequence | None:
@@ -135,9 +152,8 @@ class Scheduler:
         if not self.waiting:
             return None
         sequence = self.waiting[0]
-        pages = ceil_div(len(sequence.token_ids), self.cache.page_size)
         width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
-        if pages > self.cache.pool.num_free or width > self.max_sequences:
+        if width > self.max_sequences or not self._has_room_for_all_of(sequence):
             return None
         del self.waiting[0]
         swapped, sequence.status = sequence.status is Status.SWAPPED, Status.RUNNING

