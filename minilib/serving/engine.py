@@ -80,6 +80,8 @@ class Engine:
         self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
+        if eviction is not None and not prefix_cache:
+            raise ValueError(f"eviction={eviction!r} chooses among kept pages; give prefix_cache, too")
         pool_type = KeepingPool if prefix_cache else FramePool
         self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind, pool_type)
         self.prefix = PrefixCache(self.cache, prefix_cache, eviction or Lru()) if prefix_cache else None

@@ -35,14 +35,13 @@ def history(salt, tokens):
 def engine(num_pages, page_size, num_swap_pages=0, **options):
     """An engine that computes nothing. Two tokens are equally likely behind each history."""
     served = Engine(model(), num_pages, page_size, num_swap_pages, **options)
-    memory = [tensor[0, :, 0, :, 0].numpy() for tensor in (served.cache.k, served.cache.v)]
+    memory = served.cache.k[0, :, 0, :, 0].numpy()
     served.computed = 0
     allocate = served.cache.pool.allocate
 
     def poisoned():
         frame = allocate()
-        for pages in memory:
-            pages[frame] = math.nan
+        memory[frame] = math.nan
         return frame
 
     def forward(work, interrupts):
@@ -52,17 +51,14 @@ def engine(num_pages, page_size, num_swap_pages=0, **options):
             expected = history(sequence.params.cache_salt, tuple(sequence.token_ids[:end]))
             assert sequence.table.length == end
             served.computed += count
-            for slot in range(end - count, end):
-                frame, place = sequence.table.translate(slot)
-                for pages in memory:
-                    pages[frame, place] = expected[slot]
+            page, place = np.divmod(np.arange(end - count, end), page_size)
+            memory[np.array(sequence.table.frames)[page], place] = expected[end - count :]
             if count == sequence.num_uncomputed_tokens:
                 last.append(expected[-1])
         for sequence, _ in work:  # when all have written
             expected = history(sequence.params.cache_salt, tuple(sequence.token_ids[: sequence.table.length]))
-            for pages in memory:
-                found = pages[sequence.table.frames].ravel()[: len(expected)]
-                assert np.array_equal(found, expected), "a sequence reads what it did not write"
+            found = memory[sequence.table.frames].ravel()[: len(expected)]
+            assert found.tolist() == list(expected), "a sequence reads what it did not write"
         logits = torch.full((len(last), CONFIG.vocab_size), -math.inf, dtype=torch.float64)
         for row, code in enumerate(last):
             logits[row, [code % CONFIG.vocab_size, code // 64 % CONFIG.vocab_size]] = 0.0

@@ -113,10 +113,13 @@ class HashChain(PrefixIndex):
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def __iter__(self) -> Iterator[tuple[Hashable, ...]]:
+    def __iter__(self) -> Iterator[Any]:
+        return (block.value for block in self._blocks.values())
+
+    def paths(self) -> Iterator[tuple[Hashable, ...]]:
         for block in self._blocks.values():
             path = block.path()
-            yield (path[-1].parent.salt, *(at.tokens for at in reversed(path)), block.value)
+            yield (path[-1].parent.salt, *(at.tokens for at in reversed(path)))
 
     def begin(self, salt: str = "") -> Root:
         return Root(salt)
@@ -154,7 +157,7 @@ class HashChain(PrefixIndex):
         return block.value
 
     def check_invariants(self) -> None:
-        """As every index; and children are counted right."""
+        """As every index; and no block is held without the one before it, and children are counted right."""
         super().check_invariants()
         assert set(self.policy) == self._blocks.keys(), "the policy holds other keys than the chain"
         counted = {key: 0 for key in self._blocks}

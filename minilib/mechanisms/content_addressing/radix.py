@@ -95,13 +95,16 @@ class RadixTree(PrefixIndex):
     def __len__(self) -> int:
         return self._num_blocks
 
-    def __iter__(self) -> Iterator[tuple[Hashable, ...]]:
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(run.values for run in self._runs.values())
+
+    def paths(self) -> Iterator[tuple[Hashable, ...]]:
         for run in self._runs.values():
             before = [at.blocks for at in self._path(run.parent)]
             path = [run.salt, *itertools.chain(*reversed(before))]
-            for tokens, value in zip(run.blocks, run.values, strict=True):
+            for tokens in run.blocks:
                 path.append(tokens)
-                yield (*path, value)
+                yield tuple(path)
 
     @property
     def num_runs(self) -> int:

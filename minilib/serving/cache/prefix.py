@@ -117,7 +117,7 @@ class PrefixCache:
     def check_invariants(self, sequences: list[Sequence]) -> None:
         """What is kept is what the index holds; what a sequence holds is found under its tokens, from the first on."""
         self.index.check_invariants()
-        assert sorted(path[-1] for path in self.index) == sorted(self.pool.kept), "index and pool keep different pages"
+        assert sorted(self.index) == sorted(self.pool.kept), "index and pool keep different pages"
         for sequence in sequences:
             if sequence.status is not Status.RUNNING:
                 assert sequence.stored is None, "a position is remembered, and its pages are gone"
