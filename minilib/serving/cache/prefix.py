@@ -6,7 +6,7 @@
 
 Full pages are kept, those of answers too, since a chat sends them back. A kept page that no sequence holds counts as
 free, and leaves when its frame is needed (keeping_pool.py), what nothing continues first. Whoever is matched computes
-its last token in any case, as that token's logits are what it wants: if even its page is kept, the page is copied before
+its last token in any case, as that token's logits are what it wants: if even its page is kept, it is copied before
 it is written to.
 
 Sources: vLLM, "Automatic Prefix Caching" (design document); Zheng et al., "SGLang: Efficient Execution of Structured
@@ -65,9 +65,8 @@ class PrefixCache:
         """
         found = self.index.match(self._blocks(sequence), sequence.params.cache_salt)
         frames, length, size = found.values, len(sequence.token_ids), self.page_size
-        num_pages = len(frames)
         # The page of the last token is written to. If there is no room for a copy of it, it is computed anew.
-        for num_pages in (num_pages, num_pages - 1) if num_pages * size == length else (num_pages,):
+        for num_pages in (len(frames), len(frames) - 1) if len(frames) * size == length else (len(frames),):
             copied = num_pages * size == length
             idle = sum(map(self.pool.is_idle, frames[:num_pages]))
             if ceil_div(length, size) - num_pages + copied + idle <= self.pool.num_free:
@@ -88,7 +87,7 @@ class PrefixCache:
     def store(self, sequence: Sequence) -> None:
         """Keep the pages that a sequence has filled since it was last stored.
 
-        A page that is held already, since somebody else computed the same tokens, takes the place of the sequence's own.
+        If a page is held already, since somebody else computed the same tokens, it replaces the sequence's own.
         """
         size, table = self.page_size, sequence.table
         position = sequence.stored or self.index.begin(sequence.params.cache_salt)
