@@ -20,6 +20,7 @@ from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
 from minilib.serving.cache.prefix import PrefixCache
+from minilib.serving.cache.tiers import SecondTier, Tiers
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
@@ -45,6 +46,7 @@ class Engine:
         prefix_cache: keep full pages for requests that begin alike, found by a "hash" chain or in a "radix" tree, see
             `minilib.serving.cache.prefix`; None keeps nothing.
         eviction: chooses which kept page leaves; the one used longest ago if left out.
+        second_tier: where kept pages go that leave, see `minilib.serving.cache.tiers`; None to forget them.
 
     Raises:
         ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops
@@ -66,6 +68,7 @@ class Engine:
         pack: bool | torch.dtype = False,
         prefix_cache: str | None = None,
         eviction: EvictionPolicy | None = None,
+        second_tier: SecondTier | None = None,
     ) -> None:
         moe = model.config.moe
         if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
@@ -80,11 +83,14 @@ class Engine:
         self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
-        if eviction is not None and not prefix_cache:
-            raise ValueError(f"eviction={eviction!r} chooses among kept pages; give prefix_cache, too")
+        if not prefix_cache and (eviction is not None or second_tier is not None):
+            raise ValueError("eviction and second_tier are for kept pages; give prefix_cache, too")
         pool_type = KeepingPool if prefix_cache else FramePool
         self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind, pool_type)
-        self.prefix = PrefixCache(self.cache, prefix_cache, eviction or Lru()) if prefix_cache else None
+        self.prefix = None
+        if prefix_cache:
+            tiers = Tiers(self.cache, model, second_tier) if second_tier else None
+            self.prefix = PrefixCache(self.cache, prefix_cache, Lru() if eviction is None else eviction, tiers)
         self.steps = None
         if model.ops.compiled:
             from minilib.serving.cpu.steps import RecordedSteps

@@ -1,5 +1,5 @@
-"""Requests that begin alike share pages, in any order of steps, preemptions, aborts and forks, and get what they get
-alone.
+"""Requests that begin alike share pages, in any order of steps, preemptions, aborts, forks, failures and moves between
+tiers, and get what they get alone.
 
 21,600 operations in an ordinary run; with INFRA_LONG=1 in the environment 30 times as many.
 """
@@ -11,6 +11,7 @@ import random
 import pytest
 
 from minilib.mechanisms.caching import Clock, Lfu, Lru, S3Fifo, Sieve
+from minilib.serving.cache.tiers import SecondTier
 from minilib.serving.request import SamplingParams
 from tests.serving import told_pages
 from tests.serving.random_operations import LEAST_OPERATIONS, OPERATIONS, RandomOperations, served_alone
@@ -74,8 +75,8 @@ def failing_step(engine, choices):
         engine._forward = forward
 
 
-def crowded(page_size, preemption, design, seed):
-    """Random operations on an engine with little room."""
+def crowded(page_size, preemption, design, seed, folder):
+    """Random operations on an engine with little room; pages that leave go to another tier if the seed is odd."""
     choices = random.Random(f"{page_size}/{preemption}/{design}/{seed}")
     served = told_pages.engine(
         -(-LONGEST // page_size) + choices.choice([0, 1, 3, 9]),
@@ -85,6 +86,7 @@ def crowded(page_size, preemption, design, seed):
         max_sequences=choices.choice([3, 6]),
         preemption=preemption.split(",")[0],
         prefix_cache=design,
+        second_tier=SecondTier(path=folder / "pages", num_pages=64 // page_size + 2) if seed % 2 else None,
         eviction=choices.choice([Lru, Lru, Clock, Lfu, Sieve, S3Fifo])(),
     )
     return RandomOperations(served, choices, requests(), expected, SHARES, {"fail": failing_step})
@@ -92,8 +94,8 @@ def crowded(page_size, preemption, design, seed):
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page_size, preemption, design, seed", RUNS)
-def test_any_order_of_operations(page_size, preemption, design, seed, record_property):
-    operations = crowded(page_size, preemption, design, seed)
+def test_any_order_of_operations(page_size, preemption, design, seed, record_property, tmp_path):
+    operations = crowded(page_size, preemption, design, seed, tmp_path)
     operations.run()
     record_property("operations", OPERATIONS)
     assert OPERATIONS * len(RUNS) >= LEAST_OPERATIONS
@@ -101,6 +103,7 @@ def test_any_order_of_operations(page_size, preemption, design, seed, record_pro
     assert min(done[name] for name in ("add", "abort", "preempt", "failed")) > 2
     assert done["preempt to swapped" if preemption == "swap" else "preempt to waiting"] > 10
     assert prefix.tokens_matched > 100 and prefix.index.evictions > 10
+    assert prefix.tokens_loaded > 0 if seed % 2 else prefix.tokens_loaded == 0
     assert prefix.clear() == 0 and len(prefix.index) == 0
     prefix.pool.check_invariants([])
 

@@ -15,12 +15,15 @@ Language Model Programs", NeurIPS 2024.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.caching import EvictionPolicy
-from minilib.mechanisms.content_addressing import HashChain, PrefixIndex, RadixTree
+from minilib.mechanisms.content_addressing import ORIGIN, HashChain, PrefixIndex, RadixTree
+from minilib.serving.cache.page_file import PageName
 from minilib.serving.cache.paged import PagedCache
+from minilib.serving.cache.tiers import Tiers
 from minilib.serving.request import Sequence, Status
 
 DESIGNS: dict[str, type[PrefixIndex]] = {"hash": HashChain, "radix": RadixTree}
@@ -33,10 +36,12 @@ class PrefixCache:
         cache: whose pages are kept; its pool is a `KeepingPool`.
         design: "hash", a chain of block hashes as in vLLM, or "radix", a tree of tokens as in SGLang.
         policy: chooses the page that leaves; it belongs to this cache alone.
+        tiers: where pages go that leave, if anywhere.
 
     Attributes:
         index: tokens → pages.
         tokens_matched: tokens that were taken over, by all sequences that were let in.
+        tokens_loaded: those of them that came back from another tier.
         tokens_asked: tokens of those sequences.
 
     Raises:
@@ -45,13 +50,15 @@ class PrefixCache:
     Cost: the tokens of a page are hashed or compared once when it is full, and once when it is looked up.
     """
 
-    def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy) -> None:
+    def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy, tiers: Tiers | None = None) -> None:
         if design not in DESIGNS:
             raise ValueError(f"prefix_cache is one of {', '.join(DESIGNS)}, or None; got {design!r}")
         self.index = DESIGNS[design](policy)
-        self.pool, self.page_size = cache.pool, cache.page_size
+        self.cache, self.pool, self.page_size = cache, cache.pool, cache.page_size
         self.pool.reclaim = self._reclaim
-        self.tokens_matched = self.tokens_asked = 0
+        self.tiers = tiers
+        self._names: dict[int, PageName] = {}  # of kept pages, if there is another tier
+        self.tokens_matched = self.tokens_loaded = self.tokens_asked = 0
 
     def num_matching(self, sequence: Sequence) -> int:
         """Tokens of a sequence that are held in full pages; counts as no use."""
@@ -78,6 +85,8 @@ class PrefixCache:
         table.frames = [self.pool.share(frame) for frame in frames[:num_pages]]
         table.length = sequence.num_computed_tokens = min(num_pages * size, length - 1)
         sequence.stored = found.positions[table.length // size]
+        if self.tiers:
+            self._load(sequence)
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = table.length
         self.tokens_matched += table.length
@@ -101,22 +110,31 @@ class PrefixCache:
                 self.pool.release(own)
             elif own not in self.pool.kept:
                 self.pool.keep(own)
+                if self.tiers:
+                    self._names[own] = self._name(sequence, page)
         sequence.stored = position
 
     def clear(self) -> int:
-        """Forget what no sequence uses, as must be done when the model's weights have changed.
+        """Forget what no sequence uses, in all tiers, as must be done when the model's weights have changed.
 
         Returns:
             Pages that are kept still, since sequences use them.
         """
         while self.pool.num_idle:
-            self.pool.reclaim()
+            frame = self.index.evict(self.pool.in_use)
+            self._names.pop(frame, None)
+            self.pool.drop(frame)
+        if self.tiers:
+            self.tiers.clear()
         return len(self.index)
 
     def check_invariants(self, sequences: list[Sequence]) -> None:
         """What is kept is what the index holds; what a sequence holds is found under its tokens, from the first on."""
         self.index.check_invariants()
         assert sorted(self.index) == sorted(self.pool.kept), "index and pool keep different pages"
+        if self.tiers:
+            self.tiers.check_invariants()
+            assert self._names.keys() == self.pool.kept, "a page has no name, or a name no page"
         for sequence in sequences:
             if sequence.status is not Status.RUNNING:
                 assert sequence.stored is None, "a position is remembered, and its pages are gone"
@@ -132,6 +150,46 @@ class PrefixCache:
         tokens, size = sequence.token_ids, self.page_size
         return (tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size))
 
+    def _load(self, sequence: Sequence) -> None:
+        """Bring back the pages that follow those of a sequence, if that is cheaper than computing their tokens."""
+        table, names = sequence.table, []
+        if table.length % self.page_size:
+            return  # all but the last token are there
+        for page in range(len(table.frames), (len(sequence.token_ids) - 1) // self.page_size):
+            name = self._name(sequence, page, names[-1] if names else None)
+            if name not in self.tiers:
+                break
+            names.append(name)
+        if not names or not self.tiers.worth(table.length, names):
+            return
+        try:
+            contents = list(itertools.takewhile(lambda content: content is not None, map(self.tiers.get, names)))
+            table.append(len(contents) * self.page_size)
+            for page, content in enumerate(contents, len(table.frames) - len(contents)):
+                self.cache.k[:, table.frames[page]], self.cache.v[:, table.frames[page]] = content
+        except BaseException:
+            table.release()
+            sequence.num_computed_tokens, sequence.stored = 0, None
+            raise
+        sequence.num_computed_tokens = table.length
+        self.tokens_loaded += len(contents) * self.page_size
+        self.store(sequence)
+
+    def _name(self, sequence: Sequence, page: int, before: PageName | None = None) -> PageName:
+        """The name of a sequence's page in every tier; `before` is that of the page before, if that has no frame."""
+        size, salt = self.page_size, sequence.params.cache_salt
+        tokens = tuple(sequence.token_ids[page * size : (page + 1) * size])
+        if not page:
+            return PageName.of(ORIGIN, tokens, (("salt", salt),) if salt else ())
+        before = before or self._names[sequence.table.frames[page - 1]]
+        return PageName.of(before.key, tokens, ())
+
     def _reclaim(self) -> None:
-        """Give up one page that nobody uses, the last one of its chain."""
-        self.pool.drop(self.index.evict(self.pool.in_use))
+        """Give up one page that nobody uses, the last one of its chain; it goes to another tier, if there is one."""
+        frame = self.index.evict(self.pool.in_use)
+        name = self._names.pop(frame, None)
+        try:
+            if name:
+                self.tiers.put(name, frame)
+        finally:
+            self.pool.drop(frame)
