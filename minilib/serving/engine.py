@@ -47,6 +47,7 @@ class Engine:
             `minilib.serving.cache.prefix`; None keeps nothing.
         eviction: chooses which kept page leaves; the one used longest ago if left out.
         second_tier: where kept pages go that leave, see `minilib.serving.cache.tiers`; None to forget them.
+        most_overtakes: how often a waiting request is overtaken by one with a longer kept prefix; 0 is never.
 
     Raises:
         ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops
@@ -69,6 +70,7 @@ class Engine:
         prefix_cache: str | None = None,
         eviction: EvictionPolicy | None = None,
         second_tier: SecondTier | None = None,
+        most_overtakes: int = 0,
     ) -> None:
         moe = model.config.moe
         if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
@@ -96,7 +98,8 @@ class Engine:
             from minilib.serving.cpu.steps import RecordedSteps
 
             self.steps = RecordedSteps(model, self.cache)
-        self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption, self.prefix)
+        limits = max_batch_tokens, max_sequences, preemption
+        self.scheduler = Scheduler(self.cache, *limits, self.prefix, most_overtakes)
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
         self._made: list[TokenOutput] = []  # not handed out yet

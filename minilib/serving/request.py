@@ -166,6 +166,7 @@ class Sequence:
         status: where it is.
         seed: the request's, or one drawn for it.
         num_cached_tokens: those that were taken from kept pages when it was first let in; None before.
+        num_overtaken: sequences that came later and were let in before it.
         stored: up to where its pages are kept, a position in the index of the prefix cache; None while it has no pages.
     """
 
@@ -181,6 +182,7 @@ class Sequence:
     seed: int | None = None
     num_cached_tokens: int | None = None
     stored: Any = None
+    num_overtaken: int = 0
 
     def __post_init__(self) -> None:
         if self.seed is None:

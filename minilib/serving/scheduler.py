@@ -16,6 +16,7 @@ from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import OutOfFrames
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.prefix import PrefixCache
+from minilib.serving.cache.prefix_order import count_overtaken, longest_prefix_first
 from minilib.serving.request import Sequence, Status
 
 PREEMPTIONS = ("recompute", "swap")
@@ -30,9 +31,10 @@ class Scheduler:
         max_sequences: most sequences that run at once.
         preemption: what becomes of a sequence's pages when it has to give way: "recompute" or "swap".
         prefix: pages that are kept for whoever needs the same tokens, if there are any.
+        most_overtakes: how often a sequence is overtaken by one with a longer kept prefix, see `longest_prefix_first`.
 
     Raises:
-        ValueError: if a limit is below 1 or the preemption unknown.
+        ValueError: if a limit is below 1, the preemption unknown, or most_overtakes below 0 or without kept pages.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Scheduler:
         max_sequences: int,
         preemption: str,
         prefix: PrefixCache | None = None,
+        most_overtakes: int = 0,
     ) -> None:
         if max_batch_tokens < 1 or max_sequences < 1:
             raise ValueError(
@@ -49,7 +52,9 @@ class Scheduler:
             )
         if preemption not in PREEMPTIONS:
             raise ValueError(f"preemption is one of {', '.join(PREEMPTIONS)}; got {preemption!r}")
-        self.cache, self.prefix = cache, prefix
+        if most_overtakes < 0 or (most_overtakes and not prefix):
+            raise ValueError(f"most_overtakes is 0, or more where a prefix_cache keeps pages; got {most_overtakes!r}")
+        self.cache, self.prefix, self.most_overtakes = cache, prefix, most_overtakes
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.preemption = preemption
         self.running: list[Sequence] = []  # both lists in order of priority
@@ -152,10 +157,13 @@ class Scheduler:
         if not self.waiting:
             return None
         sequence = self.waiting[0]
+        if self.most_overtakes:
+            sequence = longest_prefix_first(self.waiting, self.prefix, self.most_overtakes)
         width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
         if width > self.max_sequences or not self._has_room_for_all_of(sequence):
             return None
-        del self.waiting[0]
+        count_overtaken(self.waiting, sequence)
+        self.waiting.remove(sequence)
         swapped, sequence.status = sequence.status is Status.SWAPPED, Status.RUNNING
         insort(self.running, sequence, key=_priority)
         if swapped:  # last: if it fails, the engine drops the sequence like all that run

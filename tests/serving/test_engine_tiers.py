@@ -188,8 +188,13 @@ def test_a_file_that_is_damaged_while_it_is_used_is_a_miss(tmp_path, design):
     (tmp_path / "pages").write_bytes(raw)
     answer, cached, computed = ask(served, prompt(21))
     assert (answer, cached + computed) == (greedy(prompt(21), COUNT), 21 + COUNT - 1) and cached < 20
-    push_out(served)
-    assert ask(served, prompt(21))[:2] == (greedy(prompt(21), COUNT), 20)
+    found = [cached]
+    for _ in range(4):  # each time the first page that is damaged is found out, and written anew
+        push_out(served)
+        answer, cached, _ = ask(served, prompt(21))
+        assert answer == greedy(prompt(21), COUNT)
+        found.append(cached)
+    assert found == sorted(found) and found[-1] == 20
 
 
 @both
@@ -236,7 +241,7 @@ def test_the_policy_that_is_given_chooses():
         ask(served, prompt(15), likeliest(1))
         served.add_request("a", prompt(13), likeliest(1))
         left[policy] = served.prefix.num_matching(served.scheduler.waiting[0])
-    assert left == {Fifo: 8, Lru: 12}
+    assert left == {Fifo: 4, Lru: 12}
 
 
 @pytest.mark.parametrize(
