@@ -160,7 +160,15 @@ def test_a_collision_is_never_served(monkeypatch, bits):
     short = lambda *parts: bytes([block_key(*parts)[0] >> (8 - bits)])  # noqa: E731
     monkeypatch.setitem(prefix.DESIGNS, "hash", lambda policy: HashChain(policy, short))
     served = engine(60, 4, prefix_cache="hash")
-    texts = [prompt(4) * 3 + prompt(2), prompt(4) * 3 + prompt(1), prompt(23), prompt(22), prompt(23) + prompt(5), prompt(40), prompt(23)]
+    texts = [
+        prompt(4) * 3 + prompt(2),
+        prompt(4) * 3 + prompt(1),
+        prompt(23),
+        prompt(22),
+        prompt(23) + prompt(5),
+        prompt(40),
+        prompt(23),
+    ]
     for salt in ("", "other"):
         for text in texts:
             answer, cached, _ = ask(served, text, likeliest(COUNT, cache_salt=salt))

@@ -198,7 +198,7 @@ def test_a_file_that_is_damaged_while_it_is_used_is_a_miss(tmp_path, design):
 
 
 @both
-@pytest.mark.parametrize("where", ["append", "copy"])
+@pytest.mark.parametrize("where", ["append", "get", "worth"])
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_page_that_cannot_come_back_leaves_the_request_waiting(tmp_path, monkeypatch, design, where, error):
     served = tiered(tmp_path, "memory", design)
@@ -214,7 +214,7 @@ def test_a_page_that_cannot_come_back_leaves_the_request_waiting(tmp_path, monke
         if where == "append":
             patch.setattr(type(waiting.table), "append", fail)
         else:
-            patch.setattr(served.prefix.tiers, "get", fail)
+            patch.setattr(served.prefix.tiers, where, fail)
         with pytest.raises(error):
             served.step()
     served.check_invariants()

@@ -86,7 +86,12 @@ class PrefixCache:
         table.length = sequence.num_computed_tokens = min(num_pages * size, length - 1)
         sequence.stored = found.positions[table.length // size]
         if self.tiers:
-            self._load(sequence)
+            try:
+                self._load(sequence)
+            except BaseException:
+                table.release()
+                sequence.num_computed_tokens, sequence.stored = 0, None
+                raise
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = table.length
         self.tokens_matched += table.length
@@ -162,15 +167,10 @@ class PrefixCache:
             names.append(name)
         if not names or not self.tiers.worth(table.length, names):
             return
-        try:
-            contents = list(itertools.takewhile(lambda content: content is not None, map(self.tiers.get, names)))
-            table.append(len(contents) * self.page_size)
-            for page, content in enumerate(contents, len(table.frames) - len(contents)):
-                self.cache.k[:, table.frames[page]], self.cache.v[:, table.frames[page]] = content
-        except BaseException:
-            table.release()
-            sequence.num_computed_tokens, sequence.stored = 0, None
-            raise
+        contents = list(itertools.takewhile(lambda content: content is not None, map(self.tiers.get, names)))
+        table.append(len(contents) * self.page_size)
+        for page, content in enumerate(contents, len(table.frames) - len(contents)):
+            self.cache.k[:, table.frames[page]], self.cache.v[:, table.frames[page]] = content
         sequence.num_computed_tokens = table.length
         self.tokens_loaded += len(contents) * self.page_size
         self.store(sequence)
