@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|moe|compiled|kernels|peers]
+Usage: python -m tools.bench [--cpu] [--only PART]; `--help` names the parts
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
 "peers" installs other engines into environments of its own below build/, so it runs only where it is asked for.
@@ -26,6 +26,9 @@ from tools.bench import (
     kernels as bench_kernels,
 )
 from tools.bench import (
+    kv_cache as bench_kv_cache,
+)
+from tools.bench import (
     moe as bench_moe,
 )
 from tools.bench import (
@@ -39,9 +42,17 @@ from tools.bench import (
 )
 from tools.kernel_jobs import Sizes
 
-CHOICES = ("machine", "workloads", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers")
+CHOICES = (
+    "machine", "workloads", "kv_cache", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers"
+)  # fmt: skip
 
-FRESH = (None, "machine", "workloads", "paging")  # held against this machine's rates, which change with its neighbours
+FRESH = (
+    None,
+    "machine",
+    "workloads",
+    "kv_cache",
+    "paging",
+)  # held against this machine's rates, which change with its neighbours
 
 
 def main() -> int:
@@ -62,6 +73,8 @@ def main() -> int:
         _save(machine, "machine", machine.to_dict())
     if options.only in (None, "workloads"):
         _workloads(machine)
+    if options.only in (None, "kv_cache"):
+        _kv_cache(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
     if options.only in (None, "collectives") and machine.kind == "cpu":
@@ -101,6 +114,18 @@ def _workloads(machine: Machine) -> None:
         for check in checks
     ]
     _save(machine, "workloads", {"operations": rows})
+
+
+def _kv_cache(machine: Machine) -> None:
+    """Chapter 11: with a KV cache and without, and where prefill and decode turn from memory to arithmetic."""
+    found = bench_kv_cache.kv_cache(machine)
+    for row in found["generation"]:
+        print(f"{row['new']} new tokens: {row['ratio']:.1f}× as long without a cache")
+    for phase in ("decode", "prompt"):
+        print(
+            f"{phase}: arithmetic from {found[f'{phase}_ridge']:.0f} rows on, predicted {found['predicted_ridge']:.0f}"
+        )
+    _save(machine, "kv_cache", found)
 
 
 def _paging(machine: Machine) -> None:
