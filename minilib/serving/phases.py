@@ -28,8 +28,8 @@ def prompt_phase(model: Decoder, tokens: int) -> Workload:
     """Compute a prompt of so many tokens, and the logits of its last.
 
     Raises:
-        ValueError: for no token, or more than the model has positions; for a model with experts, or in another dtype than
-            those of DTYPES.
+        ValueError: for no token, or more than the model has positions; for a model with experts, or in a dtype that is
+            not in DTYPES.
     """
     pairs = tokens * (tokens + 1) // 2
     return _phase(f"prompt of {tokens}", model, batch=1, new=tokens, context=0, pairs=pairs)
@@ -39,8 +39,8 @@ def decode_phase(model: Decoder, batch: int, context: int) -> Workload:
     """Compute one token for each of `batch` sequences that hold `context` tokens already.
 
     Raises:
-        ValueError: for no sequence, or if the token has no position; for a model with experts, or in another dtype than
-            those of DTYPES.
+        ValueError: for no sequence, or if the token has no position; for a model with experts, or in a dtype that is
+            not in DTYPES.
     """
     return _phase(f"decode {batch} × {context}", model, batch, new=1, context=context, pairs=batch * (context + 1))
 
