@@ -13,6 +13,7 @@ from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import Check, compare
 from minilib.serving.cache.contiguous import ContiguousCache
+from minilib.serving.cpu.packing import pack
 from minilib.serving.generation import generate, tokens_with_cache, tokens_without_cache
 from minilib.serving.phases import decode_phase, prompt_phase, rows_at_the_ridge
 
@@ -43,6 +44,8 @@ def kv_cache(
     config = config or (LARGE if gpu else SMALL)
     dtype, device = (torch.bfloat16, "cuda") if gpu else (torch.float32, "cpu")
     model = Decoder(config).eval().to(device, dtype)
+    if not gpu:
+        pack(model)
     found = {"parameters": config.num_parameters, "dtype": "bf16" if gpu else "fp32", "context": CONTEXT}
     for phase, workload in (("decode", lambda count: decode_phase(model, count, CONTEXT)),
                             ("prompt", lambda count: prompt_phase(model, count))):  # fmt: skip
