@@ -20,13 +20,13 @@ from minilib.numbers import records, workloads
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import check_table, median_ratio
 from tools.bench import (
+    caching as bench_caching,
+)
+from tools.bench import (
     collectives as bench_collectives,
 )
 from tools.bench import (
     kernels as bench_kernels,
-)
-from tools.bench import (
-    kv_cache as bench_kv_cache,
 )
 from tools.bench import (
     moe as bench_moe,
@@ -43,14 +43,14 @@ from tools.bench import (
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "kv_cache", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers"
+    "machine", "workloads", "caching", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers"
 )  # fmt: skip
 
 FRESH = (
     None,
     "machine",
     "workloads",
-    "kv_cache",
+    "caching",
     "paging",
 )  # held against this machine's rates, which change with its neighbours
 
@@ -73,8 +73,8 @@ def main() -> int:
         _save(machine, "machine", machine.to_dict())
     if options.only in (None, "workloads"):
         _workloads(machine)
-    if options.only in (None, "kv_cache"):
-        _kv_cache(machine)
+    if options.only in (None, "caching"):
+        _caching(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
     if options.only in (None, "collectives") and machine.kind == "cpu":
@@ -116,16 +116,16 @@ def _workloads(machine: Machine) -> None:
     _save(machine, "workloads", {"operations": rows})
 
 
-def _kv_cache(machine: Machine) -> None:
+def _caching(machine: Machine) -> None:
     """Chapter 11: with a KV cache and without, and where prefill and decode turn from memory to arithmetic."""
-    found = bench_kv_cache.kv_cache(machine)
+    found = bench_caching.caching(machine)
     for row in found["generation"]:
         print(f"{row['new']} new tokens: {row['ratio']:.1f}× as long without a cache")
     for phase in ("decode", "prompt"):
         print(
             f"{phase}: arithmetic from {found[f'{phase}_ridge']:.0f} rows on, predicted {found['predicted_ridge']:.0f}"
         )
-    _save(machine, "kv_cache", found)
+    _save(machine, "caching", found)
 
 
 def _paging(machine: Machine) -> None:

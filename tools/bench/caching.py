@@ -24,7 +24,7 @@ CONTEXT = 64
 PROMPT, NEW = 32, (16, 64, 128)
 
 
-def kv_cache(
+def caching(
     machine: Machine,
     rows: tuple[int, ...] = ROWS,
     new: tuple[int, ...] = NEW,
