@@ -36,6 +36,6 @@ def make_policy(policy: str | SchedulingPolicy) -> SchedulingPolicy:
         return POLICIES[policy]()
     if not isinstance(policy, SchedulingPolicy):
         raise UnknownPolicy(f"policy is one of {', '.join(POLICIES)}, or a policy of your own; got {policy!r}")
-    if not policy.idle:
+    if policy.num_tasks:
         raise ValueError(f"this {type(policy).__name__} schedules the tasks of somebody else; make a policy for each")
     return policy

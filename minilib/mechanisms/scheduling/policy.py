@@ -61,9 +61,9 @@ class SchedulingPolicy:
         return iter(self.order(self._stands))
 
     @property
-    def idle(self) -> bool:
-        """True if no task is here, waiting or running."""
-        return not self._number
+    def num_tasks(self) -> int:
+        """Tasks that are here, whether they wait or run."""
+        return len(self._number)
 
     def arrive(self, task: Task) -> None:
         """A new task joins the line.
@@ -210,9 +210,7 @@ class SchedulingPolicy:
 
     def _put_in(self, task: Task) -> None:
         stand = self._stands[task] = (self.group(task), self._place_in_group(task))
-        insort(
-            self._lines.setdefault(stand[0], []), (stand[1], task)
-        )  # no two places are equal: tasks are not compared
+        insort(self._lines.setdefault(stand[0], []), (stand[1], task))  # places differ, so that tasks are not compared
 
     def _take_out(self, task: Task) -> None:
         group, place = self._stands.pop(task)

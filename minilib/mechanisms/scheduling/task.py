@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
 from numbers import Real
@@ -26,6 +27,16 @@ class UnknownCost(InvalidTask):
 
 class UnknownTenant(InvalidTask):
     """A policy shares service among tenants, and this one has no weight."""
+
+
+def check_priority(key: Hashable, priority: object) -> None:
+    """Refuse what is no priority.
+
+    Raises:
+        InvalidPriority: if it is not a finite number ≥ 0.
+    """
+    if not isinstance(priority, Real) or not 0 <= priority <= sys.float_info.max:
+        raise InvalidPriority(f"priority of {key!r} is a finite number ≥ 0, 0 the most urgent; got {priority!r}")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -58,10 +69,7 @@ class Task:
     done: float = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.priority, Real) or not 0 <= self.priority < math.inf:
-            raise InvalidPriority(
-                f"priority of {self.key!r} is a finite number ≥ 0, 0 the most urgent; got {self.priority!r}"
-            )
+        check_priority(self.key, self.priority)
         if not isinstance(self.arrival, Real) or not math.isfinite(self.arrival):
             raise InvalidTask(f"arrival of {self.key!r} is a finite time on the caller's clock, got {self.arrival!r}")
         if not isinstance(self.deadline, Real) or not self.deadline > self.arrival:
@@ -69,7 +77,9 @@ class Task:
                 f"deadline of {self.key!r} is {self.deadline!r}, and it arrives at {self.arrival!r}; give a later one, "
                 "or math.inf for none"
             )
-        if self.predicted is not None and not (isinstance(self.predicted, Real) and 0 <= self.predicted < math.inf):
+        if self.predicted is not None and not (
+            isinstance(self.predicted, Real) and 0 <= self.predicted <= sys.float_info.max
+        ):
             raise InvalidTask(f"predicted cost of {self.key!r} is a finite number ≥ 0 or None, got {self.predicted!r}")
 
     @property

@@ -66,7 +66,7 @@ def serve(policy, tasks, costs, preemptive=True, cancel=None, load=None):
             result.order.append(task.key)
             current = None
     policy.check_invariants()
-    assert policy.idle and policy.first() is None and not len(policy)
+    assert not policy.num_tasks and policy.first() is None and not len(policy)
     return result
 
 
