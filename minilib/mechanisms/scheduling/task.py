@@ -77,9 +77,8 @@ class Task:
                 f"deadline of {self.key!r} is {self.deadline!r}, and it arrives at {self.arrival!r}; give a later one, "
                 "or math.inf for none"
             )
-        if self.predicted is not None and not (
-            isinstance(self.predicted, Real) and 0 <= self.predicted <= sys.float_info.max
-        ):
+        known = self.predicted is not None
+        if known and not (isinstance(self.predicted, Real) and 0 <= self.predicted <= sys.float_info.max):
             raise InvalidTask(f"predicted cost of {self.key!r} is a finite number ≥ 0 or None, got {self.predicted!r}")
 
     @property
