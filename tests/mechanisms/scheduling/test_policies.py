@@ -287,7 +287,10 @@ def test_a_fork_comes_behind_its_parent_and_before_whoever_came_later(name):
     policy, (parent, child, later) = make_policy(name), (Task(key=key, predicted=4, deadline=9) for key in "pcl")
     policy.arrive(parent)
     policy.admit(parent)
+    policy.serve(parent, 1)
     policy.arrive(later)
+    policy.serve(parent, 2)
+    child.done = parent.done
     policy.fork(parent, child)
     assert policy.order([later, child, parent]) == [parent, child, later]
     assert policy.victim([parent, child]) is child
