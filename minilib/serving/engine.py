@@ -7,18 +7,29 @@ are computed anew, and tokens that had been chosen are handed out by the next st
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Row
 
 import tokenizers
 import torch
 
 from minilib.mechanisms.basics.interrupts import held
+from minilib.mechanisms.scheduling import InvalidTask, SchedulingPolicy
 from minilib.model.decoder import Decoder
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
-from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
+from minilib.serving.request import (
+    InvalidRequest,
+    SamplingParams,
+    SchedulingParams,
+    Sequence,
+    TokenOutput,
+    token_ids_of,
+    whole,
+)
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
 
@@ -38,6 +49,8 @@ class Engine:
         eos_token_id: token, or tokens, that end a sequence unless a request ignores them.
         pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`;
             torch.bfloat16 to multiply in it as well.
+        policy: who is served first: "fcfs", "priority", "srpt", "fair_share", "deadline", … or a policy (`Scheduler`).
+        clock: the time that arrivals and deadlines are on, in seconds unless it counts something else.
 
     Raises:
         ValueError: if a size, the preemption or an end token makes no sense, or for a mixture of experts that drops
@@ -57,6 +70,8 @@ class Engine:
         tokenizer: tokenizers.Tokenizer | None = None,
         eos_token_id: int | Row[int] | None = None,
         pack: bool | torch.dtype = False,
+        policy: str | SchedulingPolicy = "fcfs",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         moe = model.config.moe
         if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
@@ -77,7 +92,8 @@ class Engine:
             from minilib.serving.cpu.steps import RecordedSteps
 
             self.steps = RecordedSteps(model, self.cache)
-        self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption)
+        self.scheduler = Scheduler(self.cache, max_batch_tokens, max_sequences, preemption, policy)
+        self.clock = clock
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
         self._made: list[TokenOutput] = []  # not handed out yet
@@ -95,24 +111,34 @@ class Engine:
         """True while `step` has something to do."""
         return bool(self.requests or self._made)
 
-    def add_request(self, request_id: str, prompt_token_ids: Row[int], params: SamplingParams | None = None) -> None:
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Row[int],
+        params: SamplingParams | None = None,
+        scheduling: SchedulingParams | None = None,
+    ) -> None:
         """Queue a request; it joins at the next step that has room.
 
         Args:
             request_id: the client's name for it, not one of an unfinished request.
             prompt_token_ids: at least one token; a list, an array or a tensor.
             params: how to choose tokens and when to stop; the defaults of `SamplingParams` if left out.
+            scheduling: what the policy may look at; the defaults of `SchedulingParams` if left out.
 
         Raises:
             InvalidRequest: if it cannot be served; the engine goes on serving the others.
         """
-        params = params or SamplingParams()
+        params, scheduling = params or SamplingParams(), scheduling or SchedulingParams()
         prompt = token_ids_of(prompt_token_ids, self.model.config.vocab_size, "prompt")
         self._check(request_id, prompt, params)
-        sequence = Sequence(request_id, 0, prompt, len(prompt), params, self.cache.new_table())
         with held():
+            try:
+                sequence = Sequence.of(request_id, prompt, params, scheduling, self.cache.new_table(), self.clock())
+                self.scheduler.add(sequence)
+            except InvalidTask as error:
+                raise InvalidRequest(str(error)) from error
             self.requests[request_id] = [sequence]
-            self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request in whatever state it is, free its pages and forget outputs that nobody has seen.
@@ -159,8 +185,7 @@ class Engine:
             if not work:
                 return
             logits = self._forward(work, interrupts)
-            for sequence, count in work:
-                sequence.num_computed_tokens += count
+            self.scheduler.advance(work)
             caught_up = [sequence for sequence, _ in work if not sequence.num_uncomputed_tokens]
             due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
             tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
@@ -172,7 +197,8 @@ class Engine:
         for (_, sequence, _), member in zip(due, members, strict=True):
             if member is not sequence:
                 self.requests[member.request_id].append(member)
-                self.scheduler.add(member)
+                self.scheduler.add(member, sequence)
+        self.scheduler.charge(members)
         for member, token in zip(members, tokens, strict=True):
             self._made.append(self._append(member, token))
 
