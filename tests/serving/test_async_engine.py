@@ -1,4 +1,4 @@
-"""The engine behind asyncio: same tokens as in one thread, early leavers free their pages, and nobody waits for ever."""
+"""The engine behind asyncio: the tokens are those of LLM, who leaves frees pages, and nobody waits for ever."""
 
 import asyncio
 import gc

@@ -16,7 +16,7 @@ from minilib.serving.token_stream import RequestAborted
 from tests.serving.faults import Broken
 from tests.serving.random_operations import Outcome
 from tests.serving.served import Results, assert_idle
-from tests.serving.test_async_engine import run
+from tests.serving.test_async_engine import run, until
 from tests.serving.test_engine_random import LONGEST, PREEMPTIONS, expected, model, requests
 
 OPERATIONS = 500 * (30 if os.environ.get("INFRA_LONG") == "1" else 1)  # in one run
@@ -37,10 +37,11 @@ class Clients:
         self.served, self.choices, self.done = served, choices, Counter()
         self.tasks, self.listening, self.left = [], {}, set()
         self.kinds, self.results, self.errors = {}, Results(), {}
-        self._failures = 0
+        self._failures = self._steps = 0
         forward = served.engine._forward
 
         def failing(work, interrupts):
+            self._steps += 1
             if self._failures or any(BAD in sequence.request_id for sequence, _ in work):
                 self._failures = max(0, self._failures - 1)
                 self.done["failed step"] += 1
@@ -68,7 +69,13 @@ class Clients:
         elif name == "check":
             self.served.check_invariants()
         else:
-            await asyncio.sleep(self.choices.choice([0, 0, 0.001, 0.003]))
+            await self._steps_made(self.choices.choice([0, 1, 4]))
+
+    async def _steps_made(self, count):
+        """Wait until the engine has made so many more steps, or has nothing to do."""
+        enough = self._steps + count
+        await asyncio.sleep(0)
+        await until(lambda: self._steps >= enough or not (self.served.num_waiting or self.served.engine.has_unfinished))
 
     async def _listen(self, request_id, kind):
         try:

@@ -1,4 +1,4 @@
-"""A request that makes the model raise ends alone; a failure that does not repeat ends nobody; no step goes on for ever."""
+"""A request that makes the model raise ends alone; a failure that does not repeat ends nobody; all come to an end."""
 
 import random
 
