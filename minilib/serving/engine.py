@@ -97,6 +97,7 @@ class Engine:
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
         self._made: list[TokenOutput] = []  # not handed out yet
+        self.failed_batch: frozenset[str] = frozenset()  # requests that ran in the step that failed last
 
     @property
     def max_length(self) -> int:
@@ -155,6 +156,22 @@ class Engine:
             self._made = [output for output in self._made if output.request_id != request_id]
         return bool(sequences or unseen)
 
+    def fail(self, request_id: str, error: str) -> list[TokenOutput]:
+        """End what is unfinished of a request by an error and free its pages; unknown requests have nothing to end.
+
+        Returns:
+            The last output of each of its samples, with the text that was held back.
+        """
+        with held():
+            sequences, ended = list(self.requests.get(request_id, ())), []
+            for sequence in sequences:
+                stream = self._texts.get(sequence)
+                text = stream.finish()[0] if stream else ""
+                for sample_number in sequence.samples_due:
+                    ended.append(TokenOutput(request_id, sample_number, None, text, "error", error))
+            self.abort(request_id)
+        return ended
+
     def step(self) -> list[TokenOutput]:
         """Compute one batch and return the tokens that it made; none while prompts are only partly computed.
 
@@ -180,6 +197,7 @@ class Engine:
     @torch.inference_mode()
     def _advance(self, interrupts: list[int]) -> None:
         """One step, its outputs into `_made`: all that can fail comes first, and then all that changes sequences."""
+        self.failed_batch = frozenset()
         try:
             work = self.scheduler.schedule()
             if not work:
@@ -191,6 +209,7 @@ class Engine:
             tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
             members = self._members(due)
         except BaseException:
+            self.failed_batch = frozenset(sequence.request_id for sequence in self.scheduler.running)
             for sequence in list(self.scheduler.running):
                 self.scheduler.drop(sequence)
             raise

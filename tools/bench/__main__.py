@@ -38,21 +38,20 @@ from tools.bench import (
     peers as bench_peers,
 )
 from tools.bench import (
+    serving_load as bench_serving_load,
+)
+from tools.bench import (
     training as bench_training,
 )
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "caching", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers"
+    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled", "kernels",
+    "peers",
 )  # fmt: skip
 
-FRESH = (
-    None,
-    "machine",
-    "workloads",
-    "caching",
-    "paging",
-)  # held against this machine's rates, which change with its neighbours
+# held against this machine's rates, which change with its neighbours
+FRESH = (None, "machine", "workloads", "caching", "paging")
 
 
 def main() -> int:
@@ -77,6 +76,8 @@ def main() -> int:
         _caching(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
+    if options.only in (None, "serving-load") and machine.kind == "cpu":
+        _serving_load(machine)
     if options.only in (None, "collectives") and machine.kind == "cpu":
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
@@ -139,6 +140,23 @@ def _paging(machine: Machine) -> None:
         size = f"{row['parameters'] / 1e6:.0f} M parameters, batch {row['batch']}"
         print(f"{size}: a step is {row['over_bare_forward']:.2f}× its forward pass, at {share}")
     _save(machine, "paging", found)
+
+
+def _serving_load(machine: Machine) -> None:
+    """Chapter 13: latencies of an open loop, predicted and measured, and what two GPUs' data sheets say."""
+    found = bench_serving_load.serving_load()
+    fit = found["fit"]
+    print(f"price of {fit['steps']} steps: predicted / measured {fit['least']:.2f} … {fit['most']:.2f}")
+    for row in found["loads"]:
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["predicted_over_measured"].items())
+        busy = max(one["busy"] for one in row["tries"])
+        print(f"load {row['utilization']:.2f}, CV {row['cv']:g}: predicted / measured {ratios}; others took {busy:.0%}")
+    for row in found["elsewhere"]:
+        ttft, itl = (row["predicted"][name]["p50"] * 1e3 for name in ("ttft", "itl"))
+        print(
+            f"{row['machine']}, load {row['utilization']:.2f}, CV {row['cv']:g}: TTFT {ttft:.1f} ms, ITL {itl:.2f} ms"
+        )
+    _save(machine, "serving-load", found)
 
 
 def _collectives(machine: Machine) -> None:
