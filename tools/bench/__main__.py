@@ -46,8 +46,8 @@ from tools.bench import (
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled", "kernels",
-    "peers",
+    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled",
+    "kernels", "peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
