@@ -5,8 +5,8 @@ policy, the same object that schedules requests to a language model (serving/sch
     slice     units of work that one process does before another goes on; slices are counted, never timed
     token     what a worker waits for before each unit, so that nobody does a unit that it was not given
 
-At every moment one worker goes on, and the kernel holds all others stopped. Clock and costs count units of work, so that
-the same tasks under the same policy give the same slices on every machine, however busy it is.
+At every moment one worker goes on, and the kernel holds all others stopped. Clock and costs count units of work, so
+that the same tasks under the same policy give the same slices on every machine, however busy it is.
 
 Source: Arpaci-Dusseau, "Operating Systems: Three Easy Pieces", chapters 7 to 9 (turnaround, context switches).
 """

@@ -12,6 +12,7 @@ that were measured (FittedPrice).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Row
 from dataclasses import astuple, dataclass
@@ -72,25 +73,65 @@ class StepCounts:
 
 
 class StepTaken(NamedTuple):
-    """One step of a simulated engine: when it began, how long it took, both in seconds, and what it computed."""
+    """One step of an engine: when it began, how long it took, both in seconds, and what it computed."""
 
     started: float
     seconds: float
     counts: StepCounts
 
 
-class SimulatedEngine(Engine):
+class CountingEngine(Engine):
+    """An engine that notes what each of its steps computes.
+
+    Attributes:
+        history: the steps taken.
+    """
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.history: list[StepTaken] = []
+        self._swapped = 0
+
+    def step(self) -> list[TokenOutput]:
+        """One step."""
+        self._swapped = self.cache.swap_pool.num_used
+        return super().step()
+
+    def _count(self, work: list[tuple[Sequence, int]]) -> StepCounts:
+        moved = abs(self.cache.swap_pool.num_used - self._swapped)  # the scheduler moves out or in, never both
+        return StepCounts.of(work, moved * self.cache.page_size)
+
+
+class TimedEngine(CountingEngine):
+    """An engine that takes the time of each of its steps, for a price to be fitted to.
+
+    Args:
+        arguments, options: of `Engine`.
+    """
+
+    def step(self) -> list[TokenOutput]:
+        """One step; it is noted if it computed something."""
+        self._counts: StepCounts | None = None
+        started = time.perf_counter()
+        outputs = super().step()
+        if self._counts is not None:
+            self.history.append(StepTaken(started, time.perf_counter() - started, self._counts))
+        return outputs
+
+    def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
+        self._counts = self._count(work)
+        return super()._forward(work, interrupts)
+
+
+class SimulatedEngine(CountingEngine):
     """An engine whose forward pass is a price; all its tokens are token 0.
 
     Args:
         config: of the model; it has no weights.
         price: seconds of a step.
-        clock: what the steps advance.
+        clock: what the steps advance; tokens are made at the time that it shows after a step.
         num_pages: pages of the KV cache, see `pages_that_fit`.
         options: more arguments of `Engine`.
-
-    Attributes:
-        history: the steps taken.
     """
 
     def __init__(
@@ -103,17 +144,9 @@ class SimulatedEngine(Engine):
     ) -> None:
         super().__init__(without_weights(config), num_pages, clock=clock.now, **options)
         self.price, self.virtual_clock = price, clock
-        self.history: list[StepTaken] = []
-        self._swapped = 0
-
-    def step(self) -> list[TokenOutput]:
-        """One step; its tokens are made at the time that the clock shows afterwards."""
-        self._swapped = self.cache.swap_pool.num_used
-        return super().step()
 
     def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
-        moved = abs(self.cache.swap_pool.num_used - self._swapped)  # the scheduler moves out or in, never both
-        counts = StepCounts.of(work, moved * self.cache.page_size)
+        counts = self._count(work)
         started, seconds = self.virtual_clock.now(), self.price(counts)
         self.virtual_clock.advance(seconds)
         self.history.append(StepTaken(started, seconds, counts))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -28,7 +27,14 @@ from minilib.serving.load.metrics import SLO, RequestTimes, ServingMetrics, good
 from minilib.serving.load.open_loop import offer, run_open_loop
 from minilib.serving.request import SamplingParams
 from minilib.serving.request_lengths import long_tailed
-from minilib.serving.simulation import FittedPrice, MachinePrice, SimulatedEngine, StepCounts, pages_that_fit
+from minilib.serving.simulation import (
+    FittedPrice,
+    MachinePrice,
+    SimulatedEngine,
+    StepCounts,
+    TimedEngine,
+    pages_that_fit,
+)
 from tools.bench.paging import MODEL
 
 SIZES = {"page_size": 16, "max_batch_tokens": 512, "max_sequences": 32}
@@ -99,28 +105,17 @@ def rate_at_once(price: Callable[[StepCounts], float]) -> float:
 
 def _steps(model: Decoder, batch: int, prompt: int, new: int = 6) -> list[tuple[StepCounts, float]]:
     """All steps of so many equal requests, and of one more that joins when the others have decoded twice."""
-    engine = Engine(model, num_pages=(batch + 1) * ceil_div(prompt + new, SIZES["page_size"]), **SIZES)
-    schedule, taken = engine.scheduler.schedule, []
-    plan: list[StepCounts] = []
-
-    def watched() -> list:
-        work = schedule()
-        plan[:] = [StepCounts.of(work)]
-        return work
-
-    engine.scheduler.schedule = watched
+    engine = TimedEngine(model, num_pages=(batch + 1) * ceil_div(prompt + new, SIZES["page_size"]), **SIZES)
     params = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True)
     for name in range(batch):
         engine.add_request(str(name), [1 + name] * prompt, params)
     decoded = 0
     while engine.has_unfinished:
-        started = time.perf_counter()
         outputs = engine.step()
-        taken.append((plan[0], time.perf_counter() - started))
         decoded += len(outputs) == batch
         if decoded == 3 and len(outputs) == batch:
             engine.add_request("late", [batch + 1] * prompt, params)
-    return taken
+    return [(counts, seconds) for _, seconds, counts in engine.history]
 
 
 def _arrivals(times: list[float]) -> list[Arrival]:
