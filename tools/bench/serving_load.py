@@ -1,7 +1,8 @@
 """Predict what a load makes of this machine, then measure it: latencies of an open loop at several loads.
 
-Called by `make bench`. A linear price is fitted to steps that were measured one by one; with it the simulator predicts
-each load, before the load is offered to the engine behind asyncio, in this process. Every try is recorded.
+Called by `make bench`. A linear price is fitted to steps of the engine behind asyncio, under loads of other requests
+than those that are predicted: on two cores the threads of a step share them with the event loop, and steps take longer
+than alone. With that price the simulator predicts each load, before the load is offered. Every try is recorded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from tqdm import tqdm
 
@@ -41,6 +43,8 @@ SIZES = {"page_size": 16, "max_batch_tokens": 512, "max_sequences": 32}
 REQUESTS, PROMPT, NEW, LONGEST = 100, 120, 40, 480  # of a load: how many, mean lengths, the longest prompt
 BATCHES, PROMPTS, REPEATS = (1, 2, 4, 8, 16, 32), (8, 64, 256, 480), 5  # of the steps that a price is fitted to
 MOST_TOKENS = 4096  # of the prompts of one such case
+CALIBRATION = (0.2, 0.5, 1.0)  # utilizations of the loads that the price is fitted to
+PAUSE = 0.002  # seconds; longer ones are waits for a request
 TRIES = 3
 ELSEWHERE = ("h100-sxm", "b200")
 LARGE = ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, 8192, tie_embeddings=False)  # the shape of Llama 3.1 8B
@@ -65,13 +69,15 @@ LOADS = (Load(0.3), Load(0.6), Load(0.85), Load(0.6, cv=3.0))
 def serving_load() -> dict:
     """The figures of chapter 13, JSON values in SI units."""
     model = pack(Decoder(MODEL).eval())
-    measured = measured_steps(model)
+    alone = FittedPrice.fit(steps_alone(model))
+    measured = steps_in_service(model, rate_at_once(alone))
     price = FittedPrice.fit(measured)
     capacity = rate_at_once(price)
     slo = SLO(ttft=20 * price(_one(PROMPT)), tpot=4 * price(_one(1)))
     bar = tqdm(LOADS, desc="loads", leave=False)
     return {
         "parameters": MODEL.num_parameters,
+        "price_alone": asdict(alone),
         "price": asdict(price),
         "fit": _fit(price, measured),
         "capacity": capacity,
@@ -81,7 +87,7 @@ def serving_load() -> dict:
     }
 
 
-def measured_steps(model: Decoder) -> list[tuple[StepCounts, float]]:
+def steps_alone(model: Decoder) -> list[tuple[StepCounts, float]]:
     """Steps of the real engine and their seconds, each the median of REPEATS runs that make the same plans.
 
     Prompts alone and together, the tokens behind them, and a prompt that joins those that decode.
@@ -95,6 +101,19 @@ def measured_steps(model: Decoder) -> list[tuple[StepCounts, float]]:
         assert all(plan == plans[0] for plan in plans), "runs of the same requests made different plans"
         seconds = [statistics.median(taken) for taken in zip(*([s for _, s in run] for run in runs), strict=True)]
         found += zip(plans[0], seconds, strict=True)
+    return found
+
+
+def steps_in_service(model: Decoder, capacity: float) -> list[tuple[StepCounts, float]]:
+    """Steps of the engine behind asyncio and their seconds, with what the thread does until the next step begins."""
+    found: list[tuple[StepCounts, float]] = []
+    for utilization in tqdm(CALIBRATION, desc="steps in service", leave=False):
+        engine = TimedEngine(model, _num_pages(), **SIZES)
+        times = gamma_times(REQUESTS, utilization * capacity, 1.0, seed=7)
+        _offered(engine, _arrivals(times, seed=5))
+        for (started, seconds, counts), later in pairwise(engine.history):
+            pause = later.started - started - seconds
+            found.append((counts, seconds + (pause if pause < PAUSE else 0.0)))
     return found
 
 
@@ -118,9 +137,9 @@ def _steps(model: Decoder, batch: int, prompt: int, new: int = 6) -> list[tuple[
     return [(counts, seconds) for _, seconds, counts in engine.history]
 
 
-def _arrivals(times: list[float]) -> list[Arrival]:
-    prompts = long_tailed(len(times), PROMPT, LONGEST, seed=1)
-    news = long_tailed(len(times), NEW, MODEL.max_position - LONGEST, seed=2)
+def _arrivals(times: list[float], seed: int = 1) -> list[Arrival]:
+    prompts = long_tailed(len(times), PROMPT, LONGEST, seed=seed)
+    news = long_tailed(len(times), NEW, MODEL.max_position - LONGEST, seed=seed + 1)
     return random_arrivals(times, prompts, news, MODEL.vocab_size)
 
 
@@ -133,9 +152,9 @@ def _simulated(price: Callable[[StepCounts], float], arrivals: list[Arrival]) ->
     return run_open_loop(SimulatedEngine(MODEL, price, clock, _num_pages(), **SIZES), arrivals, clock)
 
 
-def _measured(model: Decoder, arrivals: list[Arrival]) -> list[RequestTimes]:
+def _offered(engine: Engine, arrivals: list[Arrival]) -> list[RequestTimes]:
     async def main() -> list[RequestTimes]:
-        async with AsyncEngine(Engine(model, _num_pages(), **SIZES), max_waiting=len(arrivals)) as served:
+        async with AsyncEngine(engine, max_waiting=len(arrivals)) as served:
             return await offer(served, arrivals)
 
     return asyncio.run(main())
@@ -148,7 +167,7 @@ def _load(load: Load, model: Decoder, price: FittedPrice, capacity: float, slo: 
     tries = []
     for _ in range(TRIES):
         watch = Watch()
-        figures = _figures(_measured(model, arrivals), slo)
+        figures = _figures(_offered(Engine(model, _num_pages(), **SIZES), arrivals), slo)
         tries.append({**figures, "busy": watch.busy})
     medians = {name: statistics.median(one[name]["p50"] for one in tries) for name in ("ttft", "itl")}
     ratios = {name: predicted[name]["p50"] / seconds for name, seconds in medians.items()}
