@@ -102,7 +102,8 @@ class SimulatedEngine(Engine):
         **options,
     ) -> None:
         super().__init__(without_weights(config), num_pages, **options)
-        self.price, self.clock = price, clock
+        self.price, self._time = price, clock
+        self.clock = clock.now  # what a policy reads arrivals and deadlines from
         self.history: list[StepTaken] = []
         self._swapped = 0
 
@@ -114,8 +115,8 @@ class SimulatedEngine(Engine):
     def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
         moved = abs(self.cache.swap_pool.num_used - self._swapped)  # the scheduler moves out or in, never both
         counts = StepCounts.of(work, moved * self.cache.page_size)
-        started, seconds = self.clock.now(), self.price(counts)
-        self.clock.advance(seconds)
+        started, seconds = self._time.now(), self.price(counts)
+        self._time.advance(seconds)
         self.history.append(StepTaken(started, seconds, counts))
         return torch.zeros(counts.rows, 1)
 
