@@ -143,12 +143,12 @@ class SimulatedEngine(CountingEngine):
         **options,
     ) -> None:
         super().__init__(without_weights(config), num_pages, clock=clock.now, **options)
-        self.price, self.virtual_clock = price, clock
+        self.price, self._time = price, clock
 
     def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
         counts = self._count(work)
-        started, seconds = self.virtual_clock.now(), self.price(counts)
-        self.virtual_clock.advance(seconds)
+        started, seconds = self._time.now(), self.price(counts)
+        self._time.advance(seconds)
         self.history.append(StepTaken(started, seconds, counts))
         return torch.zeros(counts.rows, 1)
 

@@ -22,7 +22,7 @@ from tests.serving.test_fault_isolation import breaking, ran
 
 COUNT = 8
 LONG = likeliest(200)
-LIMIT = 60  # seconds after which a test that hangs fails
+LIMIT = 150  # seconds after which a test that hangs fails; a busy machine may stop it for a minute
 
 
 def run(main):

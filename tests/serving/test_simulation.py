@@ -109,10 +109,10 @@ class TimedEngine(Engine):
 
     def __init__(self, clock, *sizes, **options):
         super().__init__(*sizes, **options)
-        self.clock = clock
+        self.clock, self._time = clock.now, clock
 
     def _forward(self, *inputs):
-        self.clock.advance(1.0)
+        self._time.advance(1.0)
         return super()._forward(*inputs)
 
 
