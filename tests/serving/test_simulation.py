@@ -16,7 +16,14 @@ from minilib.serving.load.clock import VirtualClock
 from minilib.serving.load.metrics import ServingMetrics
 from minilib.serving.load.open_loop import run_open_loop
 from minilib.serving.request import SamplingParams
-from minilib.serving.simulation import FittedPrice, MachinePrice, SimulatedEngine, StepCounts, pages_that_fit
+from minilib.serving.simulation import (
+    FittedPrice,
+    MachinePrice,
+    SimulatedEngine,
+    StepCounts,
+    TimedEngine,
+    pages_that_fit,
+)
 from tests.serving.served import assert_idle, likeliest
 from tests.serving.test_engine_random import CONFIG, model
 
@@ -104,7 +111,7 @@ def test_the_random_plans_have_preemption_chunks_and_swaps_in_them():
     assert seen == {"waiting", "swapped", "chunk", "moved"}
 
 
-class TimedEngine(Engine):
+class OneSecondEngine(Engine):
     """A real engine whose steps take one second of a virtual clock, if they compute anything."""
 
     def __init__(self, clock, *sizes, **options):
@@ -124,7 +131,7 @@ def test_counted_in_steps_all_times_are_the_same(seed):
     arrivals = random_arrivals(gamma_times(40, 0.4, 2.0, seed), *lengths, CONFIG.vocab_size, seed)
     sizes = {"num_pages": 14, "page_size": 4, "max_batch_tokens": 16, "max_sequences": 5}
     clocks = VirtualClock(), VirtualClock()
-    real = run_open_loop(TimedEngine(clocks[0], model(), **sizes), arrivals, clocks[0])
+    real = run_open_loop(OneSecondEngine(clocks[0], model(), **sizes), arrivals, clocks[0])
     simulated = run_open_loop(SimulatedEngine(CONFIG, one_second, clocks[1], **sizes), arrivals, clocks[1])
     assert real == simulated
     assert all(one.completed and len(one.token_times) == new for one, new in zip(real, lengths[1], strict=True))
@@ -332,3 +339,19 @@ def test_what_cannot_be_fitted_is_refused():
         FittedPrice.fit([(counts, 0.0) for counts in steps])
     same = StepCounts((1,), (10,), 1)
     assert FittedPrice.fit([(same, 2.0)] * 6)(same) == pytest.approx(2.0)
+
+
+def test_a_timed_engine_notes_what_every_step_computes():
+    engine = TimedEngine(model(), 64, page_size=4, max_batch_tokens=8)
+    for number, length in enumerate((11, 3)):
+        engine.add_request(str(number), [1] * length, likeliest(4))
+    tokens = []
+    while engine.has_unfinished:
+        tokens += engine.step()
+    assert len(tokens) == 8 and engine.step() == [] and not engine.has_unfinished
+    assert [step.counts.counts for step in engine.history] == [(8,), (3, 3), (1, 1), (1, 1), (1, 1)]
+    assert [step.counts.contexts for step in engine.history][:3] == [(8,), (11, 3), (12, 4)]
+    assert sum(step.counts.tokens for step in engine.history) == 11 + 3 + 2 * 3
+    assert all(step.seconds > 0 for step in engine.history)
+    started = [step.started for step in engine.history]
+    assert started == sorted(started)
