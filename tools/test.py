@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("unit", "interpreter", "solutions", "chapters")
 # The unit tests often wait, for ranks and for timeouts, and leave the cores to others meanwhile.
 TOGETHER = (("ruff",), ("unit", "interpreter"), ("solutions",), ("chapters",))
-# Triton decides at import whether it interprets.
-VARIABLES = {"interpreter": {"TRITON_INTERPRET": "1"}}
+# Triton decides at import whether it interprets. What solutions say is counted, and tiny tensors need no threads.
+VARIABLES = {"interpreter": {"TRITON_INTERPRET": "1"}, "solutions": {"OMP_NUM_THREADS": "1"}}
 
 
 def main() -> int:
