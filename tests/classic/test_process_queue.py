@@ -1,4 +1,4 @@
-"""Real processes in the order of a policy: what the kernel says of them, what they compute, and what is left of them."""
+"""Real processes in the order of a policy: what the kernel says of them, what they compute, and that none is left."""
 
 import hashlib
 import os
