@@ -1,8 +1,8 @@
 """Group commit: many writers, one disk, and an fsync that costs the same for one row as for a hundred.
 
-`GroupCommit` starts the process that commits (commit_server.py) and gives each writer a socket to it; `run_writers` runs
-writers that send a row, wait until it is durable, and send the next one. What a grouping costs is counted: commits,
-fsyncs, and the commits that a row waits for, its own included.
+`GroupCommit` starts the process that commits (commit_server.py) and gives each writer a socket to it; `run_writers`
+plays writers that send a row, wait until it is durable, and send the next one. What a grouping costs is counted:
+commits, fsyncs, and the commits that a row waits for, its own included.
 """
 
 from __future__ import annotations
