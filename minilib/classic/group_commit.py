@@ -1,8 +1,8 @@
 """Group commit: many writers, one disk, and an fsync that costs the same for one row as for a hundred.
 
-`GroupCommit` starts the process that commits (commit_server.py) and gives each writer a socket to it; `write_rows` runs
-writers that send a row, wait until it is durable, and send the next one. What a grouping costs is counted: commits,
-fsyncs, and the commits that a row waits for, its own included.
+`GroupCommit` starts the process that commits (commit_server.py) and gives each writer a socket to it; `run_writers`
+plays writers that send a row, wait until it is durable, and send the next one. What a grouping costs is counted:
+commits, fsyncs, and the commits that a row waits for, its own included.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ack:
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_rows` counted.
+    """What `run_writers` counted.
 
     Args:
         rows: rows made durable.
@@ -220,7 +220,7 @@ class GroupCommit:
         return CommitServerGone(f"the process that commits ended with code {code}{why}")
 
 
-def write_rows(server: GroupCommit, rows_each: int) -> Written:
+def run_writers(server: GroupCommit, rows_each: int) -> Written:
     """Let every writer send rows, each when the one before is durable; all rows together are 0, 1, 2, ….
 
     Args:

@@ -128,9 +128,13 @@ class WorkerProcess:
         self._socket.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is not None:
-            raise WorkerFailed(self._how())
-        os.killpg(self.pid, number)
+        try:
+            if self._process.poll() is None:
+                os.killpg(self.pid, number)
+                return
+        except PermissionError:  # what macOS says of a group that has just died
+            pass
+        raise WorkerFailed(self._how())
 
     def _report(self) -> tuple[bool, bytes]:
         data = b""
@@ -211,12 +215,10 @@ def run_processes(
         ValueError: if a task takes less than one unit, two tasks have the same key, or the policy is in use.
         InvalidTask: if the policy cannot schedule one of them.
     """
-    tasks = sorted(tasks, key=lambda given: given[0].arrival)
-    keys = [task.key for task, _ in tasks]
-    if len(set(keys)) < len(keys) or any(isinstance(units, bool) or units < 1 for _, units in tasks):
-        raise ValueError(
-            f"every task takes 1 unit or more and has a key of its own, got {[*zip(keys, tasks, strict=True)]}"
-        )
+    tasks = sorted(tasks, key=lambda pair: pair[0].arrival)
+    given = [(task.key, units) for task, units in tasks]
+    if len(dict(given)) < len(given) or any(isinstance(units, bool) or units < 1 for _, units in given):
+        raise ValueError(f"every task takes 1 unit or more and has a key of its own, got {given}")
     queue = _Queue(make_policy(policy), timeout)
     try:
         while tasks or queue.processes:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from minilib.classic.commit_server import FILE_NAME, GROUPINGS
-from minilib.classic.group_commit import CommitServerGone, CommitTimeout, GroupCommit, write_rows
+from minilib.classic.group_commit import CommitServerGone, CommitTimeout, GroupCommit, run_writers
 
 WRITERS = 8
 
@@ -59,7 +59,7 @@ def test_rows_that_are_there_together_share_a_commit_and_its_fsync(tmp_path, gro
 @pytest.mark.parametrize("writers, rows_each", [(1, 5), (4, 25), (16, 0), (3, 1)])
 def test_what_is_counted_adds_up(tmp_path, grouping, writers, rows_each):
     with GroupCommit(tmp_path, writers, grouping, window=0.002 if grouping == "window" else 0) as server:
-        written = write_rows(server, rows_each)
+        written = run_writers(server, rows_each)
     rows = rows_of(tmp_path)
     assert sorted(value for value, _, _ in rows) == list(range(writers * rows_each))
     assert written.rows == len(rows) == len(written.waits)
@@ -93,7 +93,7 @@ def test_a_window_ends_when_every_writer_is_there_and_otherwise_by_the_clock(tmp
 def test_a_window_that_waits_for_nobody_else_costs_its_only_writer_the_whole_window(tmp_path):
     """A single writer is everybody: no window passes."""
     with GroupCommit(tmp_path, 1, "window", window=3600) as server:
-        assert write_rows(server, 3).commits == 3
+        assert run_writers(server, 3).commits == 3
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
@@ -153,7 +153,7 @@ def test_the_kernel_is_asked_as_often_as_counted(tmp_path, grouping):
 
 def test_when_the_log_moves_into_the_file_the_file_is_confirmed_too(tmp_path):
     with GroupCommit(tmp_path, 1, "one") as server:
-        written = write_rows(server, 1100)  # SQLite moves the log at 1,000 pages
+        written = run_writers(server, 1100)  # SQLite moves the log at 1,000 pages
     assert written.commits == 1100
     assert written.database_syncs >= 1 and written.log_syncs >= 1100
 
@@ -239,5 +239,5 @@ def test_the_process_ends_with_its_parent(tmp_path):
 
 def test_nothing_but_the_file_and_its_log_is_written(tmp_path):
     with GroupCommit(tmp_path, 1) as server:
-        write_rows(server, 2)
+        run_writers(server, 2)
     assert {path.name for path in Path(tmp_path).iterdir()} == {FILE_NAME}, "at its end the log is in the file"

@@ -26,7 +26,7 @@ class FairShare(SchedulingPolicy):
     """Service in proportion to weights among the tenants that want it; within a tenant, first come, first served.
 
     Two tenants that have tasks in the line all the time receive the same service for their weights, up to
-    2 · `step` / weight, where `step` is the most that a tenant receives for one decision (theorem 4.4 of the paper).
+    2 · `step` / weight, where `step` is the most that a tenant receives for one decision, as the paper proves.
 
     Args:
         weights: of each tenant, above 0; None to let anybody in with a weight of 1.

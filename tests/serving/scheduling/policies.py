@@ -54,7 +54,7 @@ def watch(engine):
 
     The budget is kept; nobody is in the batch twice, or has given way; pages are there for exactly what is computed;
     whoever runs is in the batch as long as there is budget; nobody is admitted at a step at which somebody gave way,
-    and nobody before the first that waits; and no chunk samples.
+    and nobody before the first that waits; no chunk samples; and the next step begins with the policy's order.
     """
     scheduler, schedule, step = engine.scheduler, engine.scheduler.schedule, engine.step
     engine.last_work = []
@@ -82,6 +82,7 @@ def watch(engine):
         tokens = {sequence: len(sequence.token_ids) for sequence in scheduler.running + scheduler.waiting}
         engine.last_work, engine.catching_up = [], set()
         outputs = step()
+        assert scheduler.running == scheduler.policy.order(scheduler.running), "service changed the order, unnoticed"
         assert all(len(sequence.token_ids) == tokens[sequence] for sequence in engine.catching_up), "a chunk sampled"
         return outputs
 

@@ -178,3 +178,17 @@ def test_a_step_costs_the_same_however_many_wait(policy):
         served.step()
         steps[waiting] = served.scheduler.policy.computed - before
     assert steps[5] == steps[500] <= 8
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_samples_of_one_prompt_stand_together(name):
+    """A fork is no arrival: it has the place of its parent, before whoever came later."""
+    served = counted(NoModel(64, 4, policy=POLICIES[name]()))
+    same = SchedulingParams(tenant="a")
+    served.add_request("forks", PROMPT, greedy(4, n=3), same)
+    served.add_request("later", PROMPT, greedy(4), same)
+    served.step()
+    order = [(sequence.request_id, sequence.sample) for sequence in served.scheduler.running]
+    if name not in ("round robin", "feedback"):  # there, whoever has used up a turn goes to the end
+        assert order == [("forks", 0), ("forks", 1), ("forks", 2), ("later", 0)]
+    finish(served)
