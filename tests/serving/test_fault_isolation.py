@@ -101,6 +101,20 @@ def test_every_sample_of_a_request_ends_and_keeps_its_text():
         assert results.tokens["wide", sample] == tokens
 
 
+def test_text_that_was_held_back_comes_with_the_error():
+    text = faults.Tokenizer().decode
+    first = faults.faulty_engine(40, 4)
+    first.add_request("a", (9, 10), likeliest(1))
+    token = first.step()[0].token_id
+    served = faults.faulty_engine(40, 4, tokenizer=faults.Tokenizer())
+    served.add_request("a", (9, 10), likeliest(9, stop=text([token]) + "never"))
+    assert [output.text for output in served.step()] == [""], "it may become the stop string"
+    (ended,) = served.fail("a", "no more")
+    assert (ended.text, ended.finish_reason, ended.error, ended.token_id) == (text([token]), "error", "no more", None)
+    assert_idle(served)
+    assert served.fail("a", "no more") == []
+
+
 def test_suspects_that_are_aborted_hold_nobody_up():
     served = breaking(engine(), ran("bad"))
     for name in ("good", "bad", "late"):
