@@ -20,7 +20,9 @@ SIZES = {"num_pages": 12, "page_size": 4, "max_batch_tokens": 8, "max_sequences"
 
 
 def scheduling(choices):
-    return SchedulingParams(choices.randrange(4), choices.choice("ab"), choices.randint(1, 16), choices.uniform(1e3, 1e4))
+    return SchedulingParams(
+        choices.randrange(4), choices.choice("ab"), choices.randint(1, 16), choices.uniform(1e3, 1e4)
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES)
