@@ -121,7 +121,6 @@ def kept_bytes(config, length, itemsize=2):
             "the window does not include the newest token": variant(
                 BYTES, "min(length, window)", "min(length, window + 1)"
             ),
-            "a layer that slides reserves its window at once": variant(BYTES, "(min(length, window) if", "(window if"),
             "every head keeps a latent vector": variant(
                 BYTES, 'return layers * (config["kv_lora_rank"]', 'return heads * layers * (config["kv_lora_rank"]'
             ),
@@ -129,7 +128,6 @@ def kept_bytes(config, length, itemsize=2):
                 BYTES, 'return layers * (config["kv_lora_rank"]', 'return 2 * layers * (config["kv_lora_rank"]'
             ),
             "the key that carries the position is left out": variant(BYTES, ' + config["qk_rope_head_dim"]', ""),
-            "latent attention is not noticed": variant(BYTES, 'if config.get("kv_lora_rank")', "if False"),
             "always two bytes a number": variant(BYTES, "total * itemsize", "total * 2"),
         },
     ),
@@ -152,17 +150,6 @@ def continue_text(state, prompt, max_tokens):
             "the last new token counts as held": variant(
                 LOOP, "    return new", "    state.held = list(ids)\n    return new"
             ),
-            "a token is held as soon as it is chosen": """
-def continue_text(state, prompt, max_tokens):
-    ids = list(prompt)
-    del state.held[len(ids) - 1 :]
-    for _ in range(max_tokens):
-        first = min(len(state.held), len(ids) - 1)
-        token = state.compute(ids[first:], range(first, len(ids)))
-        ids.append(token)
-        state.held[:] = ids
-    return ids[len(prompt) :]
-""",
             "positions count from the first fresh token": variant(
                 LOOP, "range(len(state.held), len(ids))", "range(len(fresh))"
             ),
@@ -301,9 +288,6 @@ def usable_prefix(held, held_model, prompt, model, cut=1):
             "a name that begins alike is the same model": variant(
                 PREFIX, "held_model != model", "not str(model).startswith(str(held_model))"
             ),
-            "names of models are compared without upper case": variant(
-                PREFIX, "held_model != model", "str(held_model).lower() != str(model).lower()"
-            ),
             "everything or nothing": """
 def usable_prefix(held, held_model, prompt, model, cut=1):
     begins = len(held) < len(prompt) and list(prompt[: len(held)]) == list(held)
@@ -433,7 +417,6 @@ def batch_limits(machine, shape, context, new_tokens=1):
             "numbers are taken for bytes": variant(LIMITS, "2 * context * shape.kept", "context * shape.kept"),
             "one new token, whatever is asked": variant(LIMITS, "flops = new_tokens * ", "flops = "),
             "the batch is rounded down": variant(LIMITS, "math.ceil(weights", "int(weights"),
-            "the batch is not a whole number": variant(LIMITS, "math.ceil(weights", "(weights"),
             "arithmetic must take longer": variant(LIMITS, "math.ceil(weights", "1 + math.floor(weights"),
             "never is infinity": variant(LIMITS, "turns = None", "turns = math.inf"),
             "what does not fit never turns": variant(
@@ -443,7 +426,6 @@ def batch_limits(machine, shape, context, new_tokens=1):
             ),
             "the weights take no memory": variant(LIMITS, "machine.memory_bytes - weights", "machine.memory_bytes"),
             "less than no room": variant(LIMITS, "max(fits, 0)", "fits"),
-            "one more than fits": variant(LIMITS, "math.floor((machine", "1 + math.floor((machine"),
         },
     ),
 }
