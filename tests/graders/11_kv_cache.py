@@ -331,8 +331,6 @@ def usable_prefix(held, held_model, prompt, model, cut=1):
         correct=(
             # hyperbolic caching: uses by the time since it came (Blankstein et al. 2017)
             variant(VICTIM, "ORDER", "one.uses / (now - one.came + 1)"),
-            # uses that fade
-            variant(VICTIM, "ORDER", "one.uses * 0.99 ** (now - one.last_used)"),
             """
 def victim(sessions, now):
     once, again = [], []
