@@ -17,6 +17,7 @@ import torch
 from minilib.mechanisms.basics.interrupts import held
 from minilib.mechanisms.scheduling import InvalidTask, SchedulingPolicy
 from minilib.model.decoder import Decoder
+from minilib.serving.admission import check_independence, check_request, end_tokens
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
 from minilib.serving.cpu import pack_as_asked
@@ -28,7 +29,6 @@ from minilib.serving.request import (
     Sequence,
     TokenOutput,
     token_ids_of,
-    whole,
 )
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
@@ -73,13 +73,8 @@ class Engine:
         policy: str | SchedulingPolicy = "fcfs",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        moe = model.config.moe
-        if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
-            raise ValueError(
-                f"this model's answers depend on who else is in the batch (choice={moe.choice!r}, capacity_factor="
-                f"{moe.capacity_factor}); serve it with choice='token' and capacity_factor=None"
-            )
-        self.eos_token_ids = _end_tokens(eos_token_id, model.config.vocab_size)
+        check_independence(model.config)
+        self.eos_token_ids = end_tokens(eos_token_id, model.config.vocab_size)
         self.tokenizer, weight = tokenizer, model.norm.weight
         self.device, kind = weight.device, (weight.dtype, weight.device)
         pack_as_asked(model, pack)
@@ -132,7 +127,10 @@ class Engine:
         """
         params, scheduling = params or SamplingParams(), scheduling or SchedulingParams()
         prompt = token_ids_of(prompt_token_ids, self.model.config.vocab_size, "prompt")
-        self._check(request_id, prompt, params)
+        if request_id in self.requests or any(output.request_id == request_id for output in self._made):
+            raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
+        limits = self.model.config, self.cache.num_slots, self.scheduler.max_sequences
+        check_request(prompt, params, *limits, text=self.tokenizer is not None)
         with held():
             try:
                 sequence = Sequence.of(request_id, prompt, params, scheduling, self.cache.new_table(), self.clock())
@@ -299,38 +297,3 @@ class Engine:
         if sequence.num_output_tokens == params.max_tokens or len(sequence.token_ids) == self.max_length:
             return "length"
         return None
-
-    def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
-        """Refuse what cannot be served."""
-        if request_id in self.requests or any(output.request_id == request_id for output in self._made):
-            raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty; give at least one token id")
-        token_ids_of(params.stop_token_ids, self.model.config.vocab_size, "stop_token_ids")
-        positions, slots = self.model.config.max_position, self.cache.num_slots
-        if len(prompt) >= positions:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, and the model takes at most {positions}, the generated included"
-            )
-        if len(prompt) > slots:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, and the whole KV cache holds {slots}; give the engine more pages"
-            )
-        if params.n > self.scheduler.max_sequences:
-            raise InvalidRequest(f"n is {params.n}, and max_sequences is {self.scheduler.max_sequences}")
-        if params.stop and self.tokenizer is None:
-            raise InvalidRequest("stop strings need text: give the engine a tokenizer, or use stop_token_ids")
-
-
-def _end_tokens(given: int | Row[int] | None, vocab_size: int) -> frozenset[int]:
-    """The tokens that end a sequence, none for None.
-
-    Raises:
-        ValueError: if one is no token id of the model.
-    """
-    if given is None:
-        return frozenset()
-    try:
-        return frozenset(token_ids_of([given] if whole(given) is not None else given, vocab_size, "eos_token_id"))
-    except InvalidRequest as error:
-        raise ValueError(f"eos_token_id={given!r}: {error}") from error
