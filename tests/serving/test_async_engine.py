@@ -513,7 +513,8 @@ async def main():
     global served
     async with AsyncEngine(Engine(model(), 40, 4)) as served:
         async for _ in await served.submit((9, 10), likeliest(60)):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # once: a second one would end the wait for the thread
+            await asyncio.sleep(60)
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
