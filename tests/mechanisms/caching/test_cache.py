@@ -117,7 +117,7 @@ class Caching(RuleBasedStateMachine):
 def test_caches_behave_as_the_model_does():
     Caching.calls = 0
     case = Caching.TestCase()
-    case.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
+    case.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
     case.runTest()
     assert Caching.calls >= CALLS
 

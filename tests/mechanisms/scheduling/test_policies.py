@@ -58,7 +58,7 @@ def test_shortest_job_first_has_the_least_mean_waiting_time_of_all_orders(costs,
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shortest_remaining_has_the_least_turnaround_of_all_schedules(given_tasks):
     tasks = [Task(key=key, arrival=arrival, predicted=cost) for key, (arrival, cost) in enumerate(given_tasks)]
     arrivals = [arrival for arrival, _ in given_tasks]
@@ -91,7 +91,7 @@ def test_shortest_remaining_interrupts_and_shortest_job_first_does_not():
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_earliest_deadline_meets_the_deadlines_of_every_feasible_set_of_unit_tasks(given_tasks):
     """Horn 1974: if any schedule meets them all, this one does. A matching of tasks to slots says whether one does."""
     tasks = [Task(key=key, arrival=first, deadline=first + room) for key, (first, room) in enumerate(given_tasks)]

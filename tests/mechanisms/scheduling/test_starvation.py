@@ -45,7 +45,7 @@ TASK = st.tuples(
 @pytest.mark.parametrize("make", SETTINGS.values(), ids=SETTINGS)
 def test_nobody_waits_longer_than_stated(make):
     @given(st.lists(TASK, min_size=1, max_size=25), st.dictionaries(st.integers(0, 24), st.integers(0, 80), max_size=3))
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     def check(given_tasks, cancelled):
         tasks = [
             Task(
