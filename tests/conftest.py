@@ -12,7 +12,7 @@ from tests.graders.preloaded import preloaded_kernels
 
 # Threads cost small tensors far more than they save when the cores are shared with other tests: one of these tests took
 # 14 s with two threads and 1.1 s with one. Only these folders measure what all cores can do.
-ALL_THREADS = {"numbers", "gpu"}
+ALL_THREADS = ("numbers/probes", "gpu")
 ON_RANKS = ("tests.ranks.", "tests.parallel.", "tests.training.")
 
 # A busy machine makes an example slow and its data late; neither says anything about the code.
@@ -38,7 +38,7 @@ def preloaded():
 def one_thread(request):
     """One thread for torch, but in the folders above."""
     before = torch.get_num_threads()
-    if request.path.relative_to(Path(__file__).parent).parts[0] not in ALL_THREADS:
+    if not any(request.path.is_relative_to(Path(__file__).parent / folder) for folder in ALL_THREADS):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)

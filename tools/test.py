@@ -26,6 +26,10 @@ from tools.chapters import CELL_TIMEOUT, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("unit", "interpreter", "solutions", "chapters")
+# The unit tests often wait, for ranks and for timeouts, and leave the cores to others meanwhile.
+TOGETHER = (("ruff",), ("unit", "interpreter"), ("solutions",), ("chapters",))
+# Triton decides at import whether it interprets. What solutions say is counted, and tiny tensors need no threads.
+VARIABLES = {"interpreter": {"TRITON_INTERPRET": "1"}, "solutions": {"OMP_NUM_THREADS": "1"}}
 
 
 def main() -> int:
@@ -39,7 +43,9 @@ def main() -> int:
     beside = under_load.load(options.beside_load) if options.beside_load is not None else contextlib.nullcontext()
     with beside, tempfile.TemporaryDirectory() as folder:
         reports = {name: Path(folder) / f"{name}.xml" for name in PARTS}
-        failed = [name for name, command in _parts(reports).items() if only in (None, name) and not _run(name, command)]
+        parts = {name: command for name, command in _parts(reports).items() if only in (None, name)}
+        groups = [{name: parts[name] for name in names if name in parts} for names in TOGETHER]
+        failed = [name for group in groups if group for name in _run(group)]
         counts, skips = _read([path for path in reports.values() if path.is_file()])
     print("\n── skipped, and why " + "─" * 40)
     print("\n".join(skips) or "nothing")
@@ -52,7 +58,6 @@ def main() -> int:
 
 def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    both = [*pytest, "-n", "2", "--dist", "worksteal"]
     books = ["--nbval", f"--nbval-cell-timeout={CELL_TIMEOUT}", "--nbval-current-env", "--timeout=600"]
     chapters, solutions = (
         [str(path.relative_to(ROOT)) for path in notebooks() if path.is_relative_to(ROOT / folder)]
@@ -60,10 +65,12 @@ def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
     )
     return {
         "ruff": [sys.executable, "-m", "ruff", "check", "--quiet", "."],
-        # many of them wait, for ranks and for timeouts: on two cores three workers took 353 s where two took 410
-        "unit": [*both, "-n", "3", f"--junitxml={reports['unit']}", "--ignore=tests/interpreter", "tests"],
-        # Triton decides at import whether it interprets, so its interpreter has processes of its own
-        "interpreter": [*both, f"--junitxml={reports['interpreter']}", "tests/interpreter"],
+        # on two cores three workers took 353 s where two took 410
+        "unit": [
+            *[*pytest, "-n", "3", "--dist", "worksteal", f"--junitxml={reports['unit']}"],
+            *["--ignore=tests/interpreter", "tests"],
+        ],
+        "interpreter": [*pytest, f"--junitxml={reports['interpreter']}", "tests/interpreter"],
         # what solutions say is counted, so two may run at a time
         "solutions": [*pytest, "-n", "2", "--dist=loadfile", *books, f"--junitxml={reports['solutions']}", *solutions],
         # two chapters that measure at once would measure each other
@@ -71,15 +78,48 @@ def _parts(reports: dict[str, Path]) -> dict[str, list[str]]:
     }
 
 
-def _run(name: str, command: list[str]) -> bool:
+def _run(commands: dict[str, list[str]]) -> list[str]:
+    """Run parts at the same time, and return the names of those that failed.
+
+    The first one prints as it goes, the others when all before them have ended.
+    """
+    failed, started = [], time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        logs = {name: stack.enter_context(tempfile.TemporaryFile("w+")) for name in list(commands)[1:]}
+        _print_title(next(iter(commands)))
+        running = {}
+        for name, command in commands.items():
+            log = logs.get(name)
+            running[name] = subprocess.Popen(command, cwd=ROOT, env=_environment(name), stdout=log, stderr=log)
+            stack.callback(_end, running[name])
+        for name, process in running.items():
+            ok = process.wait() == 0
+            if name in logs:
+                _print_title(name)
+                logs[name].seek(0)
+                print(logs[name].read(), end="")
+            print(f"{name}: {'ok' if ok else 'FAILED'} after {time.perf_counter() - started:.0f} s", flush=True)
+            failed += [] if ok else [name]
+    return failed
+
+
+def _print_title(name: str) -> None:
     print(f"── {name} " + "─" * (60 - len(name)), flush=True)
-    started = time.perf_counter()
-    environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if name == "interpreter" else {})}
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Leave a part that Ctrl-C has reached, too, the time to end by itself."""
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _environment(name: str) -> dict[str, str]:
+    environment = {**os.environ, **VARIABLES.get(name, {})}
     # ranks, kernels and scripts are processes of their own: without stored bytecode each would compile minilib anew
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    ok = subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
-    print(f"{name}: {'ok' if ok else 'FAILED'} in {time.perf_counter() - started:.0f} s", flush=True)
-    return ok
+    return environment
 
 
 def _read(reports: list[Path]) -> tuple[dict[str, int], list[str]]:

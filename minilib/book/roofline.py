@@ -13,7 +13,13 @@ from minilib.numbers.machine import Machine
 from minilib.numbers.price import Prediction
 
 
-def ceilings(machine: Machine, dtype: str = "fp32", ax=None, title: str | None = None):
+def ceilings(
+    machine: Machine,
+    dtype: str = "fp32",
+    ax=None,
+    title: str | None = None,
+    span: tuple[float, float] = (1e-2, 1e4),
+):
     """The two ceilings of a machine: memory bandwidth on the left of the ridge, arithmetic on its right.
 
     Args:
@@ -21,24 +27,26 @@ def ceilings(machine: Machine, dtype: str = "fp32", ax=None, title: str | None =
         dtype: which arithmetic ceiling.
         ax: draw on these axes instead of making a figure.
         title: the finding; by default where the ridge lies.
+        span: the intensities that are shown.
 
     Returns:
         The matplotlib axes: x is FLOPs per byte, y is FLOP/s.
     """
     ridge = machine.ridge(dtype)
     ax = plot.axes(title or f"Below {ridge:.0f} FLOPs per byte, memory sets the pace", width=9.5, ax=ax)
-    intensity = np.sort(np.append(np.logspace(-2, 4, 200), ridge))  # the two areas meet at the ridge
+    intensity = np.sort(np.append(np.geomspace(*span, 200), ridge))  # the two areas meet at the ridge
     ceiling = np.minimum(intensity * machine.memory_bandwidth, machine.peak(dtype))
     ax.loglog(intensity, ceiling, color=plot.INK, linewidth=2.2)
-    low, high = machine.peak(dtype) / 1e6, machine.peak(dtype) * 3
+    low, high = machine.peak(dtype) / (span[1] / span[0]), machine.peak(dtype) * 3
     ax.plot([ridge, ridge], [low, machine.peak(dtype)], color=plot.QUIET, linewidth=1, linestyle=":")
     ax.fill_between(intensity, ceiling, 1e3, where=intensity <= ridge, color=plot.CLASSIC, alpha=0.06, linewidth=0)
     ax.fill_between(intensity, ceiling, 1e3, where=intensity >= ridge, color=plot.AI, alpha=0.06, linewidth=0)
     ax.set_ylim(low, high)
     ax.set_xlim(intensity[0], intensity[-1])
     words = {"fontsize": 9, "color": plot.INK}
-    ax.text(0.012, machine.peak(dtype) * 1.25, f"{machine.title}: {si(machine.peak(dtype), 'FLOP/s')} {dtype}", **words)
-    ax.text(0.012, 0.02 * machine.memory_bandwidth, f"{si(machine.memory_bandwidth, 'B/s')}", rotation=27, **words)
+    left, peak, bandwidth = 1.2 * span[0], machine.peak(dtype), machine.memory_bandwidth
+    ax.text(left, 1.25 * peak, f"{machine.title}: {si(peak, 'FLOP/s')} {dtype}", **words)
+    ax.text(left, 2 * span[0] * bandwidth, f"{si(bandwidth, 'B/s')}", rotation=27, **words)
     ax.set_xlabel("arithmetic intensity, FLOPs per byte moved")
     ax.set_ylabel("FLOP/s")
     return ax

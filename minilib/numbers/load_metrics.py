@@ -80,11 +80,13 @@ class Delay:
     Args:
         mean: over all requests.
         p50: half of them took no longer.
+        p90: nine of ten took no longer.
         p99: all but one of a hundred took no longer.
     """
 
     mean: float
     p50: float
+    p90: float
     p99: float
 
     @classmethod
@@ -94,4 +96,5 @@ class Delay:
         Raises:
             ValueError: if there is none.
         """
-        return cls(statistics.fmean(seconds) if seconds else 0.0, quantile(seconds, 0.5), quantile(seconds, 0.99))
+        mean = statistics.fmean(seconds) if seconds else 0.0
+        return cls(mean, *(quantile(seconds, share) for share in (0.5, 0.9, 0.99)))

@@ -56,8 +56,10 @@ class TextStream:
         """Take one more token; return the text that is now certain, and whether a stop string ended it."""
         if self._tokenizer is None:
             return "", False
-        self._pending.append(token_id)
         try:
+            if self._pending and not self._decode_alone([token_id]):
+                return "", False  # within a character: it must not count as one of the character's bytes
+            self._pending.append(token_id)
             text = self._certain()
         except BaseException as error:
             text = self._give_up(error)
@@ -113,6 +115,11 @@ class TextStream:
             return text[len(self._context_text) :]
         return self._tokenizer.decode(tokens)  # bytes that are no text spoilt the bytes in front of them
 
+    def _decode_alone(self, tokens: list[int]) -> str:
+        """The text of tokens without others around them, twice if that is a blank, which decoders take away; "" for
+        what adds nothing to any text, such as an end token."""
+        return self._tokenizer.decode(tokens) or self._tokenizer.decode(2 * tokens)
+
     def _becomes_context(self, tokens: list[int]) -> bool:
         """Put these tokens in front of those to come, if they have a text of their own.
 
@@ -121,7 +128,7 @@ class TextStream:
         if not tokens or self._context and _BYTE.fullmatch(self._tokenizer.id_to_token(tokens[-1]) or ""):
             return False
         text = self._tokenizer.decode(tokens)
-        if UNFINISHED in text or not (text or self._tokenizer.decode(2 * tokens)):  # a blank alone is taken away
+        if UNFINISHED in text or not self._decode_alone(tokens):
             return False
         self._context, self._context_text = list(tokens), text
         return True

@@ -7,6 +7,8 @@ are computed anew, and tokens that had been chosen are handed out by the next st
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Row
 
 import tokenizers
@@ -15,7 +17,9 @@ import torch
 from minilib.mechanisms.basics.interrupts import held
 from minilib.mechanisms.caching import EvictionPolicy, Lru
 from minilib.mechanisms.paging import FramePool
+from minilib.mechanisms.scheduling import InvalidTask, SchedulingPolicy
 from minilib.model.decoder import Decoder
+from minilib.serving.admission import check_independence, check_request, end_tokens
 from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
@@ -23,7 +27,14 @@ from minilib.serving.cache.prefix import PrefixCache
 from minilib.serving.cache.tiers import SecondTier, Tiers
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
-from minilib.serving.request import InvalidRequest, SamplingParams, Sequence, TokenOutput, token_ids_of, whole
+from minilib.serving.request import (
+    InvalidRequest,
+    SamplingParams,
+    SchedulingParams,
+    Sequence,
+    TokenOutput,
+    token_ids_of,
+)
 from minilib.serving.sampling import sample
 from minilib.serving.scheduler import Scheduler
 
@@ -43,6 +54,8 @@ class Engine:
         eos_token_id: token, or tokens, that end a sequence unless a request ignores them.
         pack: move the model's weights into the form that is fast on a CPU, see `minilib.serving.cpu.packing.pack`;
             torch.bfloat16 to multiply in it as well.
+        policy: who is served first: "fcfs", "priority", "srpt", "fair_share", "deadline", … or a policy (`Scheduler`).
+        clock: the time that arrivals and deadlines are on, in seconds unless it counts something else.
         prefix_cache: keep full pages for requests that begin alike, found by a "hash" chain or in a "radix" tree, see
             `minilib.serving.cache.prefix`; None keeps nothing.
         eviction: chooses which kept page leaves; the one used longest ago if left out.
@@ -67,18 +80,15 @@ class Engine:
         tokenizer: tokenizers.Tokenizer | None = None,
         eos_token_id: int | Row[int] | None = None,
         pack: bool | torch.dtype = False,
+        policy: str | SchedulingPolicy = "fcfs",
+        clock: Callable[[], float] = time.monotonic,
         prefix_cache: str | None = None,
         eviction: EvictionPolicy | None = None,
         second_tier: SecondTier | None = None,
         most_overtakes: int = 0,
     ) -> None:
-        moe = model.config.moe
-        if moe and (moe.choice == "expert" or moe.capacity_factor is not None):
-            raise ValueError(
-                f"this model's answers depend on who else is in the batch (choice={moe.choice!r}, capacity_factor="
-                f"{moe.capacity_factor}); serve it with choice='token' and capacity_factor=None"
-            )
-        self.eos_token_ids = _end_tokens(eos_token_id, model.config.vocab_size)
+        check_independence(model.config)
+        self.eos_token_ids = end_tokens(eos_token_id, model.config.vocab_size)
         self.tokenizer, weight = tokenizer, model.norm.weight
         self.device, kind = weight.device, (weight.dtype, weight.device)
         pack_as_asked(model, pack)
@@ -98,11 +108,13 @@ class Engine:
             from minilib.serving.cpu.steps import RecordedSteps
 
             self.steps = RecordedSteps(model, self.cache)
-        limits = max_batch_tokens, max_sequences, preemption
+        limits = max_batch_tokens, max_sequences, preemption, policy
         self.scheduler = Scheduler(self.cache, *limits, self.prefix, most_overtakes)
+        self.clock = clock
         self.requests: dict[str, list[Sequence]] = {}  # the unfinished samples of every unfinished request
         self._texts: dict[Sequence, TextStream] = {}
         self._made: list[TokenOutput] = []  # not handed out yet
+        self.failed_batch: frozenset[str] = frozenset()  # requests that ran in the step that failed last
 
     @property
     def max_length(self) -> int:
@@ -117,24 +129,37 @@ class Engine:
         """True while `step` has something to do."""
         return bool(self.requests or self._made)
 
-    def add_request(self, request_id: str, prompt_token_ids: Row[int], params: SamplingParams | None = None) -> None:
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Row[int],
+        params: SamplingParams | None = None,
+        scheduling: SchedulingParams | None = None,
+    ) -> None:
         """Queue a request; it joins at the next step that has room.
 
         Args:
             request_id: the client's name for it, not one of an unfinished request.
             prompt_token_ids: at least one token; a list, an array or a tensor.
             params: how to choose tokens and when to stop; the defaults of `SamplingParams` if left out.
+            scheduling: what the policy may look at; the defaults of `SchedulingParams` if left out.
 
         Raises:
             InvalidRequest: if it cannot be served; the engine goes on serving the others.
         """
-        params = params or SamplingParams()
+        params, scheduling = params or SamplingParams(), scheduling or SchedulingParams()
         prompt = token_ids_of(prompt_token_ids, self.model.config.vocab_size, "prompt")
-        self._check(request_id, prompt, params)
-        sequence = Sequence(request_id, 0, prompt, len(prompt), params, self.cache.new_table())
+        if request_id in self.requests or any(output.request_id == request_id for output in self._made):
+            raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
+        limits = self.model.config, self.cache.num_slots, self.scheduler.max_sequences
+        check_request(prompt, params, *limits, text=self.tokenizer is not None)
         with held():
+            try:
+                sequence = Sequence.of(request_id, prompt, params, scheduling, self.cache.new_table(), self.clock())
+                self.scheduler.add(sequence)
+            except InvalidTask as error:
+                raise InvalidRequest(str(error)) from error
             self.requests[request_id] = [sequence]
-            self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request in whatever state it is, free its pages and forget outputs that nobody has seen.
@@ -150,6 +175,22 @@ class Engine:
             unseen = [output for output in self._made if output.request_id == request_id]
             self._made = [output for output in self._made if output.request_id != request_id]
         return bool(sequences or unseen)
+
+    def fail(self, request_id: str, error: str) -> list[TokenOutput]:
+        """End what is unfinished of a request by an error and free its pages; unknown requests have nothing to end.
+
+        Returns:
+            The last output of each of its samples, with the text that was held back.
+        """
+        with held():
+            sequences, ended = list(self.requests.get(request_id, ())), []
+            for sequence in sequences:
+                stream = self._texts.get(sequence)
+                text = stream.finish()[0] if stream else ""
+                for sample_number in sequence.samples_due:
+                    ended.append(TokenOutput(request_id, sample_number, None, text, "error", error))
+            self.abort(request_id)
+        return ended
 
     def step(self) -> list[TokenOutput]:
         """Compute one batch and return the tokens that it made; none while prompts are only partly computed.
@@ -176,27 +217,30 @@ class Engine:
     @torch.inference_mode()
     def _advance(self, interrupts: list[int]) -> None:
         """One step, its outputs into `_made`: all that can fail comes first, and then all that changes sequences."""
+        self.failed_batch = frozenset()
         try:
             work = self.scheduler.schedule()
             if not work:
                 return
             logits = self._forward(work, interrupts)
-            for sequence, count in work:
-                sequence.num_computed_tokens += count
-                if self.prefix:
+            self.scheduler.advance(work)
+            if self.prefix:
+                for sequence, _ in work:
                     self.prefix.store(sequence)
             caught_up = [sequence for sequence, _ in work if not sequence.num_uncomputed_tokens]
             due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
             tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
             members = self._members(due)
         except BaseException:
+            self.failed_batch = frozenset(sequence.request_id for sequence in self.scheduler.running)
             for sequence in list(self.scheduler.running):
                 self.scheduler.drop(sequence)
             raise
         for (_, sequence, _), member in zip(due, members, strict=True):
             if member is not sequence:
                 self.requests[member.request_id].append(member)
-                self.scheduler.add(member)
+                self.scheduler.add(member, sequence)
+        self.scheduler.charge(members)
         for member, token in zip(members, tokens, strict=True):
             self._made.append(self._append(member, token))
 
@@ -279,38 +323,3 @@ class Engine:
         if sequence.num_output_tokens == params.max_tokens or len(sequence.token_ids) == self.max_length:
             return "length"
         return None
-
-    def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
-        """Refuse what cannot be served."""
-        if request_id in self.requests or any(output.request_id == request_id for output in self._made):
-            raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
-        if not prompt:
-            raise InvalidRequest("the prompt is empty; give at least one token id")
-        token_ids_of(params.stop_token_ids, self.model.config.vocab_size, "stop_token_ids")
-        positions, slots = self.model.config.max_position, self.cache.num_slots
-        if len(prompt) >= positions:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, and the model takes at most {positions}, the generated included"
-            )
-        if len(prompt) > slots:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, and the whole KV cache holds {slots}; give the engine more pages"
-            )
-        if params.n > self.scheduler.max_sequences:
-            raise InvalidRequest(f"n is {params.n}, and max_sequences is {self.scheduler.max_sequences}")
-        if params.stop and self.tokenizer is None:
-            raise InvalidRequest("stop strings need text: give the engine a tokenizer, or use stop_token_ids")
-
-
-def _end_tokens(given: int | Row[int] | None, vocab_size: int) -> frozenset[int]:
-    """The tokens that end a sequence, none for None.
-
-    Raises:
-        ValueError: if one is no token id of the model.
-    """
-    if given is None:
-        return frozenset()
-    try:
-        return frozenset(token_ids_of([given] if whole(given) is not None else given, vocab_size, "eos_token_id"))
-    except InvalidRequest as error:
-        raise ValueError(f"eos_token_id={given!r}: {error}") from error

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import operator
 import random
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Real
 from typing import Any
 
 from minilib.mechanisms.paging import PageTable
+from minilib.mechanisms.scheduling import Task
+from minilib.mechanisms.scheduling.task import InvalidTask, check_priority
 
-_ARRIVALS = itertools.count()
+# Units of work of one token; a generated one costs more, as in price lists and in Sheng et al. 2024, arXiv:2401.00588.
+PROMPT_UNITS, OUTPUT_UNITS = 1, 2
 
 
 class InvalidRequest(ValueError):
@@ -128,6 +131,38 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class SchedulingParams:
+    """What a scheduling policy may look at; each policy looks at one of these and ignores the others.
+
+    Args:
+        priority: 0 is the most urgent.
+        tenant: whose request it is.
+        predicted_tokens: tokens that each sample will probably generate; max_tokens if left out.
+        deadline: time on the engine's clock by which it should be finished; math.inf for none.
+
+    Raises:
+        InvalidRequest: if a value makes no sense.
+    """
+
+    priority: float = 0
+    tenant: str = ""
+    predicted_tokens: int | None = None
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        try:
+            check_priority("a request", self.priority)
+        except InvalidTask as error:
+            raise InvalidRequest(str(error)) from error
+        if not isinstance(self.tenant, str):
+            raise InvalidRequest(f"tenant must be a string, got {self.tenant!r}")
+        if self.predicted_tokens is not None and (whole(self.predicted_tokens) or 0) < 1:
+            raise InvalidRequest(f"predicted_tokens must be a whole number ≥ 1, got {self.predicted_tokens!r}")
+        if not isinstance(self.deadline, Real) or math.isnan(self.deadline):
+            raise InvalidRequest(f"deadline must be a time on the engine's clock, got {self.deadline!r}")
+
+
+@dataclass(frozen=True)
 class TokenOutput:
     """One new token of one sample, or its end by an error; the engine returns these as they come.
 
@@ -151,8 +186,8 @@ class TokenOutput:
 
 
 @dataclass(eq=False)
-class Sequence:
-    """One sample of one request while the engine serves it.
+class Sequence(Task):
+    """One sample of one request while the engine serves it: a task for the scheduling policy.
 
     Args:
         request_id: the client's name for the request.
@@ -161,8 +196,9 @@ class Sequence:
         num_prompt_tokens: how many of them are the prompt's.
         params: how to choose and when to stop.
         table: which pages hold its keys and values.
-        arrival: order in which requests came.
         num_computed_tokens: tokens whose keys and values are in those pages.
+        num_charged_tokens: tokens of the prompt that the policy knows to be computed; if they are lost and computed
+            once more, that is no service.
         status: where it is.
         seed: the request's, or one drawn for it.
         num_cached_tokens: those that were taken from kept pages when it was first let in; None before.
@@ -176,8 +212,8 @@ class Sequence:
     num_prompt_tokens: int
     params: SamplingParams
     table: PageTable
-    arrival: int = field(default_factory=lambda: next(_ARRIVALS))
     num_computed_tokens: int = 0
+    num_charged_tokens: int = 0
     status: Status = Status.WAITING
     seed: int | None = None
     num_cached_tokens: int | None = None
@@ -185,13 +221,40 @@ class Sequence:
     num_overtaken: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seed is None:
             self.seed = random.randrange(2**63) if self.params.seed is None else self.params.seed
 
-    @property
-    def priority(self) -> tuple[int, int]:
-        """Who came first is served first, and gives way last."""
-        return self.arrival, self.sample
+    @classmethod
+    def of(
+        cls,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        scheduling: SchedulingParams,
+        table: PageTable,
+        arrival: float,
+    ) -> Sequence:
+        """The first sample of a new request, which stands for all of them until their first token is chosen.
+
+        Raises:
+            InvalidTask: if its deadline has passed.
+        """
+        tokens = scheduling.predicted_tokens or params.max_tokens
+        return cls(
+            request_id,
+            0,
+            prompt,
+            len(prompt),
+            params,
+            table,
+            key=request_id,
+            arrival=arrival,
+            tenant=scheduling.tenant,
+            priority=scheduling.priority,
+            predicted=PROMPT_UNITS * len(prompt) + OUTPUT_UNITS * tokens,
+            deadline=scheduling.deadline,
+        )
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -214,17 +277,4 @@ class Sequence:
 
     def fork(self, sample: int) -> Sequence:
         """Another sample that has computed the same tokens and shares their pages."""
-        return Sequence(
-            self.request_id,
-            sample,
-            list(self.token_ids),
-            self.num_prompt_tokens,
-            self.params,
-            self.table.fork(),
-            self.arrival,
-            self.num_computed_tokens,
-            self.status,
-            self.seed,
-            self.num_cached_tokens,
-            self.stored,
-        )
+        return replace(self, sample=sample, token_ids=list(self.token_ids), table=self.table.fork(), num_overtaken=0)

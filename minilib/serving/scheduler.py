@@ -1,9 +1,14 @@
 """Who computes how many tokens in the next step. There is no prefill phase and no decode phase: each sequence has
 tokens that are not computed yet, and catches up as far as the step's token budget and the free pages allow.
 
-    running ──(pages run out)── newest first ─→ waiting (its pages dropped, to be recomputed) or swapped (moved to host)
+    running ──(pages run out)── last first ─→ waiting (its pages dropped, to be recomputed) or swapped (moved to host)
        ↑                                            │
-       └────────────── oldest first ────────────────┘
+       └────────────── first first ─────────────────┘
+
+Who is first and who is last is up to a scheduling policy, the same object that schedules processes
+(classic/process_queue.py). Under every policy the first that waits is admitted next, and nobody before it; a sequence
+that runs gives way to others that run, never to one that waits; and among those that run, the first always gets on. So
+no work is lost for ever, and nobody starves whom the policy does not starve.
 
 Source: vLLM's v1 scheduler (`num_computed_tokens` catching up); Kwon et al. 2023, section 4.5 (recompute and swap).
 """
@@ -14,27 +19,31 @@ from bisect import insort
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.paging import OutOfFrames
+from minilib.mechanisms.scheduling import SchedulingPolicy, make_policy
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.prefix import PrefixCache
 from minilib.serving.cache.prefix_order import count_overtaken, longest_prefix_first
-from minilib.serving.request import Sequence, Status
+from minilib.serving.request import OUTPUT_UNITS, PROMPT_UNITS, Sequence, Status
 
 PREEMPTIONS = ("recompute", "swap")
 
 
 class Scheduler:
-    """First come, first served; the newest gives way.
+    """The first in the order of a policy is served first, and the last gives way.
 
     Args:
         cache: whose pages are handed out.
         max_batch_tokens: most tokens in one step.
         max_sequences: most sequences that run at once.
         preemption: what becomes of a sequence's pages when it has to give way: "recompute" or "swap".
+        policy: whose order it is: a name of `minilib.mechanisms.scheduling.POLICIES`, or a policy of its own.
         prefix: pages that are kept for whoever needs the same tokens, if there are any.
         most_overtakes: how often a sequence is overtaken by one with a longer kept prefix, see `longest_prefix_first`.
 
     Raises:
-        ValueError: if a limit is below 1, the preemption unknown, or most_overtakes below 0 or without kept pages.
+        ValueError: if a limit is below 1, the preemption unknown, the policy in use, or most_overtakes below 0, or more
+            than 0 without kept pages.
+        UnknownPolicy: if there is no such policy.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class Scheduler:
         max_batch_tokens: int,
         max_sequences: int,
         preemption: str,
+        policy: str | SchedulingPolicy = "fcfs",
         prefix: PrefixCache | None = None,
         most_overtakes: int = 0,
     ) -> None:
@@ -57,16 +67,31 @@ class Scheduler:
         self.cache, self.prefix, self.most_overtakes = cache, prefix, most_overtakes
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.preemption = preemption
-        self.running: list[Sequence] = []  # both lists in order of priority
-        self.waiting: list[Sequence] = []  # WAITING without pages, or SWAPPED
+        self.policy = make_policy(policy)
+        self.running: list[Sequence] = []  # in the policy's order at the end of the last step
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence, or let a fork of a running one run beside it."""
-        insort(self._list_of(sequence), sequence, key=_priority)
+    @property
+    def waiting(self) -> list[Sequence]:
+        """WAITING without pages, or SWAPPED; in the policy's order. Cost: O(n log n)."""
+        return list(self.policy)
+
+    def add(self, sequence: Sequence, parent: Sequence | None = None) -> None:
+        """Queue a new sequence, or let a fork of a running one run beside its parent.
+
+        Raises:
+            InvalidTask: if the policy cannot schedule it.
+        """
+        if parent is None:
+            self.policy.arrive(sequence)
+        else:
+            self.policy.fork(parent, sequence)
+            insort(self.running, sequence, key=self.policy.place)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its pages."""
-        self._list_of(sequence).remove(sequence)
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        self.policy.remove(sequence)
         sequence.table.release()
         sequence.status = Status.FINISHED
 
@@ -87,6 +112,24 @@ class Scheduler:
         while budget and nobody_gave_way and (sequence := self._admit_next()):
             budget -= self._take(work, sequence, min(sequence.num_uncomputed_tokens, budget))
         return work
+
+    def advance(self, work: list[tuple[Sequence, int]]) -> None:
+        """This work has been computed. Prompts are charged for it, each token once, and none that was cached."""
+        for sequence, count in work:
+            known = max(sequence.num_charged_tokens, sequence.num_computed_tokens)
+            sequence.num_computed_tokens += count
+            if sequence.num_charged_tokens < sequence.num_prompt_tokens:
+                computed = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+                if computed > known:
+                    sequence.num_charged_tokens = computed
+                    self.policy.serve(sequence, PROMPT_UNITS * (computed - known))
+
+    def charge(self, members: list[Sequence]) -> None:
+        """Each of these running sequences gets a new token: the end of a step, at which the order may change."""
+        for sequence in members:
+            self.policy.serve(sequence, OUTPUT_UNITS)
+        if self.policy.reorders:
+            self.running = self.policy.order(self.running)
 
     def preempt(self, sequence: Sequence) -> None:
         """Make a running sequence give its pages back; it goes on when there is room again."""
@@ -112,8 +155,9 @@ class Scheduler:
         tables = [sequence.table for sequence in (*self.running, *self.waiting)]
         self.cache.pool.check_invariants(tables)
         self.cache.swap_pool.check_invariants(tables)
-        for line in (self.running, self.waiting):
-            assert line == sorted(line, key=_priority), "sequences are out of order"
+        self.policy.check_invariants()
+        assert self.policy.num_tasks == len(self.running) + len(self.policy), "the policy has another sequence"
+        assert self.policy.reorders or self.running == self.policy.order(self.running), "sequences are out of order"
         assert all(sequence.status is Status.RUNNING for sequence in self.running)
         assert all(sequence.status in (Status.WAITING, Status.SWAPPED) for sequence in self.waiting)
         for sequence in (*self.running, *self.waiting):
@@ -125,9 +169,6 @@ class Scheduler:
             assert sequence.num_uncomputed_tokens > 0, f"{sequence.request_id} has nothing left to compute"
         if self.prefix:
             self.prefix.check_invariants([*self.running, *self.waiting])
-
-    def _list_of(self, sequence: Sequence) -> list[Sequence]:
-        return self.running if sequence.status is Status.RUNNING else self.waiting
 
     def _has_room(self, sequence: Sequence, count: int) -> bool:
         return sequence.table.frames_needed(count) <= self.cache.pool.num_free
@@ -146,7 +187,7 @@ class Scheduler:
     def _to_waiting(self, sequence: Sequence, status: Status) -> None:
         self.running.remove(sequence)
         sequence.status, sequence.stored = status, None
-        insort(self.waiting, sequence, key=_priority)
+        self.policy.preempt(sequence)
 
     def _admit_next(self) -> Sequence | None:
         """Let the first in the queue run, if there is room for all of its tokens.
@@ -154,22 +195,20 @@ class Scheduler:
         Room for the next step's tokens is what vLLM asks for: sequences then start earlier, and more of them have to
         give way half-computed (115 preemptions against 47 on the same trace).
         """
-        if not self.waiting:
+        sequence = self.policy.first()
+        if sequence is None:
             return None
-        sequence = self.waiting[0]
+        queue = [sequence]
         if self.most_overtakes:
-            sequence = longest_prefix_first(self.waiting, self.prefix, self.most_overtakes)
+            queue = self.waiting
+            sequence = longest_prefix_first(queue, self.prefix, self.most_overtakes)
         width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
         if width > self.max_sequences or not self._has_room_for_all_of(sequence):
             return None
-        count_overtaken(self.waiting, sequence)
-        self.waiting.remove(sequence)
+        count_overtaken(queue, sequence)
+        self.policy.admit(sequence)
         swapped, sequence.status = sequence.status is Status.SWAPPED, Status.RUNNING
-        insort(self.running, sequence, key=_priority)
+        insort(self.running, sequence, key=self.policy.place)
         if swapped:  # last: if it fails, the engine drops the sequence like all that run
             self.cache.swap_in(sequence.table)
         return sequence
-
-
-def _priority(sequence: Sequence) -> tuple[int, int]:
-    return sequence.priority

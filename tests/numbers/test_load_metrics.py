@@ -38,7 +38,8 @@ def test_capacities_may_differ():
 def test_quantiles_are_numpys(values, share):
     assert quantile(values, share) == pytest.approx(np.quantile(values, share))
     delay = Delay.of(values)
-    assert (delay.mean, delay.p50, delay.p99) == pytest.approx((np.mean(values), *np.quantile(values, [0.5, 0.99])))
+    expected = (np.mean(values), *np.quantile(values, [0.5, 0.9, 0.99]))
+    assert (delay.mean, delay.p50, delay.p90, delay.p99) == pytest.approx(expected)
 
 
 def test_nothing_has_no_metrics():

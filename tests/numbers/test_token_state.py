@@ -1,5 +1,7 @@
 """What a token's state costs, against the bytes of transformers' own caches after tiny random models have run."""
 
+import functools
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
@@ -73,6 +75,11 @@ KINDS = {
 }
 
 
+@functools.cache
+def model_named(name):
+    return model_of(*KINDS[name])
+
+
 def model_of(kind, fields):
     torch.manual_seed(0)
     config = CONFIG_MAPPING[kind](**{**SIZES, **fields})
@@ -101,7 +108,7 @@ def test_bytes_are_those_of_transformers_caches(name, length):
     """A static cache has the slots that it needs in the end, of which a window takes no more than it sees. The dynamic
     one drops the token that falls out of the window one step earlier, as the next query will not see it."""
     kind, fields = KINDS[name]
-    state, model = TokenState.from_config({**SIZES, **fields, "model_type": kind}), model_of(kind, fields)
+    state, model = TokenState.from_config({**SIZES, **fields, "model_type": kind}), model_named(name)
     static = cache_after(model, StaticCache(config=model.config, max_cache_len=length), length)
     assert sum(kept.nbytes for layer in static.layers for kept in tensors(layer)) == state.nbytes(length)
     dynamic = cache_after(model, DynamicCache(config=model.config), length)
@@ -114,7 +121,7 @@ def test_bytes_are_those_of_transformers_caches(name, length):
 def test_a_config_as_transformers_writes_it_reads_the_same(name):
     kind, fields = KINDS[name]
     state = TokenState.from_config({**SIZES, **fields, "model_type": kind})
-    written = model_of(kind, fields).config.to_dict()
+    written = model_named(name).config.to_dict()
     assert TokenState.from_config(written) == TokenState.from_config({"text_config": written}) == state
 
 

@@ -1,6 +1,6 @@
 """Measure this machine and its workloads, and record them under results/<machine>/ with their provenance.
 
-Usage: python -m tools.bench [--cpu] [--only machine|workloads|paging|collectives|training|moe|compiled|kernels|peers]
+Usage: python -m tools.bench [--cpu] [--only PART]; `--help` names the parts
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
 "peers" installs other engines into environments of its own below build/, so it runs only where it is asked for.
@@ -20,6 +20,9 @@ from minilib.numbers import records, workloads
 from minilib.numbers.machine import Machine
 from minilib.numbers.measure import check_table, median_ratio
 from tools.bench import (
+    caching as bench_caching,
+)
+from tools.bench import (
     collectives as bench_collectives,
 )
 from tools.bench import (
@@ -35,13 +38,20 @@ from tools.bench import (
     peers as bench_peers,
 )
 from tools.bench import (
+    serving_load as bench_serving_load,
+)
+from tools.bench import (
     training as bench_training,
 )
 from tools.kernel_jobs import Sizes
 
-CHOICES = ("machine", "workloads", "paging", "collectives", "training", "moe", "compiled", "kernels", "peers")
+CHOICES = (
+    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled",
+    "kernels", "peers",
+)  # fmt: skip
 
-FRESH = (None, "machine", "workloads", "paging")  # held against this machine's rates, which change with its neighbours
+# held against this machine's rates, which change with its neighbours
+FRESH = (None, "machine", "workloads", "caching", "paging")
 
 
 def main() -> int:
@@ -62,8 +72,12 @@ def main() -> int:
         _save(machine, "machine", machine.to_dict())
     if options.only in (None, "workloads"):
         _workloads(machine)
+    if options.only in (None, "caching"):
+        _caching(machine)
     if options.only in (None, "paging") and machine.kind == "cpu":
         _paging(machine)
+    if options.only in (None, "serving-load") and machine.kind == "cpu":
+        _serving_load(machine)
     if options.only in (None, "collectives") and machine.kind == "cpu":
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
@@ -103,6 +117,18 @@ def _workloads(machine: Machine) -> None:
     _save(machine, "workloads", {"operations": rows})
 
 
+def _caching(machine: Machine) -> None:
+    """Chapter 11: with a KV cache and without, and where prefill and decode turn from memory to arithmetic."""
+    found = bench_caching.caching(machine)
+    for row in found["generation"]:
+        print(f"{row['new']} new tokens: {row['ratio']:.1f}× as long without a cache")
+    for phase in ("decode", "prompt"):
+        print(
+            f"{phase}: arithmetic from {found[f'{phase}_ridge']:.0f} rows on, predicted {found['predicted_ridge']:.0f}"
+        )
+    _save(machine, "caching", found)
+
+
 def _paging(machine: Machine) -> None:
     """Chapter 12: the paged engine against transformers, its bare model, and this machine's memory."""
     found = bench_paging.paging(machine)
@@ -114,6 +140,23 @@ def _paging(machine: Machine) -> None:
         size = f"{row['parameters'] / 1e6:.0f} M parameters, batch {row['batch']}"
         print(f"{size}: a step is {row['over_bare_forward']:.2f}× its forward pass, at {share}")
     _save(machine, "paging", found)
+
+
+def _serving_load(machine: Machine) -> None:
+    """Chapter 13: latencies of an open loop, predicted and measured, and what two GPUs' data sheets say."""
+    found = bench_serving_load.serving_load()
+    fit = found["fit"]
+    print(f"price of {fit['steps']} steps: predicted / measured {fit['least']:.2f} … {fit['most']:.2f}")
+    for row in found["loads"]:
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["predicted_over_measured"].items())
+        busy = max(one["busy"] for one in row["tries"])
+        print(f"load {row['utilization']:.2f}, CV {row['cv']:g}: predicted / measured {ratios}; others took {busy:.0%}")
+    for row in found["elsewhere"]:
+        ttft, itl = (row["predicted"][name]["p50"] * 1e3 for name in ("ttft", "itl"))
+        print(
+            f"{row['machine']}, load {row['utilization']:.2f}, CV {row['cv']:g}: TTFT {ttft:.1f} ms, ITL {itl:.2f} ms"
+        )
+    _save(machine, "serving-load", found)
 
 
 def _collectives(machine: Machine) -> None:

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 from minilib.classic.http.experiment import LIMIT, run_in_thread, stage
 from minilib.classic.http.wire import Client, HttpError, HttpServer, Response, encode_request
 from minilib.mechanisms.balancing import Policy, RoundRobin
-from minilib.mechanisms.caching import Cache, DoesNotFit, EvictionPolicy, Lru
+from minilib.mechanisms.caching import Cache, EvictionPolicy, Lru
 
 TURN_BYTES = 16  # what a turn adds to the state of its session
 SESSION_LOST = 404  # the server does not hold the session after that reply
@@ -94,15 +94,8 @@ class SessionServer(HttpServer):
         for turn in turns:
             state = take_turn(state, turn)
             self.num_folded += 1
-        self._keep(session, state)
+        self.sessions.offer(session, state, len(state))
         return Response(200, reply_of(state).encode())
-
-    def _keep(self, session: str, state: bytes) -> None:
-        try:
-            self.sessions.put(session, state, len(state))
-        except DoesNotFit:  # and what it was before is of no use any more
-            if session in self.sessions:
-                self.sessions.remove(session)
 
 
 def _parse(target: str) -> tuple[str, str, list[str]]:

@@ -117,6 +117,23 @@ class Cache:
         self.evictions += len(evicted)
         return evicted
 
+    def offer(self, key: Hashable, value: Any, size: int = 1) -> dict[Hashable, Any]:
+        """As `put`; but if the entry has no place, it is not held, and neither is what the key had before.
+
+        Returns:
+            Values by key that were evicted.
+
+        Raises:
+            EntryInUse: if the entry has no place, and the key is pinned.
+            TypeError, ValueError: as `put`.
+        """
+        try:
+            return self.put(key, value, size)
+        except DoesNotFit:
+            if key in self._entries:
+                self.remove(key)
+            return {}
+
     def remove(self, key: Hashable) -> Any:
         """Give an entry up; no eviction is counted.
 

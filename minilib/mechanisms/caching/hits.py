@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
-from contextlib import suppress
 from heapq import heappop, heappush
 
-from minilib.mechanisms.caching.cache import Cache, DoesNotFit
+from minilib.mechanisms.caching.cache import Cache
 
 
 def count_hits(trace: Iterable[Hashable], cache: Cache) -> int:
@@ -15,8 +14,7 @@ def count_hits(trace: Iterable[Hashable], cache: Cache) -> int:
     before = cache.hits
     for key in trace:
         if cache.get(key) is None:
-            with suppress(DoesNotFit):
-                cache.put(key, True)
+            cache.offer(key, True)
     return cache.hits - before
 
 

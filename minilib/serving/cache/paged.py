@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable
 
 import psutil
@@ -71,7 +72,7 @@ class PagedCache:
         self.pool, self.swap_pool = pool_type(num_pages), pool_type(num_swap_pages)
         page = (config.num_kv_heads, page_size, config.head_dim)
         self.k, self.v = _pages("num_pages", config.num_layers, num_pages, page, dtype, torch.device(device))
-        host = torch.device("cpu")
+        host = torch.device("meta" if self.k.is_meta else "cpu")
         self.swap_k, self.swap_v = _pages("num_swap_pages", config.num_layers, num_swap_pages, page, dtype, host)
 
     @property
@@ -145,7 +146,9 @@ def default_num_pages(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a device, or the host, can still give."""
+    """Bytes that a device, or the host, can still give; the meta device keeps shapes alone, so it never runs out."""
+    if device.type == "meta":
+        return sys.maxsize
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 

@@ -213,7 +213,7 @@ def test_a_retry_a_fork_and_a_stranger_never_get_a_wrong_reply():
     memory=st.integers(0, 8),
     steps=st.lists(st.tuples(st.integers(0, 2), st.text(max_size=4), st.integers(0, 5)), max_size=12),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_replies_depend_on_the_turns_alone(memory, steps):
     """Three clients of two servers that restart and forget, each of which goes to either server."""
 

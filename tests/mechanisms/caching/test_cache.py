@@ -117,7 +117,7 @@ class Caching(RuleBasedStateMachine):
 def test_caches_behave_as_the_model_does():
     Caching.calls = 0
     case = Caching.TestCase()
-    case.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
+    case.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
     case.runTest()
     assert Caching.calls >= CALLS
 
@@ -217,3 +217,18 @@ def test_invariants_see_every_kind_of_damage():
     damaged(lambda cache: setattr(cache, "capacity", 2))
     damaged(lambda cache: cache._pins.update({"gone": 1}))
     damaged(lambda cache: cache._pins.subtract({"a": 1}))
+
+
+def test_an_offer_that_has_no_place_is_not_held_and_neither_is_what_was():
+    cache = Cache(10, Lru())
+    assert cache.offer("a", 1, 4) == {} and cache.offer("b", 2, 8) == {"a": 1}
+    assert cache.offer("b", 3, 11) == {} and "b" not in cache and cache.used == 0
+    assert cache.offer("never", 4, 11) == {} and "never" not in cache
+    cache.put("c", 5, 6), cache.pin("c")
+    assert cache.offer("d", 6, 5) == {} and list(cache) == ["c"]
+    with pytest.raises(EntryInUse):
+        cache.offer("c", 7, 11)
+    with pytest.raises(ValueError, match="0 or more"):
+        cache.offer("c", 7, -1)
+    assert cache.pin("c") == 5
+    cache.check_invariants()

@@ -1,0 +1,120 @@
+"""The way of tokens from the thread that steps the engine to the coroutine that waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from minilib.serving.request import TokenOutput
+
+
+class RequestAborted(RuntimeError):
+    """The engine stopped before the request was finished; what came before counts."""
+
+
+class EngineDied(RuntimeError):
+    """The thread that steps the engine died; `__cause__` says of what."""
+
+
+class Mailbox:
+    """What came for one request and was not read; filled and read in one event loop, which may not be closed.
+
+    Args:
+        request_id: of the request.
+        loop: the event loop of the coroutine that reads.
+
+    Attributes:
+        accepted: done when the engine has taken the request, or refused it.
+    """
+
+    def __init__(self, request_id: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.request_id, self.loop = request_id, loop
+        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.outputs: deque[TokenOutput] = deque()
+        self.ended = False
+        self.error: BaseException | None = None
+        self._news = asyncio.Event()
+
+    def accept(self) -> None:
+        """The engine has the request."""
+        if not self.accepted.done():
+            self.accepted.set_result(None)
+
+    def put(self, outputs: list[TokenOutput], ended: bool) -> None:
+        """Outputs of one step; nothing comes after those that end the request."""
+        self.outputs += outputs
+        self.ended |= ended
+        self._news.set()
+
+    def fail(self, error: BaseException) -> None:
+        """The request was refused, or ends by this error after what has come."""
+        if not self.accepted.done():
+            self.accepted.set_exception(error)
+        self.ended, self.error = True, error
+        self._news.set()
+
+    async def get(self) -> TokenOutput | None:
+        """The next output, as soon as there is one; None at the end.
+
+        Raises:
+            BaseException: the error that the request ended by, once.
+        """
+        while not (self.outputs or self.ended):
+            self._news.clear()
+            await self._news.wait()
+        if self.outputs:
+            return self.outputs.popleft()
+        error, self.error = self.error, None
+        if error:
+            raise error
+        return None
+
+
+class TokenStream:
+    """The outputs of one request, an async iterator; who stops listening early aborts the request.
+
+    Listening ends with the last output, by `aclose`, when a task is cancelled that waits for the next output, and when
+    nobody has the stream any more.
+    """
+
+    def __init__(self, mailbox: Mailbox, abort: Callable[[Mailbox], None]) -> None:
+        self.request_id = mailbox.request_id
+        self._mailbox, self._abort = mailbox, abort
+        self._listening = True
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        """The next output.
+
+        Raises:
+            RequestAborted: if the engine stopped before the request was finished.
+            EngineDied: if the thread that steps the engine died.
+        """
+        if not self._listening:
+            raise StopAsyncIteration
+        try:
+            output = await self._mailbox.get()
+        except BaseException:
+            self.close()
+            raise
+        if output is None:
+            self._listening = False
+            raise StopAsyncIteration
+        return output
+
+    def close(self) -> None:
+        """Stop listening; a request that is not finished is aborted, and has freed its pages before the next step."""
+        if self._listening:
+            self._listening = False
+            if not self._mailbox.ended:
+                self._abort(self._mailbox)
+
+    async def aclose(self) -> None:
+        """`close`, for `contextlib.aclosing`."""
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
