@@ -37,6 +37,7 @@ from minilib.serving.simulation import (
     TimedEngine,
     pages_that_fit,
 )
+from tools.bench.batching import batching
 from tools.bench.paging import MODEL
 
 SIZES = {"page_size": 16, "max_batch_tokens": 512, "max_sequences": 32}
@@ -83,6 +84,7 @@ def serving_load() -> dict:
         "capacity": capacity,
         "slo": {"ttft": slo.ttft, "tpot": slo.tpot},
         "loads": [_load(load, model, price, capacity, slo) for load in bar],
+        "batching": batching(model, TRIES),
         "elsewhere": [_elsewhere(name, load) for name in ELSEWHERE for load in LOADS],
     }
 
