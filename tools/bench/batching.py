@@ -18,8 +18,8 @@ from minilib.serving.load.arrivals import Arrival, poisson_times, random_arrival
 from minilib.serving.load.clock import WallClock
 from minilib.serving.load.metrics import RequestTimes, ServingMetrics
 from minilib.serving.load.open_loop import run_open_loop
+from minilib.serving.load.request_lengths import long_tailed
 from minilib.serving.request import SchedulingParams
-from minilib.serving.request_lengths import long_tailed
 
 BATCH, PAGES, TURNS = 16, 1024, 5
 WHOLE, CHUNKED = 2048, 128  # tokens of a step
