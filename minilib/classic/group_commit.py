@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minilib.classic.commit_server import ACK, GROUPINGS, ROW
+from minilib.mechanisms.basics.child import child_environment
 
-SOURCE = Path(__file__).resolve().parents[2]  # where a new process finds minilib
 TIMEOUT = 30.0  # seconds
 
 
@@ -102,7 +102,6 @@ class GroupCommit:
         self._writers = [ours for ours, _ in pairs]
         theirs = [other for _, other in pairs]
         descriptors = [other.fileno() for other in theirs]
-        search = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-P", "-m", "minilib.classic.commit_server", str(folder), grouping, str(window)]
         try:
             self._process = subprocess.Popen(
@@ -110,7 +109,7 @@ class GroupCommit:
                 pass_fds=descriptors,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": search},
+                env=child_environment(),
                 start_new_session=True,  # an interrupt is for the writers alone
             )
         except BaseException:

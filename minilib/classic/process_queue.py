@@ -21,15 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 
 from minilib.classic.counted_work import REPORT, TOKEN
+from minilib.mechanisms.basics.child import child_environment
 from minilib.mechanisms.basics.interrupts import held
 from minilib.mechanisms.scheduling import SchedulingPolicy, Task, make_policy
 
-SOURCE = Path(__file__).resolve().parents[2]  # where a new process finds minilib
 TIMEOUT = 30.0  # seconds
 
 
@@ -53,7 +52,6 @@ class WorkerProcess:
         self._timeout = timeout
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(timeout)
-        search = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-P", "-S", "-m", "minilib.classic.counted_work", name, str(units)]
         try:
             with theirs:
@@ -61,7 +59,7 @@ class WorkerProcess:
                     command,
                     stdin=theirs,
                     stdout=subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONPATH": search},
+                    env=child_environment(),
                     # Not a session of its own: if this process dies, the kernel continues stopped groups and hangs up.
                     process_group=0,
                 )

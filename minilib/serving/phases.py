@@ -72,7 +72,7 @@ def _phase(name: str, model: Decoder, batch: int, new: int, context: int, pairs:
     moved = layers + table + batch * (context + new) * config.kv_values_per_token
 
     def make(device: str):
-        cache = ContiguousCache(config, batch, context + new, weight.dtype, weight.device)
+        cache = ContiguousCache.for_model(model, batch, context + new)
         cache.attention([context] * batch)  # makes room
         cache.commit([[0] * context for _ in range(batch)])
         ids = torch.arange(batch * new, device=weight.device) % config.vocab_size

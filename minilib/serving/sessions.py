@@ -57,8 +57,7 @@ class ModelSessions:
             except NotAnExtension:
                 state, self.num_lost = None, self.num_lost + 1
         if state is None:
-            weight = self.model.norm.weight
-            state = ContiguousCache(self.model.config, dtype=weight.dtype, device=weight.device)
+            state = ContiguousCache.for_model(self.model)
         generation = generate(self.model, [prompt], max_tokens, state)
         self.sessions.offer(session, state, state.nbytes)
         return generation

@@ -6,7 +6,7 @@ import pytest
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.serving.simulation import FittedPrice
+from minilib.serving.load.simulation import FittedPrice
 from tools.bench import serving_load
 from tools.bench.serving_load import Load
 

@@ -156,6 +156,12 @@ def _serving_load(machine: Machine) -> None:
         print(
             f"{row['machine']}, load {row['utilization']:.2f}, CV {row['cv']:g}: TTFT {ttft:.1f} ms, ITL {itl:.2f} ms"
         )
+    static, chunks, policies = (found["batching"][name] for name in ("static", "chunks", "policies"))
+    print(f"continuous over static: {static['continuous_over_static']:.2f}× the tokens per second")
+    print(
+        f"chunks: p99 of ITL {chunks['itl_p99_over_whole']:.2f} of whole prompts, rate {chunks['rate_over_whole']:.3f}"
+    )
+    print("tokens/s over fcfs: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in policies.items()))
     _save(machine, "serving-load", found)
 
 

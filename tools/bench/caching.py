@@ -73,11 +73,10 @@ def _row(count: int, check: Check) -> dict:
 
 def _generation(model: Decoder, new: int, budget: float) -> dict:
     """Generate without a cache and with one: tokens computed, counted, and seconds, in turns."""
-    weight, prompt = model.norm.weight, list(range(1, PROMPT + 1))
+    prompt = list(range(1, PROMPT + 1))
 
     def cached():
-        cache = ContiguousCache(model.config, dtype=weight.dtype, device=weight.device)
-        return generate(model, [prompt], new, cache).tokens_computed
+        return generate(model, [prompt], new, ContiguousCache.for_model(model)).tokens_computed
 
     def naive():
         return generate(model, [prompt], new).tokens_computed

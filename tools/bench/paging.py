@@ -21,8 +21,8 @@ from minilib.numbers.measure import compare, measure, quartiles
 from minilib.serving.cache.paged_attention import PagedAttention, Work
 from minilib.serving.cpu.packing import pack
 from minilib.serving.engine import Engine
+from minilib.serving.load.request_lengths import long_tailed
 from minilib.serving.request import SamplingParams
-from minilib.serving.request_lengths import long_tailed
 
 PAGE = 16
 MODEL = ModelConfig(8192, 512, 1408, num_layers=7, num_heads=8, num_kv_heads=4, head_dim=64, max_position=1024)

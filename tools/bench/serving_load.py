@@ -20,16 +20,15 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine
 from minilib.numbers.neighbours import Watch
-from minilib.serving.async_engine import AsyncEngine
+from minilib.serving.asynchronous.async_engine import AsyncEngine
 from minilib.serving.cpu.packing import pack
 from minilib.serving.engine import Engine
 from minilib.serving.load.arrivals import Arrival, gamma_times, random_arrivals
 from minilib.serving.load.clock import VirtualClock
 from minilib.serving.load.metrics import SLO, RequestTimes, ServingMetrics, goodput, slo_attainment
 from minilib.serving.load.open_loop import offer, run_open_loop
-from minilib.serving.request import SamplingParams
-from minilib.serving.request_lengths import long_tailed
-from minilib.serving.simulation import (
+from minilib.serving.load.request_lengths import long_tailed
+from minilib.serving.load.simulation import (
     FittedPrice,
     MachinePrice,
     SimulatedEngine,
@@ -37,6 +36,8 @@ from minilib.serving.simulation import (
     TimedEngine,
     pages_that_fit,
 )
+from minilib.serving.request import SamplingParams
+from tools.bench.batching import batching
 from tools.bench.paging import MODEL
 
 SIZES = {"page_size": 16, "max_batch_tokens": 512, "max_sequences": 32}
@@ -83,6 +84,7 @@ def serving_load() -> dict:
         "capacity": capacity,
         "slo": {"ttft": slo.ttft, "tpot": slo.tpot},
         "loads": [_load(load, model, price, capacity, slo) for load in bar],
+        "batching": batching(model, TRIES),
         "elsewhere": [_elsewhere(name, load) for name in ELSEWHERE for load in LOADS],
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,8 +11,7 @@ import time
 from pathlib import Path
 
 from minilib.classic.log.channel import Channel
-
-SOURCE = Path(__file__).resolve().parents[3]  # where a new process finds minilib
+from minilib.mechanisms.basics.child import child_environment
 
 
 class LogMember:
@@ -38,7 +36,6 @@ class LogMember:
         self.answer: dict = {}
         ours, theirs = socket.socketpair()
         self.control = Channel(ours)
-        search = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
         module = "minilib.classic.log.follower"  # the standard library does for it: -S starts it in half the time
         command = [sys.executable, "-P", "-S", "-m", module, str(rank), str(path), f"{fsync:d}"]
         with theirs:
@@ -47,7 +44,7 @@ class LogMember:
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": search},
+                env=child_environment(),
                 start_new_session=True,  # an interrupt is for the leader alone
             )
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from minilib.kernels.workbench.prefetch import copies_in_flight
+from minilib.mechanisms.basics.child import child_environment
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes that one program may have
@@ -165,7 +166,8 @@ def report_source(target: str, source: str, build: Mapping[str, object]) -> Repo
         file.write_text(f"import triton\nimport triton.language as tl\n\n\n{source}\n", encoding="utf-8")
         request = json.dumps({"file": str(file), "target": target, "build": dict(build)})
         command = [sys.executable, "-m", "minilib.kernels.workbench.compiled"]
-        done = subprocess.run(command, input=request, env=_uninterpreted(), capture_output=True, text=True, timeout=120)
+        uninterpreted = child_environment(TRITON_INTERPRET="0")
+        done = subprocess.run(command, input=request, env=uninterpreted, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise RuntimeError(f"the kernel does not compile for {target}: {done.stderr.strip().splitlines()[-1]}")
     return Report(**json.loads(done.stdout))
@@ -180,15 +182,6 @@ def _cuda_usage(cubin: bytes) -> dict[str, int]:
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-
-
-def _uninterpreted() -> dict[str, str]:
-    import os
-
-    from minilib.numbers.records import ROOT
-
-    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(places)}
 
 
 def _main() -> None:

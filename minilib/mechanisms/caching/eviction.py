@@ -97,7 +97,8 @@ class Fifo(EvictionPolicy):
     """
 
     def __init__(self) -> None:
-        self._queue: OrderedDict[Hashable, None] = OrderedDict()  # the next to leave comes first
+        # The next to leave comes first; the value is its uses, which the orders that look at them count.
+        self._queue: OrderedDict[Hashable, int] = OrderedDict()
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._queue)
@@ -107,7 +108,7 @@ class Fifo(EvictionPolicy):
 
     def add(self, key: Hashable) -> None:
         assert key not in self._queue, f"{key!r} was added twice"
-        self._queue[key] = None
+        self._queue[key] = 0
 
     def use(self, key: Hashable) -> None:
         assert key in self._queue, f"{key!r} is used and not held"
@@ -133,7 +134,7 @@ class Lru(Fifo):
         self._queue.move_to_end(key)
 
 
-class Clock(EvictionPolicy):
+class Clock(Fifo):
     """Evict the first key not used since the hand last passed. Takes one bit a key, which an MMU sets itself.
 
     With a counter instead of the bit a key that was used often survives several turns of the hand.
@@ -152,39 +153,26 @@ class Clock(EvictionPolicy):
     def __init__(self, max_uses: int = 1) -> None:
         if max_uses < 1:
             raise ValueError(f"a counter of uses goes to 1 at least, got {max_uses!r}")
+        super().__init__()
         self.max_uses = max_uses
-        self._uses: OrderedDict[Hashable, int] = OrderedDict()  # from the hand once round
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._uses)
-
-    def __len__(self) -> int:
-        return len(self._uses)
-
-    def add(self, key: Hashable) -> None:
-        assert key not in self._uses, f"{key!r} was added twice"
-        self._uses[key] = 0
 
     def use(self, key: Hashable) -> None:
-        self._uses[key] = min(self._uses[key] + 1, self.max_uses)
-
-    def remove(self, key: Hashable) -> None:
-        del self._uses[key]
+        self._queue[key] = min(self._queue[key] + 1, self.max_uses)
 
     def victim(self, evictable: Evictable = any_key) -> Hashable:
         for _ in range((self.max_uses + 1) * len(self)):
-            key, uses = next(iter(self._uses.items()))
+            key, uses = next(iter(self._queue.items()))
             if evictable(key):
                 if not uses:
                     return key
-                self._uses[key] = uses - 1
-            self._uses.move_to_end(key)  # the hand passes on
+                self._queue[key] = uses - 1
+            self._queue.move_to_end(key)  # the hand passes on
         raise self._nothing()
 
     def check_invariants(self) -> None:
         """Every key is held once, and no counter has left its range."""
         super().check_invariants()
-        assert all(0 <= uses <= self.max_uses for uses in self._uses.values()), f"counters {self._uses}"
+        assert all(0 <= uses <= self.max_uses for uses in self._queue.values()), f"counters {self._queue}"
 
 
 class Lfu(EvictionPolicy):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minilib.model.config import ModelConfig
+from minilib.model.decoder import Decoder
 from minilib.serving.cache.sequences import SequenceCache, attend_row, token_slices
 
 
@@ -46,6 +47,12 @@ class ContiguousCache(SequenceCache):
     ) -> None:
         super().__init__(config, batch_size, max_length, 0, dtype, device)
         self.slots_copied = 0
+
+    @classmethod
+    def for_model(cls, model: Decoder, batch_size: int = 1, max_length: int | None = None) -> ContiguousCache:
+        """A cache in the dtype and on the device of a model's weights."""
+        weight = model.norm.weight
+        return cls(model.config, batch_size, max_length, weight.dtype, weight.device)
 
     @property
     def capacity(self) -> int:

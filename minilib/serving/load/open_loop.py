@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from minilib.serving.async_engine import AsyncEngine, EngineStopped, QueueFull
+from minilib.serving.asynchronous.async_engine import AsyncEngine, EngineStopped, QueueFull
+from minilib.serving.asynchronous.token_stream import EngineDied, RequestAborted
 from minilib.serving.engine import Engine
 from minilib.serving.load.arrivals import Arrival
 from minilib.serving.load.clock import VirtualClock, WallClock
 from minilib.serving.load.metrics import RequestTimes
 from minilib.serving.request import InvalidRequest, TokenOutput
-from minilib.serving.token_stream import EngineDied, RequestAborted
 
 REFUSALS = (InvalidRequest, QueueFull, EngineStopped, RequestAborted, EngineDied)
 

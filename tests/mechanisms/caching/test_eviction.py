@@ -231,8 +231,8 @@ def test_invariants_see_every_kind_of_damage():
         with pytest.raises(AssertionError):
             policy.check_invariants()
 
-    damaged(Clock(), lambda policy: policy._uses.update({5: 2}))
-    damaged(Clock(), lambda policy: policy._uses.update({5: -1}))
+    damaged(Clock(), lambda policy: policy._queue.update({5: 2}))
+    damaged(Clock(), lambda policy: policy._queue.update({5: -1}))
     damaged(Lfu(), lambda policy: policy._priority.update({5: 9}))
     damaged(Lfu(), lambda policy: policy._uses.pop(5))
     damaged(Lfu(), lambda policy: policy._uses.update({5: 99}))

@@ -4,16 +4,16 @@ import asyncio
 
 import pytest
 
-from minilib.serving.async_engine import AsyncEngine
+from minilib.serving.asynchronous.async_engine import AsyncEngine
 from minilib.serving.load.arrivals import Arrival, random_arrivals
 from minilib.serving.load.clock import VirtualClock, WallClock
 from minilib.serving.load.metrics import ServingMetrics
 from minilib.serving.load.open_loop import offer, run_open_loop
-from minilib.serving.simulation import SimulatedEngine
+from minilib.serving.load.simulation import SimulatedEngine
 from tests.serving import faults
+from tests.serving.asynchronous.test_async_engine import run
+from tests.serving.asynchronous.test_fault_isolation import breaking, ran
 from tests.serving.served import assert_idle, likeliest
-from tests.serving.test_async_engine import run
-from tests.serving.test_fault_isolation import breaking, ran
 
 
 def simulated(price, clock, **options):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilib.serving.request_lengths import long_tailed
+from minilib.serving.load.request_lengths import long_tailed
 
 SEQUENCES, LENGTH = 32, 640  # what every engine has room for: requests at once, and tokens of the longest
 PROMPT, NEW, LONG_PROMPT = 128, 64, 512

@@ -6,15 +6,15 @@ import random
 import pytest
 
 from minilib.mechanisms.scheduling import POLICIES
-from minilib.serving.async_engine import AsyncEngine
+from minilib.serving.asynchronous.async_engine import AsyncEngine
 from minilib.serving.engine import Engine
 from minilib.serving.load.clock import VirtualClock
+from minilib.serving.load.simulation import SimulatedEngine
 from minilib.serving.request import SamplingParams, SchedulingParams
-from minilib.serving.simulation import SimulatedEngine
+from tests.serving.asynchronous.test_async_engine import complete, run
+from tests.serving.load.test_simulation import one_second, watch_plans
 from tests.serving.served import assert_idle
-from tests.serving.test_async_engine import complete, run
 from tests.serving.test_engine_random import CONFIG, expected, model, requests
-from tests.serving.test_simulation import one_second, watch_plans
 
 SIZES = {"num_pages": 12, "page_size": 4, "max_batch_tokens": 8, "max_sequences": 5}
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from minilib.numbers.records import ROOT
-from minilib.serving.async_engine import AsyncEngine, EngineStopped, QueueFull
+from minilib.serving.asynchronous.async_engine import AsyncEngine, EngineStopped, QueueFull
+from minilib.serving.asynchronous.token_stream import EngineDied, RequestAborted
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
-from minilib.serving.token_stream import EngineDied, RequestAborted
 from tests.serving import faults
+from tests.serving.asynchronous.test_fault_isolation import breaking, ran
 from tests.serving.served import assert_idle, engine, greedy, likeliest, models, prompt
-from tests.serving.test_fault_isolation import breaking, ran
 
 COUNT = 8
 LONG = likeliest(200)
@@ -504,7 +504,7 @@ def run_beside(served):
 def test_ctrl_c_shuts_down_through_the_context_manager():
     code = """
 import asyncio, os, signal, threading
-from minilib.serving.async_engine import AsyncEngine
+from minilib.serving.asynchronous.async_engine import AsyncEngine
 from tests.serving.faults import model
 from tests.serving.served import assert_idle, likeliest
 from minilib.serving.engine import Engine
@@ -528,7 +528,7 @@ except KeyboardInterrupt:
 def test_a_program_that_ends_without_shutting_down_ends():
     code = """
 import asyncio
-from minilib.serving.async_engine import AsyncEngine
+from minilib.serving.asynchronous.async_engine import AsyncEngine
 from tests.serving.faults import model
 from tests.serving.served import likeliest
 from minilib.serving.engine import Engine

@@ -15,8 +15,7 @@ from minilib.serving.load.arrivals import gamma_times, poisson_times, random_arr
 from minilib.serving.load.clock import VirtualClock
 from minilib.serving.load.metrics import ServingMetrics
 from minilib.serving.load.open_loop import run_open_loop
-from minilib.serving.request import SamplingParams
-from minilib.serving.simulation import (
+from minilib.serving.load.simulation import (
     FittedPrice,
     MachinePrice,
     SimulatedEngine,
@@ -24,6 +23,7 @@ from minilib.serving.simulation import (
     TimedEngine,
     pages_that_fit,
 )
+from minilib.serving.request import SamplingParams
 from tests.serving.served import assert_idle, likeliest
 from tests.serving.test_engine_random import CONFIG, model
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minilib.serving.fault_isolation import FaultIsolation
+from minilib.serving.asynchronous.fault_isolation import FaultIsolation
 from minilib.serving.request import SamplingParams
 from tests.serving import faults
 from tests.serving.faults import Broken

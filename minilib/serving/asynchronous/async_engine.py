@@ -23,10 +23,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from functools import partial
 
+from minilib.serving.asynchronous.fault_isolation import FaultIsolation
+from minilib.serving.asynchronous.token_stream import EngineDied, Mailbox, RequestAborted, TokenStream
 from minilib.serving.engine import Engine
-from minilib.serving.fault_isolation import FaultIsolation
 from minilib.serving.request import SamplingParams, TokenOutput, whole
-from minilib.serving.token_stream import EngineDied, Mailbox, RequestAborted, TokenStream
 
 NEW_ENGINE = "send the request to another engine"
 

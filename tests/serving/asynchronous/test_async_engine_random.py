@@ -10,13 +10,13 @@ from collections import Counter
 
 import pytest
 
-from minilib.serving.async_engine import AsyncEngine, EngineStopped, QueueFull
+from minilib.serving.asynchronous.async_engine import AsyncEngine, EngineStopped, QueueFull
+from minilib.serving.asynchronous.token_stream import RequestAborted
 from minilib.serving.engine import Engine
-from minilib.serving.token_stream import RequestAborted
+from tests.serving.asynchronous.test_async_engine import run, until
 from tests.serving.faults import Broken
 from tests.serving.random_operations import Outcome
 from tests.serving.served import Results, assert_idle
-from tests.serving.test_async_engine import run, until
 from tests.serving.test_engine_random import LONGEST, PREEMPTIONS, expected, model, requests
 
 OPERATIONS = 500 * (30 if os.environ.get("INFRA_LONG") == "1" else 1)  # in one run
