@@ -15,7 +15,7 @@ import tokenizers
 import torch
 
 from minilib.mechanisms.basics.interrupts import held
-from minilib.mechanisms.caching import EvictionPolicy, Lru
+from minilib.mechanisms.caching import EvictionPolicy
 from minilib.mechanisms.paging import FramePool
 from minilib.mechanisms.scheduling import InvalidTask, SchedulingPolicy
 from minilib.model.decoder import Decoder
@@ -23,8 +23,8 @@ from minilib.serving.admission import check_independence, check_request, end_tok
 from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.paged import PagedCache, default_num_pages
 from minilib.serving.cache.paged_attention import PagedAttention, Work
-from minilib.serving.cache.prefix import PrefixCache
-from minilib.serving.cache.tiers import SecondTier, Tiers
+from minilib.serving.cache.prefix import prefix_cache_as_asked
+from minilib.serving.cache.tiers import SecondTier
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
 from minilib.serving.request import (
@@ -95,14 +95,9 @@ class Engine:
         self.model = model.eval()
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
-        if not prefix_cache and (eviction is not None or second_tier is not None):
-            raise ValueError("eviction and second_tier are for kept pages; give prefix_cache, too")
         pool_type = KeepingPool if prefix_cache else FramePool
         self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind, pool_type)
-        self.prefix = None
-        if prefix_cache:
-            tiers = Tiers(self.cache, model, second_tier) if second_tier else None
-            self.prefix = PrefixCache(self.cache, prefix_cache, Lru() if eviction is None else eviction, tiers)
+        self.prefix = prefix_cache_as_asked(self.cache, model, prefix_cache, eviction, second_tier)
         self.steps = None
         if model.ops.compiled:
             from minilib.serving.cpu.steps import RecordedSteps

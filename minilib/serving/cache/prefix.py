@@ -19,11 +19,12 @@ import itertools
 from collections.abc import Iterator
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
-from minilib.mechanisms.caching import EvictionPolicy
+from minilib.mechanisms.caching import EvictionPolicy, Lru
 from minilib.mechanisms.content_addressing import ORIGIN, HashChain, PrefixIndex, RadixTree
+from minilib.model.decoder import Decoder
 from minilib.serving.cache.page_file import PageName
 from minilib.serving.cache.paged import PagedCache
-from minilib.serving.cache.tiers import Tiers
+from minilib.serving.cache.tiers import SecondTier, Tiers
 from minilib.serving.request import Sequence, Status
 
 DESIGNS: dict[str, type[PrefixIndex]] = {"hash": HashChain, "radix": RadixTree}
@@ -193,3 +194,23 @@ class PrefixCache:
                 self.tiers.put(name, frame)
         finally:
             self.pool.drop(frame)
+
+
+def prefix_cache_as_asked(
+    cache: PagedCache,
+    model: Decoder,
+    design: str | None,
+    eviction: EvictionPolicy | None,
+    second_tier: SecondTier | None,
+) -> PrefixCache | None:
+    """What keeps the pages of an engine's pool, as the engine's options ask for it; None keeps nothing.
+
+    Raises:
+        ValueError: for options about kept pages where none are kept, or as `PrefixCache` and `Tiers`.
+    """
+    if not design:
+        if eviction is not None or second_tier is not None:
+            raise ValueError("eviction and second_tier are for kept pages; give prefix_cache, too")
+        return None
+    tiers = Tiers(cache, model, second_tier) if second_tier else None
+    return PrefixCache(cache, design, Lru() if eviction is None else eviction, tiers)
