@@ -102,7 +102,8 @@ class PrefixIndex(ABC):
         """Give up one block that nothing continues and whose value is not in use.
 
         Args:
-            in_use: value → whether it must stay. A value in use means that those before it are in use as well.
+            in_use: value → whether it must stay; so each block has a value of its own. A value in use means that those
+                before it are in use as well.
 
         Returns:
             Its value.

@@ -62,7 +62,7 @@ class PrefixCache:
         self.tokens_matched = self.tokens_loaded = self.tokens_asked = 0
 
     def num_matching(self, sequence: Sequence) -> int:
-        """Tokens of a sequence that are held in full pages; counts as no use."""
+        """Tokens of a sequence that are held in full pages, its last one too; counts as no use."""
         return len(self.index.match(self._blocks(sequence), sequence.params.cache_salt).values) * self.page_size
 
     def attach(self, sequence: Sequence) -> bool:
