@@ -38,6 +38,12 @@ from tools.bench import (
     peers as bench_peers,
 )
 from tools.bench import (
+    prefix_hits as bench_prefix_hits,
+)
+from tools.bench import (
+    prefix_index as bench_prefix_index,
+)
+from tools.bench import (
     serving_load as bench_serving_load,
 )
 from tools.bench import (
@@ -46,8 +52,8 @@ from tools.bench import (
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled",
-    "kernels", "peers",
+    "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training", "moe",
+    "compiled", "kernels", "peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -78,6 +84,8 @@ def main() -> int:
         _paging(machine)
     if options.only in (None, "serving-load") and machine.kind == "cpu":
         _serving_load(machine)
+    if options.only in (None, "prefix-hits") and machine.kind == "cpu":
+        _prefix_hits(machine)
     if options.only in (None, "collectives") and machine.kind == "cpu":
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
@@ -163,6 +171,29 @@ def _serving_load(machine: Machine) -> None:
     )
     print("tokens/s over fcfs: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in policies.items()))
     _save(machine, "serving-load", found)
+
+
+def _prefix_hits(machine: Machine) -> None:
+    """Chapter 14: first tokens behind kept pages, pages that come back, pages kept in vain, and the indexes alone."""
+    found = bench_prefix_hits.prefix_hits()
+    for row in found["hits"]:
+        whole, hit = (row[name]["median"] * 1e3 for name in ("whole", "hit"))
+        print(f"{row['design']}, {row['cached']} tokens kept, {row['tail']} behind them: {whole:.0f} ms whole, "
+              f"{hit:.1f} ms, {row['whole_over_hit']['median']:.1f}×")  # fmt: skip
+    for row in found["tiers"]:
+        back, computed = (row[f"{name}_seconds_per_page"] * 1e3 for name in ("back", "computed"))
+        print(f"a page from {row['where']}: {back:.2f} ms, computed {computed:.1f} ms")
+    for row in found["no_hits"]:
+        low, high = row["quartiles"]
+        print(f"{row['design']}, {row['load']} without hits: {row['over_none']:.4f} ({low:.3f}–{high:.3f})")
+    found |= {"lookups": bench_prefix_index.lookups(), "evictions": bench_prefix_index.evictions()}
+    for row in found["lookups"]:
+        print(f"{row['design']}, {row['shape']} of {row['pages']} pages: {row['match_seconds'] * 1e6:.2f} µs and "
+              f"{row['index_bytes']:.0f} bytes a page, and {row['token_bytes']:.0f} of its tokens")  # fmt: skip
+    for row in found["evictions"]["rows"]:
+        print(f"{row['pages']} pages, {row['design']}, {row['policy']}: {row['hit_rate']:.3f} hit, "
+              f"{row['over_belady']:.3f} of Belady's")  # fmt: skip
+    _save(machine, "prefix-hits", found)
 
 
 def _collectives(machine: Machine) -> None:

@@ -1,5 +1,5 @@
-"""Measure what kept pages save: the time to the first token behind a prefix that was computed before, that of pages which
-come back from a second tier, and what it costs to keep pages that nobody asks for.
+"""Measure what kept pages save: the time to the first token behind a prefix that was computed before, pages that come
+back from a second tier, and what it costs to keep pages that nobody asks for.
 
 Called by `make bench`. Every ratio comes from alternated runs in one process; the tokens computed are counted.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
@@ -26,7 +27,7 @@ from minilib.serving.cache.tiers import SecondTier
 from minilib.serving.cpu.packing import pack
 from minilib.serving.engine import Engine
 from minilib.serving.load.simulation import TimedEngine
-from minilib.serving.request import SamplingParams
+from minilib.serving.request import SamplingParams, TokenOutput
 from tools.bench.paging import BIG, MODEL
 
 PAGE = 16
@@ -146,35 +147,45 @@ def _tier(model: Decoder, where: str, cached: int, turns: int) -> dict:
 
 
 def _no_hits(model: Decoder, load: str, requests: int, prompt: int, new: int, turns: int) -> list[dict]:
-    """One load on an engine that keeps nothing and on those that keep pages, step by step in turns; nothing is hit."""
+    """One load on an engine that keeps nothing and on those that keep pages, step by step in turns; nothing is hit.
+
+    A load takes the sum over its steps of the median over all turns: what disturbs a step of one turn is left out.
+    """
     num_pages = requests * ceil_div(prompt + new, PAGE)  # from the second turn on kept pages must leave
     designs = (None, *DESIGNS)
     engines = [Engine(model, num_pages, PAGE, prefix_cache=design) for design in designs]
-    tokens, params = _random_tokens(model), SamplingParams(max_tokens=new, temperature=0, ignore_eos=True)
-    runs = []
-    for turn in range(turns + 1):
-        prompts = {str(row): tokens(prompt) for row in range(requests)}
-        spent, made = [0.0] * len(engines), [[] for _ in engines]
-        for step in range(new + 1):  # that of number 0 adds the requests
-            order = range(step, step + len(engines))
-            for at in (number % len(engines) for number in order):
-                started = time.perf_counter()
-                if step:
-                    outputs = engines[at].step()
-                else:
-                    outputs = [engines[at].add_request(name, row, params) for name, row in prompts.items()] and []
-                spent[at] += time.perf_counter() - started
-                made[at] += outputs
-        assert not any(engine.has_unfinished for engine in engines)
-        assert made[0] == made[1] == made[2] and not any(output.cached_tokens for output in made[1])
-        if turn:  # the first one warms up
-            runs.append(spent)
-    evicted = [engine.prefix.index.evictions for engine in engines[1:]]
+    tokens, runs = _random_tokens(model), []
+    for _ in range(turns + 1):
+        runs.append(_alternated(engines, [tokens(prompt) for _ in range(requests)], new))
+    taken = np.array(runs[1:])  # (turns, engines, steps); the first turn warms up
+    seconds = np.median(taken, axis=0).sum(-1)
+    ratios = taken.sum(-1) / taken[:, :1].sum(-1)
     return [
-        {"load": load, "design": design, "requests": requests, "prompt": prompt, "new": new, "evictions": evicted[at - 1],
-         "seconds": _of([run[at] for run in runs]), "over_none": _of([run[at] / run[0] for run in runs])}
-        for at, design in enumerate(designs) if design
+        {"load": load, "design": design, "requests": requests, "prompt": prompt, "new": new, "turns": turns,
+         "evictions": engine.prefix.index.evictions, "seconds": float(each), "over_none": float(each / seconds[0]),
+         "quartiles": quartiles(tuple(of_turns.tolist()))}
+        for design, engine, each, of_turns in zip(designs, engines, seconds, ratios.T, strict=True) if design
     ]  # fmt: skip
+
+
+def _alternated(engines: list[Engine], prompts: list[list[int]], new: int) -> list[list[float]]:
+    """Seconds of each step of each engine for these requests; what goes before, adding them, is a step as well."""
+    params = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True)
+    spent: list[list[float]] = [[] for _ in engines]
+    made: list[list[TokenOutput]] = [[] for _ in engines]
+    for step in range(new + 1):
+        for number in range(step, step + len(engines)):  # another one comes first at each step
+            at = number % len(engines)
+            started = time.perf_counter()
+            if step:
+                made[at] += engines[at].step()
+            else:
+                for row, prompt in enumerate(prompts):
+                    engines[at].add_request(str(row), prompt, params)
+            spent[at].append(time.perf_counter() - started)
+    assert not any(engine.has_unfinished for engine in engines)
+    assert all(outputs == made[0] for outputs in made) and not any(output.cached_tokens for output in made[0])
+    return spent
 
 
 def first_token(engine: TimedEngine, prompt: list[int], cached: int) -> float:
