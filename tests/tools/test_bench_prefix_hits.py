@@ -2,6 +2,8 @@
 
 import statistics
 
+import pytest
+
 from minilib.mechanisms.caching import Lru
 from minilib.mechanisms.content_addressing import HashChain, RadixTree
 from minilib.model.config import ModelConfig
@@ -29,6 +31,7 @@ def test_every_figure_that_needs_a_model_is_there():
     assert [(row["load"], row["design"]) for row in found["no_hits"]] == [("tiny", "hash"), ("tiny", "radix")]
     for row in found["no_hits"]:  # two requests take all four pages, and of the two kept ones the next turn has need
         assert row["turns"] == 3 and row["evictions"] == 3 * 2 and row["over_none"] > 0
+        assert row["added_share"] == pytest.approx(row["added_seconds"] / (row["seconds"] / row["over_none"]))
 
 
 def test_lookups_of_chains_and_forks():

@@ -3,7 +3,8 @@
 Usage: python -m tools.bench [--cpu] [--only PART]; `--help` names the parts
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
-"peers" installs other engines into environments of its own below build/, so it runs only where it is asked for.
+"peers" and "prefix-peers" install other engines into environments of their own below build/, so they run only where
+they are asked for.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ from tools.bench import (
 from tools.bench import (
     training as bench_training,
 )
+from tools.bench.peers import prefix as bench_prefix_peers
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training", "moe",
-    "compiled", "kernels", "peers",
+    "compiled", "kernels", "peers", "prefix-peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -100,6 +102,8 @@ def main() -> int:
         _kernels(machine)
     if options.only == "peers":
         _peers(machine, options.peers, options.models, options.turns)
+    if options.only == "prefix-peers":
+        _prefix_peers(machine)
     return 0
 
 
@@ -185,7 +189,8 @@ def _prefix_hits(machine: Machine) -> None:
         print(f"a page from {row['where']}: {back:.2f} ms, computed {computed:.1f} ms")
     for row in found["no_hits"]:
         low, high = row["quartiles"]
-        print(f"{row['design']}, {row['load']} without hits: {row['over_none']:.4f} ({low:.3f}–{high:.3f})")
+        print(f"{row['design']}, {row['load']} without hits: {row['over_none']:.4f} ({low:.3f}–{high:.3f}), "
+              f"{row['added_share']:.4f} added without a model")  # fmt: skip
     found |= {"lookups": bench_prefix_index.lookups(), "evictions": bench_prefix_index.evictions()}
     for row in found["lookups"]:
         print(f"{row['design']}, {row['shape']} of {row['pages']} pages: {row['match_seconds'] * 1e6:.2f} µs and "
@@ -281,6 +286,18 @@ def _peers(machine: Machine, names: list[str] | None, model_names: list[str] | N
             print(f"  {bench_peers.line(row)}")
         for name, reason in each["failed"].items():
             print(f"  {name}: {reason}")
+
+
+def _prefix_peers(machine: Machine) -> None:
+    """Chapter 14: prefix hits beside other engines that keep pages on a CPU."""
+    found = bench_prefix_peers.prefix_peers()
+    for row in found["rows"]:
+        whole, hit = (row[name]["median"] * 1e3 for name in ("whole", "hit"))
+        print(f"{row['worker']}, {row['cached']} tokens kept, {row['tail']} behind them: {whole:.0f} ms whole, "
+              f"{hit:.1f} ms, {row['whole_over_hit']['median']:.1f}×")  # fmt: skip
+    for name, reason in found["failed"].items():
+        print(f"{name}: {reason}")
+    _save(machine, "prefix-peers", found)
 
 
 def _save(machine: Machine, name: str, data: dict, quiet: bool = False) -> None:

@@ -26,7 +26,8 @@ from minilib.serving.cache.prefix import DESIGNS
 from minilib.serving.cache.tiers import SecondTier
 from minilib.serving.cpu.packing import pack
 from minilib.serving.engine import Engine
-from minilib.serving.load.simulation import TimedEngine
+from minilib.serving.load.clock import VirtualClock
+from minilib.serving.load.simulation import SimulatedEngine, TimedEngine
 from minilib.serving.request import SamplingParams, TokenOutput
 from tools.bench.paging import BIG, MODEL
 
@@ -147,25 +148,37 @@ def _tier(model: Decoder, where: str, cached: int, turns: int) -> dict:
 
 
 def _no_hits(model: Decoder, load: str, requests: int, prompt: int, new: int, turns: int) -> list[dict]:
-    """One load on an engine that keeps nothing and on those that keep pages, step by step in turns; nothing is hit.
+    """One load on an engine that keeps nothing and on those that keep pages; nothing is hit.
 
-    A load takes the sum over its steps of the median over all turns: what disturbs a step of one turn is left out.
+    Clocks of two engines differ by about a percent for the place of their pages in memory alone. So the load is served
+    once more without a model, and what keeping pages adds there is held against the seconds with one.
     """
     num_pages = requests * ceil_div(prompt + new, PAGE)  # from the second turn on kept pages must leave
     designs = (None, *DESIGNS)
     engines = [Engine(model, num_pages, PAGE, prefix_cache=design) for design in designs]
-    tokens, runs = _random_tokens(model), []
-    for _ in range(turns + 1):
-        runs.append(_alternated(engines, [tokens(prompt) for _ in range(requests)], new))
-    taken = np.array(runs[1:])  # (turns, engines, steps); the first turn warms up
-    seconds = np.median(taken, axis=0).sum(-1)
-    ratios = taken.sum(-1) / taken[:, :1].sum(-1)
+    nothing = model.config, lambda counts: 0.0, VirtualClock(), num_pages
+    without_model = [SimulatedEngine(*nothing, page_size=PAGE, prefix_cache=design) for design in designs]
+    made = _random_tokens(model)
+    prompts = [[made(prompt) for _ in range(requests)] for _ in range(turns + 1)]
+    seconds, ratios = _in_turns(engines, prompts, new)
+    alone, _ = _in_turns(without_model, prompts, new)
     return [
         {"load": load, "design": design, "requests": requests, "prompt": prompt, "new": new, "turns": turns,
-         "evictions": engine.prefix.index.evictions, "seconds": float(each), "over_none": float(each / seconds[0]),
-         "quartiles": quartiles(tuple(of_turns.tolist()))}
-        for design, engine, each, of_turns in zip(designs, engines, seconds, ratios.T, strict=True) if design
+         "evictions": engines[at].prefix.index.evictions, "seconds": seconds[at], "over_none": seconds[at] / seconds[0],
+         "quartiles": quartiles(ratios[at]), "added_seconds": alone[at] - alone[0],
+         "added_share": (alone[at] - alone[0]) / seconds[0]}
+        for at, design in enumerate(designs) if design
     ]  # fmt: skip
+
+
+def _in_turns(engines: list[Engine], prompts: list[list[list[int]]], new: int) -> tuple[list[float], list[tuple]]:
+    """Seconds of each engine for a turn, and in each turn its ratio to the first engine.
+
+    The seconds are the sum over all steps of the median over all turns: what disturbs one turn's step is left out.
+    """
+    taken = np.array([_alternated(engines, each, new) for each in prompts])[1:]  # (turns, engines, steps)
+    ratios = taken.sum(-1) / taken[:, :1].sum(-1)
+    return np.median(taken, axis=0).sum(-1).tolist(), [tuple(row) for row in ratios.T.tolist()]
 
 
 def _alternated(engines: list[Engine], prompts: list[list[int]], new: int) -> list[list[float]]:
