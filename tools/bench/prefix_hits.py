@@ -36,7 +36,7 @@ LONG = replace(BIG, max_position=2048)
 CACHED = (512, 1536)  # tokens of a prompt that were computed before
 TAILS = (16, 64)  # tokens behind them: what a chat adds
 TURNS, HITS = 3, 3  # whole prompts of each kind, and hits behind each of them
-LOADS = {"decode": (16, 32, 32), "prompts": (4, 512, 1)}  # requests at once, tokens of each prompt, new tokens of each
+LOADS = {"decode": (16, 16, 24), "prompt": (1, 512, 1)}  # requests at once, tokens of each prompt, new tokens of each
 
 
 def prefix_hits(
@@ -53,7 +53,7 @@ def prefix_hits(
         small: shape of the one that keeps pages in vain: the shorter a step, the larger the share that this takes.
         cached: tokens that were computed before, whole pages.
         loads: requests at once, tokens of each prompt and new tokens of each, without hits.
-        turns: whole prompts of each kind; loads without hits have twice as many turns.
+        turns: whole prompts of each kind; loads without hits have five times as many turns.
     """
     watch, model = Watch(), pack(Decoder(big).eval())
     bar = tqdm([(design, tokens) for design in DESIGNS for tokens in cached], desc="hits", leave=False)
@@ -61,7 +61,7 @@ def prefix_hits(
     tiers = [_tier(model, where, cached[0], turns) for where in ("memory", "file")]
     model = pack(Decoder(small).eval())
     bar = tqdm(loads.items(), desc="no hits", leave=False)
-    no_hits = [row for load, sizes in bar for row in _no_hits(model, load, *sizes, 2 * turns)]
+    no_hits = [row for load, sizes in bar for row in _no_hits(model, load, *sizes, 5 * turns)]
     return {
         "parameters": big.num_parameters,
         "page_size": PAGE,
