@@ -188,8 +188,8 @@ def _prefix_hits(machine: Machine) -> None:
         back, computed = (row[f"{name}_seconds_per_page"] * 1e3 for name in ("back", "computed"))
         print(f"a page from {row['where']}: {back:.2f} ms, computed {computed:.1f} ms")
     for row in found["no_hits"]:
-        low, high = row["quartiles"]
-        print(f"{row['design']}, {row['load']} without hits: {row['over_none']:.4f} ({low:.3f}–{high:.3f}), "
+        ratio, (low, high) = (row["over_none"][name] for name in ("median", "quartiles"))
+        print(f"{row['design']}, {row['load']} without hits: {ratio:.4f} ({low:.3f}–{high:.3f}), "
               f"{row['added_share']:.4f} added without a model")  # fmt: skip
     found |= {"lookups": bench_prefix_index.lookups(), "evictions": bench_prefix_index.evictions()}
     for row in found["lookups"]:

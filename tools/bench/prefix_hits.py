@@ -53,7 +53,7 @@ def prefix_hits(
         small: shape of the one that keeps pages in vain: the shorter a step, the larger the share that this takes.
         cached: tokens that were computed before, whole pages.
         loads: requests at once, tokens of each prompt and new tokens of each, without hits.
-        turns: whole prompts of each kind; loads without hits have five times as many turns.
+        turns: whole prompts of each kind; loads without hits have four times as many turns.
     """
     watch, model = Watch(), pack(Decoder(big).eval())
     bar = tqdm([(design, tokens) for design in DESIGNS for tokens in cached], desc="hits", leave=False)
@@ -61,7 +61,7 @@ def prefix_hits(
     tiers = [_tier(model, where, cached[0], turns) for where in ("memory", "file")]
     model = pack(Decoder(small).eval())
     bar = tqdm(loads.items(), desc="no hits", leave=False)
-    no_hits = [row for load, sizes in bar for row in _no_hits(model, load, *sizes, 5 * turns)]
+    no_hits = [row for load, sizes in bar for row in _no_hits(model, load, *sizes, 4 * turns)]
     return {
         "parameters": big.num_parameters,
         "page_size": PAGE,
@@ -148,37 +148,33 @@ def _tier(model: Decoder, where: str, cached: int, turns: int) -> dict:
 
 
 def _no_hits(model: Decoder, load: str, requests: int, prompt: int, new: int, turns: int) -> list[dict]:
-    """One load on an engine that keeps nothing and on those that keep pages; nothing is hit.
+    """One load on engines that keep nothing and on those that keep pages, against the first; nothing is hit.
 
-    Clocks of two engines differ by about a percent for the place of their pages in memory alone. So the load is served
-    once more without a model, and what keeping pages adds there is held against the seconds with one.
+    The second one that keeps nothing tells how far clocks can be trusted here. So the load is served once more without
+    a model, and the seconds that keeping pages adds there are held against those that the load takes with one.
     """
     num_pages = requests * ceil_div(prompt + new, PAGE)  # from the second turn on kept pages must leave
-    designs = (None, *DESIGNS)
+    designs = (None, None, *DESIGNS)
     engines = [Engine(model, num_pages, PAGE, prefix_cache=design) for design in designs]
     nothing = model.config, lambda counts: 0.0, VirtualClock(), num_pages
     without_model = [SimulatedEngine(*nothing, page_size=PAGE, prefix_cache=design) for design in designs]
     made = _random_tokens(model)
     prompts = [[made(prompt) for _ in range(requests)] for _ in range(turns + 1)]
-    seconds, ratios = _in_turns(engines, prompts, new)
-    alone, _ = _in_turns(without_model, prompts, new)
-    return [
-        {"load": load, "design": design, "requests": requests, "prompt": prompt, "new": new, "turns": turns,
-         "evictions": engines[at].prefix.index.evictions, "seconds": seconds[at], "over_none": seconds[at] / seconds[0],
-         "quartiles": quartiles(ratios[at]), "added_seconds": alone[at] - alone[0],
-         "added_share": (alone[at] - alone[0]) / seconds[0]}
-        for at, design in enumerate(designs) if design
-    ]  # fmt: skip
+    seconds, alone = (_in_turns(each, prompts, new) for each in (engines, without_model))
+    rows = []
+    for design, engine, taken, added in zip(designs[1:], engines[1:], seconds[1:], alone[1:] - alone[0], strict=True):
+        rows.append({
+            "load": load, "design": design or "none", "requests": requests, "prompt": prompt, "new": new,
+            "evictions": engine.prefix.index.evictions if engine.prefix else 0, "seconds": _of(taken.tolist()),
+            "over_none": _of((taken / seconds[0]).tolist()), "added_seconds": _of(added.tolist()),
+            "added_share": float(np.median(added) / np.median(seconds[0])),
+        })  # fmt: skip
+    return rows
 
 
-def _in_turns(engines: list[Engine], prompts: list[list[list[int]]], new: int) -> tuple[list[float], list[tuple]]:
-    """Seconds of each engine for a turn, and in each turn its ratio to the first engine.
-
-    The seconds are the sum over all steps of the median over all turns: what disturbs one turn's step is left out.
-    """
-    taken = np.array([_alternated(engines, each, new) for each in prompts])[1:]  # (turns, engines, steps)
-    ratios = taken.sum(-1) / taken[:, :1].sum(-1)
-    return np.median(taken, axis=0).sum(-1).tolist(), [tuple(row) for row in ratios.T.tolist()]
+def _in_turns(engines: list[Engine], prompts: list[list[list[int]]], new: int) -> np.ndarray:
+    """Seconds of each engine in each turn, (engines, turns); the first turn warms up and is left out."""
+    return np.array([_alternated(engines, each, new) for each in prompts])[1:].sum(-1).T
 
 
 def _alternated(engines: list[Engine], prompts: list[list[int]], new: int) -> list[list[float]]:
