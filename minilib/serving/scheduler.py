@@ -152,15 +152,17 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Pages balance over all sequences, tables hold what was computed, and nobody wastes a whole page."""
-        tables = [sequence.table for sequence in (*self.running, *self.waiting)]
+        waiting = self.waiting
+        everybody = [*self.running, *waiting]
+        tables = [sequence.table for sequence in everybody]
         self.cache.pool.check_invariants(tables)
         self.cache.swap_pool.check_invariants(tables)
         self.policy.check_invariants()
         assert self.policy.num_tasks == len(self.running) + len(self.policy), "the policy has another sequence"
         assert self.policy.reorders or self.running == self.policy.order(self.running), "sequences are out of order"
         assert all(sequence.status is Status.RUNNING for sequence in self.running)
-        assert all(sequence.status in (Status.WAITING, Status.SWAPPED) for sequence in self.waiting)
-        for sequence in (*self.running, *self.waiting):
+        assert all(sequence.status in (Status.WAITING, Status.SWAPPED) for sequence in waiting)
+        for sequence in everybody:
             table = sequence.table
             pool = self.cache.swap_pool if sequence.status is Status.SWAPPED else self.cache.pool
             assert table.pool is pool, f"{sequence.request_id} is {sequence.status.value}, its pages are elsewhere"
@@ -168,7 +170,7 @@ class Scheduler:
             assert 0 <= len(table.frames) * table.page_size - table.length < table.page_size, "a page is wasted"
             assert sequence.num_uncomputed_tokens > 0, f"{sequence.request_id} has nothing left to compute"
         if self.prefix:
-            self.prefix.check_invariants([*self.running, *self.waiting])
+            self.prefix.check_invariants(everybody)
 
     def _has_room(self, sequence: Sequence, count: int) -> bool:
         return sequence.table.frames_needed(count) <= self.cache.pool.num_free

@@ -125,6 +125,28 @@ def test_lru_keeps_the_prefix_that_was_matched_last(design):
 
 
 @pytest.mark.parametrize("design", EXACT)
+def test_an_eviction_does_not_ask_about_all_that_is_held(design):
+    """Chains that grew side by side: first blocks are the oldest, and each is continued."""
+
+    class Asked(Lru):
+        calls = 0
+
+        def victim(self, evictable):
+            def counted(key):
+                self.calls += 1
+                return evictable(key)
+
+            return super().victim(counted)
+
+    index = DESIGNS[design](policy := Asked())
+    positions = [index.begin() for _ in range(16)]
+    for depth in range(64):
+        positions = [index.add(position, (row, depth), row) for row, position in enumerate(positions)]
+    assert {index.evict(idle) for _ in range(32)} == {0}, "the chain that came first leaves first"
+    assert policy.calls == 32
+
+
+@pytest.mark.parametrize("design", EXACT)
 def test_whoever_came_first_keeps_the_value(design):
     index = DESIGNS[design](Lru())
     assert fill(index, letters("ab"), value=1).value == 1

@@ -45,24 +45,25 @@ def engine(num_pages, page_size, num_swap_pages=0, **options):
         return frame
 
     def forward(work, interrupts):
-        last = []
+        last, read = [], []
         for sequence, count in work:
             end = sequence.num_computed_tokens + count
             expected = history(sequence.params.cache_salt, tuple(sequence.token_ids[:end]))
             assert sequence.table.length == end
             served.computed += count
             page, place = np.divmod(np.arange(end - count, end), page_size)
-            memory[np.array(sequence.table.frames)[page], place] = expected[end - count :]
+            frames = np.array(sequence.table.frames)
+            memory[frames[page], place] = expected[end - count :]
+            read.append((frames, expected))
             if count == sequence.num_uncomputed_tokens:
                 last.append(expected[-1])
-        for sequence, _ in work:  # when all have written
-            expected = history(sequence.params.cache_salt, tuple(sequence.token_ids[: sequence.table.length]))
-            found = memory[sequence.table.frames].ravel()[: len(expected)]
+        for frames, expected in read:  # when all have written
+            found = memory[frames].ravel()[: len(expected)]
             assert found.tolist() == list(expected), "a sequence reads what it did not write"
-        logits = torch.full((len(last), CONFIG.vocab_size), -math.inf, dtype=torch.float64)
+        logits = np.full((len(last), CONFIG.vocab_size), -math.inf)
         for row, code in enumerate(last):
             logits[row, [code % CONFIG.vocab_size, code // 64 % CONFIG.vocab_size]] = 0.0
-        return logits
+        return torch.from_numpy(logits)
 
     served.cache.pool.allocate, served._forward = poisoned, forward
     return served

@@ -3,7 +3,8 @@
 Usage: python -m tools.bench [--cpu] [--only PART]; `--help` names the parts
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
-"peers" installs other engines into environments of its own below build/, so it runs only where it is asked for.
+"peers" and "prefix-peers" install other engines into environments of their own below build/, so they run only where
+they are asked for.
 """
 
 from __future__ import annotations
@@ -38,16 +39,23 @@ from tools.bench import (
     peers as bench_peers,
 )
 from tools.bench import (
+    prefix_hits as bench_prefix_hits,
+)
+from tools.bench import (
+    prefix_index as bench_prefix_index,
+)
+from tools.bench import (
     serving_load as bench_serving_load,
 )
 from tools.bench import (
     training as bench_training,
 )
+from tools.bench.peers import prefix as bench_prefix_peers
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled",
-    "kernels", "peers",
+    "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training", "moe",
+    "compiled", "kernels", "peers", "prefix-peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -78,6 +86,8 @@ def main() -> int:
         _paging(machine)
     if options.only in (None, "serving-load") and machine.kind == "cpu":
         _serving_load(machine)
+    if options.only in (None, "prefix-hits") and machine.kind == "cpu":
+        _prefix_hits(machine)
     if options.only in (None, "collectives") and machine.kind == "cpu":
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
@@ -92,6 +102,8 @@ def main() -> int:
         _kernels(machine)
     if options.only == "peers":
         _peers(machine, options.peers, options.models, options.turns)
+    if options.only == "prefix-peers":
+        _prefix_peers(machine)
     return 0
 
 
@@ -163,6 +175,30 @@ def _serving_load(machine: Machine) -> None:
     )
     print("tokens/s over fcfs: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in policies.items()))
     _save(machine, "serving-load", found)
+
+
+def _prefix_hits(machine: Machine) -> None:
+    """Chapter 14: first tokens behind kept pages, pages that come back, pages kept in vain, and the indexes alone."""
+    found = bench_prefix_hits.prefix_hits()
+    for row in found["hits"]:
+        whole, hit = (row[name]["median"] * 1e3 for name in ("whole", "hit"))
+        print(f"{row['design']}, {row['cached']} tokens kept, {row['tail']} behind them: {whole:.0f} ms whole, "
+              f"{hit:.1f} ms, {row['whole_over_hit']['median']:.1f}×")  # fmt: skip
+    for row in found["tiers"]:
+        back, computed = (row[f"{name}_seconds_per_page"] * 1e3 for name in ("back", "computed"))
+        print(f"a page from {row['where']}: {back:.2f} ms, computed {computed:.1f} ms")
+    for row in found["no_hits"]:
+        ratio, (low, high) = (row["over_none"][name] for name in ("median", "quartiles"))
+        print(f"{row['design']}, {row['load']} without hits: {ratio:.4f} ({low:.3f}–{high:.3f}), "
+              f"{row['added_share']:.4f} added without a model")  # fmt: skip
+    found |= {"lookups": bench_prefix_index.lookups(), "evictions": bench_prefix_index.evictions()}
+    for row in found["lookups"]:
+        print(f"{row['design']}, {row['shape']} of {row['pages']} pages: {row['match_seconds'] * 1e6:.2f} µs and "
+              f"{row['index_bytes']:.0f} bytes a page, and {row['token_bytes']:.0f} of its tokens")  # fmt: skip
+    for row in found["evictions"]["rows"]:
+        print(f"{row['pages']} pages, {row['design']}, {row['policy']}: {row['hit_rate']:.3f} hit, "
+              f"{row['over_belady']:.3f} of Belady's")  # fmt: skip
+    _save(machine, "prefix-hits", found)
 
 
 def _collectives(machine: Machine) -> None:
@@ -250,6 +286,18 @@ def _peers(machine: Machine, names: list[str] | None, model_names: list[str] | N
             print(f"  {bench_peers.line(row)}")
         for name, reason in each["failed"].items():
             print(f"  {name}: {reason}")
+
+
+def _prefix_peers(machine: Machine) -> None:
+    """Chapter 14: prefix hits beside other engines that keep pages on a CPU."""
+    found = bench_prefix_peers.prefix_peers()
+    for row in found["rows"]:
+        whole, hit = (row[name]["median"] * 1e3 for name in ("whole", "hit"))
+        print(f"{row['worker']}, {row['cached']} tokens kept, {row['tail']} behind them: {whole:.0f} ms whole, "
+              f"{hit:.1f} ms, {row['whole_over_hit']['median']:.1f}×")  # fmt: skip
+    for name, reason in found["failed"].items():
+        print(f"{name}: {reason}")
+    _save(machine, "prefix-peers", found)
 
 
 def _save(machine: Machine, name: str, data: dict, quiet: bool = False) -> None:

@@ -59,7 +59,7 @@ class Root:
         return (("salt", self.salt),) if self.salt else ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Block:
     """A block of a chain, and the position behind it.
 
@@ -70,7 +70,7 @@ class Block:
         value: what it stands for.
         depth: blocks up to here.
         listed: whether it can be found.
-        num_children: blocks that continue it and are held.
+        children: blocks that continue it and are held, the oldest first.
     """
 
     key: bytes
@@ -79,7 +79,7 @@ class Block:
     value: Any
     depth: int
     listed: bool = True
-    num_children: int = field(default=0, repr=False)
+    children: list[Block] = field(default_factory=list, repr=False)
 
     extras = ()
 
@@ -136,7 +136,7 @@ class HashChain(PrefixIndex):
             self.policy.add(key)
             self._blocks[key] = block
             if position.depth:
-                position.num_children += 1
+                position.children.append(block)
         return block
 
     def use(self, position: Block | Root) -> None:
@@ -144,15 +144,13 @@ class HashChain(PrefixIndex):
             self.policy.use(block.key)
 
     def evict(self, in_use: Callable[[Any], bool]) -> Any:
-        def evictable(key: bytes) -> bool:
-            block = self._blocks[key]
-            return not block.num_children and not in_use(block.value)
-
-        key = self.policy.victim(evictable)
-        self.policy.evict(key)
-        block = self._blocks.pop(key)
+        block = self._blocks[self.policy.victim(lambda key: not in_use(self._blocks[key].value))]
+        while block.children:  # nobody uses them, since nobody uses what is before them
+            block = block.children[0]
+        self.policy.evict(block.key)
+        del self._blocks[block.key]
         if block.parent.depth:
-            block.parent.num_children -= 1
+            block.parent.children.remove(block)
         self.evictions += 1
         return block.value
 
@@ -160,13 +158,14 @@ class HashChain(PrefixIndex):
         """As every index; and no block is held without the one before it, and children are counted right."""
         super().check_invariants()
         assert set(self.policy) == self._blocks.keys(), "the policy holds other keys than the chain"
-        counted = {key: 0 for key in self._blocks}
+        children = {key: [] for key in self._blocks}
         for key, block in self._blocks.items():
             assert block.key == key and block.listed
             if block.parent.depth:
                 assert self._blocks.get(block.parent.key) is block.parent, "a block's parent was evicted"
-                counted[block.parent.key] += 1
-        assert counted == {key: block.num_children for key, block in self._blocks.items()}, "children miscounted"
+                children[block.parent.key].append(block)
+        for key, block in self._blocks.items():
+            assert set(block.children) == set(children[key]), "a block has lost children, or keeps those that left"
 
     def _held(self, key: bytes, position: Block | Root, tokens: Tokens) -> Block | None:
         block = self._blocks.get(key)

@@ -85,5 +85,5 @@ class KeepingPool(FramePool):
         keeper = PageTable(self, 1)
         keeper.frames = list(self.kept)
         super().check_invariants(None if tables is None else [*tables, keeper])
-        assert self.num_idle == sum(map(self.is_idle, range(self.num_frames))), "idle frames are miscounted"
+        assert self.num_idle == sum(not self.in_use(frame) for frame in self.kept), "idle frames are miscounted"
         assert all(self.ref_counts[frame] for frame in self.kept), "an empty frame is kept"

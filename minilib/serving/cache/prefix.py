@@ -148,7 +148,8 @@ class PrefixCache:
             depth = sequence.stored.depth
             assert depth == sequence.num_computed_tokens // self.page_size, "full pages were not stored"
             if sequence.stored.listed:
-                held = self.index.match(self._blocks(sequence), sequence.params.cache_salt).values[:depth]
+                blocks = itertools.islice(self._blocks(sequence), depth)
+                held = self.index.match(blocks, sequence.params.cache_salt).values
                 assert held == sequence.table.frames[:depth], f"{sequence.request_id} holds pages of other tokens"
 
     def _blocks(self, sequence: Sequence) -> Iterator[tuple[int, ...]]:

