@@ -108,8 +108,10 @@ class PageFile:
         """Write a page, in the place of another if there is no free slot.
 
         Returns:
-            Whether it is there. The disk may fail: then the page is lost, and nothing else.
+            Whether it is there. The disk may fail, or the file be closed: then the page is lost, and nothing else.
         """
+        if self._handle.closed:
+            return False
         if name in self:
             self._slots.move_to_end(name.key)
             return True
@@ -146,8 +148,9 @@ class PageFile:
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(self._dtype).view(self._page)
 
     def close(self) -> None:
-        """Give the file back to the system; pages stay in it."""
+        """Give the file back to the system; pages stay in it, and are found no more: its number may be another file's."""
         self._handle.close()
+        self._free, self._slots = list(range(self.num_slots)), OrderedDict()
 
     def check_invariants(self) -> None:
         """Every slot is free or holds one page."""

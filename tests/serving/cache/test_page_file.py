@@ -98,6 +98,23 @@ def test_a_slot_that_was_changed_is_a_miss_and_free_again(tmp_path, at):
     assert file.put(name(1), content(1)) and file.get(name(1)).equal(content(1))
 
 
+def test_a_file_that_was_closed_touches_no_other_file(tmp_path):
+    """The system gives the number of a closed file to the next one that is opened."""
+    file = opened(tmp_path / "pages")
+    number = file._file
+    file.put(name(1), content(1))
+    file.close()
+    with open(tmp_path / "other", "w+b") as other:
+        assert other.fileno() == number
+        assert not file.put(name(2), content(2)) and not file.put(name(1), content(1))
+        assert file.get(name(1)) is None and name(1) not in file and len(file) == 0
+        file.check_invariants()
+    assert (tmp_path / "other").read_bytes() == b""
+    again = opened(tmp_path / "pages")
+    assert again.get(name(1)).equal(content(1))
+    again.close()
+
+
 def test_a_file_that_shrinks_while_it_is_used_is_a_miss(tmp_path):
     file = opened(tmp_path / "pages")
     file.put(name(1), content(1))
