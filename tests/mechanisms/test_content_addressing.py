@@ -180,6 +180,11 @@ def test_a_policy_serves_one_index(design):
     policy.add("somebody else's")
     with pytest.raises(ValueError, match="1 keys"):
         DESIGNS[design](policy)
+    policy = Lru()
+    DESIGNS[design](policy)
+    for other in DESIGNS.values():  # before either holds a key
+        with pytest.raises(ValueError, match="serves one index, and this one holds 0 keys of another"):
+            other(policy)
 
 
 def test_a_key_is_sha_256_of_parent_tokens_and_extras():

@@ -222,6 +222,37 @@ def test_a_page_that_cannot_come_back_leaves_the_request_waiting(tmp_path, monke
     assert finish(served).tokens["a", 0] == greedy(prompt(21), COUNT)
 
 
+@both
+@pytest.mark.parametrize("broken", range(3))
+def test_a_sequence_that_cannot_come_back_from_host_memory_takes_nothing(tmp_path, monkeypatch, design, broken):
+    """Kept pages have to leave for it, and the tier that they go to fails at one of them."""
+    served = tiered(tmp_path, "memory", design, num_pages=12, preemption="swap")
+    served.add_request("a", prompt(21), likeliest(COUNT))
+    (first,) = served.step()
+    served.scheduler.preempt(served.scheduler.running[0])
+    (swapped,) = served.scheduler.waiting
+    served.scheduler.policy.admit(swapped)  # held back until the pool is full
+    served.add_request("b", prompt(47), likeliest(1))
+    served.step()
+    served.scheduler.policy.preempt(swapped)
+    assert (served.cache.pool.num_idle, served.cache.swap_pool.num_used) == (11, 6)
+    put, calls = served.prefix.tiers.put, []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) > broken:
+            raise RuntimeError("no memory")
+        put(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.prefix.tiers, "put", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            served.step()
+    served.check_invariants()
+    assert served.cache.pool.num_used == served.cache.swap_pool.num_used == 0
+    assert (first.token_id, *finish(served).tokens["a", 0]) == greedy(prompt(21), COUNT)
+
+
 def test_clearing_forgets_all_tiers(tmp_path):
     served = tiered(tmp_path, "memory, then file")
     ask(served, prompt(21), likeliest(1))

@@ -46,7 +46,7 @@ class PrefixCache:
         tokens_asked: tokens of those sequences.
 
     Raises:
-        ValueError: for a design that is unknown, or a policy that holds keys already.
+        ValueError: for a design that is unknown, or a policy that has another owner.
 
     Cost: the tokens of a page are hashed or compared once when it is full, and once when it is looked up.
     """
