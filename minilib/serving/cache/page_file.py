@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import struct
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ class PageFile:
         self._slot_bytes = self._name_bytes + 32 + self._content_bytes
         header = {"model": model, "page": list(page), "dtype": str(dtype), "num_pages": num_pages}
         self._handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        weakref.finalize(self, self._handle.close)  # whoever drops an engine gives its file to the next one
         self._file = self._handle.fileno()
         try:
             self._open(header)

@@ -1,8 +1,10 @@
 """A file of pages gives back what was put into it, bit by bit, or nothing; one that is not right is refused by name."""
 
+import gc
 import json
 import os
 import random
+import warnings
 
 import pytest
 import torch
@@ -227,3 +229,18 @@ def test_one_file_serves_one_engine_at_a_time(tmp_path):
     opened(tmp_path / "pages").close()
     with pytest.raises(ValueError, match="1 page or more"):
         opened(tmp_path / "pages", 0)
+
+
+def test_a_file_that_nobody_holds_any_more_is_free(tmp_path):
+    """Held in a cycle, as an engine's is, and dropped without a word."""
+    file = opened(tmp_path / "pages")
+    file.put(name(1), content(1))
+    file.engine = file
+    del file
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert not seen
+    again = opened(tmp_path / "pages")
+    assert again.get(name(1)).equal(content(1))
+    again.close()
