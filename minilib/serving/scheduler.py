@@ -87,13 +87,15 @@ class Scheduler:
             self.policy.fork(parent, sequence)
             insort(self.running, sequence, key=self.policy.place)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and free its pages."""
+    def remove(self, sequence: Sequence, keep: bool = True) -> None:
+        """Take a sequence out, wherever it is, and free its pages; if not `keep`, nobody is to find them."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         self.policy.remove(sequence)
         sequence.table.release()
         sequence.status = Status.FINISHED
+        if self.prefix and not keep:
+            self.prefix.discard(sequence)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
         """What the next forward pass computes, (sequence, number of its tokens), its pages taken."""

@@ -45,7 +45,8 @@ class EvictionPolicy(ABC):
             ValueError: if somebody else has claimed it, or has added keys.
         """
         if self._owned or len(self):
-            raise ValueError(f"a policy serves one {owner}, and this one holds {len(self)} keys of another; make a new one")
+            keys = f"{len(self)} keys of another"
+            raise ValueError(f"a policy serves one {owner}, and this one holds {keys}; make a new one")
         self._owned = True
 
     @abstractmethod

@@ -150,11 +150,17 @@ class HashChain(PrefixIndex):
 
         key = self.policy.victim(evictable)
         self.policy.evict(key)
-        block = self._blocks.pop(key)
-        if block.parent.depth:
-            block.parent.num_children -= 1
         self.evictions += 1
-        return block.value
+        return self._drop(self._blocks[key])
+
+    def discard(self, position: Block | Root, in_use: Callable[[Any], bool]) -> list[Any]:
+        values = []
+        while position.depth and not (position.listed and (position.num_children or in_use(position.value))):
+            if position.listed:
+                self.policy.remove(position.key)
+                values.append(self._drop(position))
+            position = position.parent
+        return values
 
     def check_invariants(self) -> None:
         """As every index; and no block is held without the one before it, and children are counted right."""
@@ -167,6 +173,12 @@ class HashChain(PrefixIndex):
                 assert self._blocks.get(block.parent.key) is block.parent, "a block's parent was evicted"
                 counted[block.parent.key] += 1
         assert counted == {key: block.num_children for key, block in self._blocks.items()}, "children miscounted"
+
+    def _drop(self, block: Block) -> Any:
+        del self._blocks[block.key]
+        if block.parent.depth:
+            block.parent.num_children -= 1
+        return block.value
 
     def _held(self, key: bytes, position: Block | Root, tokens: Tokens) -> Block | None:
         block = self._blocks.get(key)

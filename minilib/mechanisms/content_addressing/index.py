@@ -110,6 +110,14 @@ class PrefixIndex(ABC):
             NothingToEvict: if every block must stay.
         """
 
+    @abstractmethod
+    def discard(self, position: Any, in_use: Callable[[Any], bool]) -> list[Any]:
+        """Give up the blocks up to here, the last one first, until one is continued or its value is in use.
+
+        Returns:
+            Their values.
+        """
+
     def match(self, blocks: Iterable[Tokens], salt: str = "") -> Match:
         """The longest prefix of these blocks that is held; nothing is changed, and it counts as no use."""
         positions = [self.begin(salt)]

@@ -150,8 +150,8 @@ class PageFile:
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(self._dtype).view(self._page)
 
     def close(self) -> None:
-        """Give the file back to the system; pages stay in it, and are found no more: its number may be another file's."""
-        self._handle.close()
+        """Give the file back to the system. Pages stay in it, and are found when it is opened again."""
+        self._handle.close()  # from here on its number may be that of another file
         self._free, self._slots = list(range(self.num_slots)), OrderedDict()
 
     def check_invariants(self) -> None:

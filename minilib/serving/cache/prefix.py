@@ -120,6 +120,16 @@ class PrefixCache:
                     self._names[own] = self._name(sequence, page)
         sequence.stored = position
 
+    def discard(self, sequence: Sequence) -> None:
+        """Forget the pages of a sequence that has ended, from its last one back to one that others use or continue.
+
+        For a sequence whose logits were no numbers: if its keys and values are to blame, whoever begins alike would
+        fail as well, for as long as they are kept.
+        """
+        for frame in self.index.discard(sequence.stored, self.pool.in_use) if sequence.stored else ():
+            self._names.pop(frame, None)
+            self.pool.drop(frame)
+
     def clear(self) -> int:
         """Forget what no sequence uses, in all tiers, as must be done when the model's weights have changed.
 

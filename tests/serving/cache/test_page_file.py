@@ -106,7 +106,7 @@ def test_a_file_that_was_closed_touches_no_other_file(tmp_path):
     number = file._file
     file.put(name(1), content(1))
     file.close()
-    with open(tmp_path / "other", "w+b") as other:
+    with (tmp_path / "other").open("w+b") as other:
         assert other.fileno() == number
         assert not file.put(name(2), content(2)) and not file.put(name(1), content(1))
         assert file.get(name(1)) is None and name(1) not in file and len(file) == 0
