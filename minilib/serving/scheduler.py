@@ -197,15 +197,14 @@ class Scheduler:
         Room for the next step's tokens is what vLLM asks for: sequences then start earlier, and more of them have to
         give way half-computed (115 preemptions against 47 on the same trace).
         """
-        sequence = self.policy.first()
-        if sequence is None:
+        sequence, width = self.policy.first(), sum(len(other.samples_due) for other in self.running)
+        if sequence is None or width >= self.max_sequences:
             return None
         queue = [sequence]
         if self.most_overtakes:
             queue = self.waiting
             sequence = longest_prefix_first(queue, self.prefix, self.most_overtakes)
-        width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
-        if width > self.max_sequences or not self._has_room_for_all_of(sequence):
+        if width + len(sequence.samples_due) > self.max_sequences or not self._has_room_for_all_of(sequence):
             return None
         count_overtaken(queue, sequence)
         self.policy.admit(sequence)

@@ -48,7 +48,8 @@ class PrefixCache:
     Raises:
         ValueError: for a design that is unknown, or a policy that has another owner.
 
-    Cost: the tokens of a page are hashed or compared once when it is full, and once when it is looked up.
+    Cost: the tokens of a page are hashed or compared once when it is full, and once each time that it is looked up:
+    when a sequence is let in, and at each step at which the first in the queue finds no room.
     """
 
     def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy, tiers: Tiers | None = None) -> None:
