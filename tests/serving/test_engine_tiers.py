@@ -143,6 +143,19 @@ def test_pages_come_back_where_that_is_cheaper_than_computing_them(tmp_path, pla
         assert ask(served, prompt(21), likeliest(1))[1:] == (cached, 21 - cached)
 
 
+@both
+@pytest.mark.parametrize("disk, cached", [(1e5, 20), (1e12, 28)])
+def test_pages_in_memory_come_back_though_those_behind_them_are_on_a_slow_disk(tmp_path, disk, cached, design):
+    """The end of a chain leaves first, so host memory has pushed it on to the file."""
+    model = copy.deepcopy(models()[1]).float()
+    tier = SecondTier(machine(flops=1e9, memory=1e12, disk=disk), tmp_path / "pages", 40)
+    served = Engine(model, 8, 4, num_swap_pages=5, prefix_cache=design, second_tier=tier)
+    ask(served, prompt(29), likeliest(1))
+    push_out(served)
+    assert (len(served.prefix.tiers._in_memory), len(served.prefix.tiers.file)) == (5, 2)
+    assert ask(served, prompt(29), likeliest(1)) == (greedy(prompt(29), 1), cached, 29 - cached)
+
+
 def test_flops_of_tokens_add_up():
     config = models()[1].config
     parts = sum(flops_of(config, start, 1) for start in range(3, 20))

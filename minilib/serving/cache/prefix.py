@@ -168,7 +168,7 @@ class PrefixCache:
         return (tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size))
 
     def _load(self, sequence: Sequence) -> None:
-        """Bring back the pages that follow those of a sequence, if that is cheaper than computing their tokens."""
+        """Bring back the pages that follow those of a sequence, as many as come cheaper than computing their tokens."""
         table, names = sequence.table, []
         if table.length % self.page_size:
             return  # all but the last token are there
@@ -177,7 +177,8 @@ class PrefixCache:
             if name not in self.tiers:
                 break
             names.append(name)
-        if not names or not self.tiers.worth(table.length, names):
+        names = names[: self.tiers.worth(table.length, names)]
+        if not names:
             return
         contents = list(itertools.takewhile(lambda content: content is not None, map(self.tiers.get, names)))
         table.append(len(contents) * self.page_size)
