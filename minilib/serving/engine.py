@@ -180,10 +180,10 @@ class Engine:
         with held():
             sequences, ended = list(self.requests.get(request_id, ())), []
             for sequence in sequences:
-                stream = self._texts.get(sequence)
-                text = stream.finish()[0] if stream else ""
-                for sample_number in sequence.samples_due:
-                    ended.append(TokenOutput(request_id, sample_number, None, text, "error", error))
+                text = self._texts[sequence].finish()[0] if sequence in self._texts else ""
+                cached = sequence.num_cached_tokens or 0
+                for number in sequence.samples_due:
+                    ended.append(TokenOutput(request_id, number, None, text, "error", error, cached))
             self.abort(request_id)
         return ended
 
@@ -298,14 +298,14 @@ class Engine:
             rest, stopped = stream.finish()
             text, reason = text + rest, "stop" if stopped and not error else reason
         if reason:
-            self._remove(sequence)
+            self._remove(sequence, keep=token is not None)
         cached = sequence.num_cached_tokens or 0
         return TokenOutput(sequence.request_id, sequence.sample, token, text, reason, error, cached)
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _remove(self, sequence: Sequence, keep: bool) -> None:
         """Free a finished sequence, and forget its request with the last one."""
         del self._texts[sequence]
-        self.scheduler.remove(sequence)
+        self.scheduler.remove(sequence, keep)
         self.requests[sequence.request_id].remove(sequence)
         if not self.requests[sequence.request_id]:
             del self.requests[sequence.request_id]

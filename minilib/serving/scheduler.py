@@ -87,13 +87,15 @@ class Scheduler:
             self.policy.fork(parent, sequence)
             insort(self.running, sequence, key=self.policy.place)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and free its pages."""
+    def remove(self, sequence: Sequence, keep: bool = True) -> None:
+        """Take a sequence out, wherever it is, and free its pages; if not `keep`, nobody is to find them."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         self.policy.remove(sequence)
         sequence.table.release()
         sequence.status = Status.FINISHED
+        if self.prefix and not keep:
+            self.prefix.discard(sequence)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
         """What the next forward pass computes, (sequence, number of its tokens), its pages taken."""
@@ -197,15 +199,14 @@ class Scheduler:
         Room for the next step's tokens is what vLLM asks for: sequences then start earlier, and more of them have to
         give way half-computed (115 preemptions against 47 on the same trace).
         """
-        sequence = self.policy.first()
-        if sequence is None:
+        sequence, width = self.policy.first(), sum(len(other.samples_due) for other in self.running)
+        if sequence is None or width >= self.max_sequences:
             return None
         queue = [sequence]
         if self.most_overtakes:
             queue = self.waiting
             sequence = longest_prefix_first(queue, self.prefix, self.most_overtakes)
-        width = sum(len(other.samples_due) for other in self.running) + len(sequence.samples_due)
-        if width > self.max_sequences or not self._has_room_for_all_of(sequence):
+        if width + len(sequence.samples_due) > self.max_sequences or not self._has_room_for_all_of(sequence):
             return None
         count_overtaken(queue, sequence)
         self.policy.admit(sequence)

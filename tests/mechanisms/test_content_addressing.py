@@ -47,7 +47,7 @@ def test_any_order_of_operations(design, policy):
     for _ in range(500):
         blocks = [(choices.randrange(2), choices.randrange(2)) for _ in range(choices.randrange(1, 6))]
         path = (choices.choice(["", "a"]), *blocks)
-        name = choices.choice(["read", "leave", "grow", "evict", "evict", "evict", "match"])
+        name = choices.choice(["read", "leave", "grow", "evict", "evict", "evict", "match", "discard"])
         if name == "read":
             position = fill(index, blocks, path[0])
             held.append((path, position))
@@ -56,6 +56,15 @@ def test_any_order_of_operations(design, policy):
         elif name == "leave" and held:
             path, _ = held.pop(choices.randrange(len(held)))
             uses.subtract(path[:depth] for depth in range(2, len(path) + 1))
+        elif name == "discard" and held:
+            path, position = held.pop(choices.randrange(len(held)))
+            uses.subtract(path[:depth] for depth in range(2, len(path) + 1))
+            left = set(index.paths())
+            for given_up in index.discard(position, lambda path: uses[path] > 0):
+                assert given_up in left and not any(other[:-1] == given_up for other in left) and not uses[given_up]
+                left.remove(given_up)
+            assert set(index.paths()) == left and path not in left - {other[:-1] for other in left} - (+uses).keys()
+            model &= left
         elif name == "grow" and held:  # from a position that others may have cut or grown past since
             path, position = held.pop()
             longer = (*path, blocks[0])
@@ -86,7 +95,7 @@ def test_any_order_of_operations(design, policy):
         if design in EXACT:
             assert set(index.paths()) == set(index) == model
         done[name] += 1
-    assert min(done[name] for name in ("evict", "grow", "leave", "match", "nothing to evict")) > 2
+    assert min(done[name] for name in ("evict", "grow", "leave", "match", "discard", "nothing to evict")) > 2
     assert index.evictions == done["evict"]
 
 
@@ -202,6 +211,11 @@ def test_a_policy_serves_one_index(design):
     policy.add("somebody else's")
     with pytest.raises(ValueError, match="1 keys"):
         DESIGNS[design](policy)
+    policy = Lru()
+    DESIGNS[design](policy)
+    for other in DESIGNS.values():  # before either holds a key
+        with pytest.raises(ValueError, match="serves one index, and this one holds 0 keys of another"):
+            other(policy)
 
 
 def test_a_key_is_sha_256_of_parent_tokens_and_extras():

@@ -287,3 +287,16 @@ def test_a_negative_count_is_refused(call):
     with pytest.raises(ValueError, match="-5"):
         getattr(table, call)(-5)
     assert table.length == 9
+
+
+@pytest.mark.parametrize("breaks_at", range(3))
+def test_a_move_that_breaks_off_gives_back_what_it_took(breaks_at):
+    """A pool may do more than take a frame, and may fail at that."""
+    table, other = PageTable(FramePool(3), 2), FramePool(3)
+    table.append(6)
+    frames, allocate = list(table.frames), other.allocate
+    other.allocate = lambda: allocate() if other.num_used < breaks_at else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        table.move(other)
+    assert other.num_free == 3 and table.frames == frames and table.pool is not other
+    table.pool.check_invariants([table])

@@ -143,6 +143,19 @@ def test_pages_come_back_where_that_is_cheaper_than_computing_them(tmp_path, pla
         assert ask(served, prompt(21), likeliest(1))[1:] == (cached, 21 - cached)
 
 
+@both
+@pytest.mark.parametrize("disk, cached", [(1e5, 20), (1e12, 28)])
+def test_pages_in_memory_come_back_though_those_behind_them_are_on_a_slow_disk(tmp_path, disk, cached, design):
+    """The end of a chain leaves first, so host memory has pushed it on to the file."""
+    model = copy.deepcopy(models()[1]).float()
+    tier = SecondTier(machine(flops=1e9, memory=1e12, disk=disk), tmp_path / "pages", 40)
+    served = Engine(model, 8, 4, num_swap_pages=5, prefix_cache=design, second_tier=tier)
+    ask(served, prompt(29), likeliest(1))
+    push_out(served)
+    assert (len(served.prefix.tiers._in_memory), len(served.prefix.tiers.file)) == (5, 2)
+    assert ask(served, prompt(29), likeliest(1)) == (greedy(prompt(29), 1), cached, 29 - cached)
+
+
 def test_flops_of_tokens_add_up():
     config = models()[1].config
     parts = sum(flops_of(config, start, 1) for start in range(3, 20))
@@ -220,6 +233,37 @@ def test_a_page_that_cannot_come_back_leaves_the_request_waiting(tmp_path, monke
     served.check_invariants()
     assert waiting.table.frames == [] and served.cache.pool.num_used == 0
     assert finish(served).tokens["a", 0] == greedy(prompt(21), COUNT)
+
+
+@both
+@pytest.mark.parametrize("broken", range(3))
+def test_a_sequence_that_cannot_come_back_from_host_memory_takes_nothing(tmp_path, monkeypatch, design, broken):
+    """Kept pages have to leave for it, and the tier that they go to fails at one of them."""
+    served = tiered(tmp_path, "memory", design, num_pages=12, preemption="swap")
+    served.add_request("a", prompt(21), likeliest(COUNT))
+    (first,) = served.step()
+    served.scheduler.preempt(served.scheduler.running[0])
+    (swapped,) = served.scheduler.waiting
+    served.scheduler.policy.admit(swapped)  # held back until the pool is full
+    served.add_request("b", prompt(47), likeliest(1))
+    served.step()
+    served.scheduler.policy.preempt(swapped)
+    assert (served.cache.pool.num_idle, served.cache.swap_pool.num_used) == (11, 6)
+    put, calls = served.prefix.tiers.put, []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) > broken:
+            raise RuntimeError("no memory")
+        put(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.prefix.tiers, "put", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            served.step()
+    served.check_invariants()
+    assert served.cache.pool.num_used == served.cache.swap_pool.num_used == 0
+    assert (first.token_id, *finish(served).tokens["a", 0]) == greedy(prompt(21), COUNT)
 
 
 def test_clearing_forgets_all_tiers(tmp_path):

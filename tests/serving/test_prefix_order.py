@@ -77,3 +77,19 @@ def test_nobody_starves_in_a_stream_of_requests_with_longer_prefixes(most):
 def test_a_bound_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match="most_overtakes is 0, or more"):
         engine(**options)
+
+
+@both
+def test_nobody_is_looked_up_while_as_many_run_as_may(design, monkeypatch):
+    """Each step would hash the beginnings of the whole queue, for nothing."""
+    served, calls = engine(60, 4, prefix_cache=design, most_overtakes=2, max_sequences=2), []
+    for number in range(5):
+        served.add_request(str(number), SYSTEM + prompt(3, number), likeliest(6))
+    served.step()
+    real = served.prefix.index.match
+    monkeypatch.setattr(served.prefix.index, "match", lambda *looked_up: calls.append(1) or real(*looked_up))
+    for _ in range(4):
+        served.step()
+    assert len(served.scheduler.running) == 2 and not calls
+    finish(served)
+    assert calls

@@ -50,7 +50,7 @@ class Cache:
         used: the sum of the sizes held.
 
     Raises:
-        ValueError: if capacity is below 0, or the policy holds keys already.
+        ValueError: if capacity is below 0, or the policy has another owner.
 
     Cost: O(1) for each call and each eviction, plus that of the policy, and O(pinned entries) to put.
     """
@@ -58,8 +58,7 @@ class Cache:
     def __init__(self, capacity: int, policy: EvictionPolicy) -> None:
         if capacity < 0:
             raise ValueError(f"a cache has a capacity of 0 or more, got {capacity!r}")
-        if len(policy):
-            raise ValueError(f"a policy serves one cache, and this one holds {len(policy)} keys; make a new one")
+        policy.own("cache")
         self.capacity, self.policy = capacity, policy
         self.hits = self.misses = self.evictions = self.used = 0
         self._entries: dict[Hashable, _Entry] = {}

@@ -33,6 +33,22 @@ def any_key(key: Hashable) -> bool:
 class EvictionPolicy(ABC):
     """Keeps the order in which keys leave. The owner adds a key once, then uses it, and evicts or removes it once."""
 
+    _owned = False
+
+    def own(self, owner: str) -> None:
+        """Whoever adds keys claims the policy first, since two owners would be given each other's keys to evict.
+
+        Args:
+            owner: what it is, for the message.
+
+        Raises:
+            ValueError: if somebody else has claimed it, or has added keys.
+        """
+        if self._owned or len(self):
+            keys = f"{len(self)} keys of another"
+            raise ValueError(f"a policy serves one {owner}, and this one holds {keys}; make a new one")
+        self._owned = True
+
     @abstractmethod
     def __iter__(self) -> Iterator[Hashable]:
         """The keys that are held."""

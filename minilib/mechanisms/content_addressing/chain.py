@@ -148,11 +148,17 @@ class HashChain(PrefixIndex):
         while block.children:  # nobody uses them, since nobody uses what is before them
             block = block.children[0]
         self.policy.evict(block.key)
-        del self._blocks[block.key]
-        if block.parent.depth:
-            block.parent.children.remove(block)
         self.evictions += 1
-        return block.value
+        return self._drop(block)
+
+    def discard(self, position: Block | Root, in_use: Callable[[Any], bool]) -> list[Any]:
+        values = []
+        while position.depth and not (position.listed and (position.children or in_use(position.value))):
+            if position.listed:
+                self.policy.remove(position.key)
+                values.append(self._drop(position))
+            position = position.parent
+        return values
 
     def check_invariants(self) -> None:
         """As every index; and no block is held without the one before it, and children are counted right."""
@@ -166,6 +172,12 @@ class HashChain(PrefixIndex):
                 children[block.parent.key].append(block)
         for key, block in self._blocks.items():
             assert set(block.children) == set(children[key]), "a block has lost children, or keeps those that left"
+
+    def _drop(self, block: Block) -> Any:
+        del self._blocks[block.key]
+        if block.parent.depth:
+            block.parent.children.remove(block)
+        return block.value
 
     def _held(self, key: bytes, position: Block | Root, tokens: Tokens) -> Block | None:
         block = self._blocks.get(key)

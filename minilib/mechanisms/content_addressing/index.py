@@ -52,14 +52,13 @@ class PrefixIndex(ABC):
 
     Raises:
         TypeError: if the policy is none.
-        ValueError: if the policy holds keys already.
+        ValueError: if the policy has another owner.
     """
 
     def __init__(self, policy: EvictionPolicy) -> None:
         if not isinstance(policy, EvictionPolicy):
             raise TypeError(f"an EvictionPolicy such as Lru() is needed, got {policy!r}")
-        if len(policy):
-            raise ValueError(f"a policy serves one index, and this one holds {len(policy)} keys; make a new one")
+        policy.own("index")
         self.policy = policy
         self.evictions = 0
 
@@ -110,6 +109,14 @@ class PrefixIndex(ABC):
 
         Raises:
             NothingToEvict: if every block must stay.
+        """
+
+    @abstractmethod
+    def discard(self, position: Any, in_use: Callable[[Any], bool]) -> list[Any]:
+        """Give up the blocks up to here, the last one first, until one is continued or its value is in use.
+
+        Returns:
+            Their values.
         """
 
     def match(self, blocks: Iterable[Tokens], salt: str = "") -> Match:

@@ -146,13 +146,15 @@ class RadixTree(PrefixIndex):
             return not run.children and not in_use(run.values[-1])
 
         run = self._runs[self.policy.victim(evictable)]
-        if len(run.blocks) == 1:
-            self.policy.evict(run.number)
-            del self._runs[run.number], run.parent.children[run.label]
-        run.blocks.pop()
-        self._num_blocks -= 1
         self.evictions += 1
-        return run.values.pop()
+        return self._drop_last(run, self.policy.evict)
+
+    def discard(self, position: Place, in_use: Callable[[Any], bool]) -> list[Any]:
+        values, run = [], self._run_of(position)
+        while run.end <= position.depth and run.blocks and not run.children and not in_use(run.values[-1]):
+            values.append(self._drop_last(run, self.policy.remove))
+            run = run if run.blocks else run.parent
+        return values
 
     def check_invariants(self) -> None:
         """As every index; and runs are where their labels say, none is empty, and each is known to its parent."""
@@ -183,6 +185,15 @@ class RadixTree(PrefixIndex):
         while run.parent is not None and run.start >= position.depth:
             run = run.parent
         return run
+
+    def _drop_last(self, run: Run, leave: Callable[[int], None]) -> Any:
+        """Give up the last block of a run; with its last one the run leaves the policy, too."""
+        if len(run.blocks) == 1:
+            leave(run.number)
+            del self._runs[run.number], run.parent.children[run.label]
+        run.blocks.pop()
+        self._num_blocks -= 1
+        return run.values.pop()
 
     def _new_run(self, parent: Run, salt: str, blocks: list[Tokens], values: list[Any]) -> Run:
         run = Run(next(self._numbers), parent, parent.end, salt, blocks, values)

@@ -250,7 +250,14 @@ class PageTable:
         held = self.present()
         if len(held) > pool.num_free:
             raise OutOfFrames(f"moving takes {len(held)} frames, and the other pool has {pool.num_free} free")
-        target = {frame: pool.allocate() for frame in held}
+        target: dict[int, int] = {}
+        try:
+            for frame in held:
+                target[frame] = pool.allocate()
+        except BaseException:  # a pool that has to give up what it keeps may fail at that
+            for frame in target.values():
+                pool.release(frame)
+            raise
         for frame in held:
             self.pool.release(frame)
         self.frames = [frame if frame is None else target[frame] for frame in self.frames]

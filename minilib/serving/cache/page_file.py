@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import struct
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ class PageFile:
         self._slot_bytes = self._name_bytes + 32 + self._content_bytes
         header = {"model": model, "page": list(page), "dtype": str(dtype), "num_pages": num_pages}
         self._handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        weakref.finalize(self, self._handle.close)  # whoever drops an engine gives its file to the next one
         self._file = self._handle.fileno()
         try:
             self._open(header)
@@ -108,8 +110,10 @@ class PageFile:
         """Write a page, in the place of another if there is no free slot.
 
         Returns:
-            Whether it is there. The disk may fail: then the page is lost, and nothing else.
+            Whether it is there. The disk may fail, or the file be closed: then the page is lost, and nothing else.
         """
+        if self._handle.closed:
+            return False
         if name in self:
             self._slots.move_to_end(name.key)
             return True
@@ -146,8 +150,9 @@ class PageFile:
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(self._dtype).view(self._page)
 
     def close(self) -> None:
-        """Give the file back to the system; pages stay in it."""
-        self._handle.close()
+        """Give the file back to the system. Pages stay in it, and are found when it is opened again."""
+        self._handle.close()  # from here on its number may be that of another file
+        self._free, self._slots = list(range(self.num_slots)), OrderedDict()
 
     def check_invariants(self) -> None:
         """Every slot is free or holds one page."""

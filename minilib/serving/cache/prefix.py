@@ -46,9 +46,10 @@ class PrefixCache:
         tokens_asked: tokens of those sequences.
 
     Raises:
-        ValueError: for a design that is unknown, or a policy that holds keys already.
+        ValueError: for a design that is unknown, or a policy that has another owner.
 
-    Cost: the tokens of a page are hashed or compared once when it is full, and once when it is looked up.
+    Cost: the tokens of a page are hashed or compared once when it is full, and once each time that it is looked up:
+    when a sequence is let in, and at each step at which the first in the queue finds no room.
     """
 
     def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy, tiers: Tiers | None = None) -> None:
@@ -120,6 +121,16 @@ class PrefixCache:
                     self._names[own] = self._name(sequence, page)
         sequence.stored = position
 
+    def discard(self, sequence: Sequence) -> None:
+        """Forget the pages of a sequence that has ended, from its last one back to one that others use or continue.
+
+        For a sequence whose logits were no numbers: if its keys and values are to blame, whoever begins alike would
+        fail as well, for as long as they are kept.
+        """
+        for frame in self.index.discard(sequence.stored, self.pool.in_use) if sequence.stored else ():
+            self._names.pop(frame, None)
+            self.pool.drop(frame)
+
     def clear(self) -> int:
         """Forget what no sequence uses, in all tiers, as must be done when the model's weights have changed.
 
@@ -158,7 +169,7 @@ class PrefixCache:
         return (tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size))
 
     def _load(self, sequence: Sequence) -> None:
-        """Bring back the pages that follow those of a sequence, if that is cheaper than computing their tokens."""
+        """Bring back the pages that follow those of a sequence, as many as come cheaper than computing their tokens."""
         table, names = sequence.table, []
         if table.length % self.page_size:
             return  # all but the last token are there
@@ -167,7 +178,8 @@ class PrefixCache:
             if name not in self.tiers:
                 break
             names.append(name)
-        if not names or not self.tiers.worth(table.length, names):
+        names = names[: self.tiers.worth(table.length, names)]
+        if not names:
             return
         contents = list(itertools.takewhile(lambda content: content is not None, map(self.tiers.get, names)))
         table.append(len(contents) * self.page_size)

@@ -108,18 +108,21 @@ class Tiers:
         self._in_memory.move_to_end(name)
         return _content(self.cache.swap_k, self.cache.swap_v, self._in_memory[name])
 
-    def worth(self, start: int, names: list[PageName]) -> bool:
-        """Whether these pages should come back, behind `start` tokens that are there, rather than be computed.
+    def worth(self, start: int, names: list[PageName]) -> int:
+        """How many of these pages should come back, behind `start` tokens that are there, and the rest be computed.
 
         Computing is priced by its arithmetic alone, since the weights are read for the tokens behind them in any case;
-        coming back, by the bytes that each page moves from where it is.
+        coming back, by the bytes that each page moves from where it is. The first pages of a chain may be in memory and
+        its end in a file: where they part, it may pay to stop.
         """
         if self.machine is None:
-            return True
-        tokens = len(names) * self.cache.page_size
-        flops = flops_of(self.config, start, tokens)
-        computed = price(Cost(flops, dtype=self._dtype), self.machine).seconds
-        return sum(self._seconds(name) for name in names) < computed
+            return len(names)
+        saved, size = [0.0], self.cache.page_size
+        for page, name in enumerate(names):
+            flops = flops_of(self.config, start + page * size, size)
+            computed = price(Cost(flops, dtype=self._dtype), self.machine).seconds
+            saved.append(saved[-1] + computed - self._seconds(name))
+        return saved.index(max(saved))
 
     def clear(self) -> None:
         """Forget every page, and give the file up, which goes on naming the model that was served until now."""

@@ -1,8 +1,10 @@
 """A file of pages gives back what was put into it, bit by bit, or nothing; one that is not right is refused by name."""
 
+import gc
 import json
 import os
 import random
+import warnings
 
 import pytest
 import torch
@@ -96,6 +98,23 @@ def test_a_slot_that_was_changed_is_a_miss_and_free_again(tmp_path, at):
     assert file.get(name(1)) is None and file.get(name(2)).equal(content(2))
     file.check_invariants()
     assert file.put(name(1), content(1)) and file.get(name(1)).equal(content(1))
+
+
+def test_a_file_that_was_closed_touches_no_other_file(tmp_path):
+    """The system gives the number of a closed file to the next one that is opened."""
+    file = opened(tmp_path / "pages")
+    number = file._file
+    file.put(name(1), content(1))
+    file.close()
+    with (tmp_path / "other").open("w+b") as other:
+        assert other.fileno() == number
+        assert not file.put(name(2), content(2)) and not file.put(name(1), content(1))
+        assert file.get(name(1)) is None and name(1) not in file and len(file) == 0
+        file.check_invariants()
+    assert (tmp_path / "other").read_bytes() == b""
+    again = opened(tmp_path / "pages")
+    assert again.get(name(1)).equal(content(1))
+    again.close()
 
 
 def test_a_file_that_shrinks_while_it_is_used_is_a_miss(tmp_path):
@@ -210,3 +229,18 @@ def test_one_file_serves_one_engine_at_a_time(tmp_path):
     opened(tmp_path / "pages").close()
     with pytest.raises(ValueError, match="1 page or more"):
         opened(tmp_path / "pages", 0)
+
+
+def test_a_file_that_nobody_holds_any_more_is_free(tmp_path):
+    """Held in a cycle, as an engine's is, and dropped without a word."""
+    file = opened(tmp_path / "pages")
+    file.put(name(1), content(1))
+    file.engine = file
+    del file
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert not seen
+    again = opened(tmp_path / "pages")
+    assert again.get(name(1)).equal(content(1))
+    again.close()
