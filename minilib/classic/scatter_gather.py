@@ -10,8 +10,8 @@
 
 The rows are, say, products, the columns shops, the values prices and the weights a basket.
 
-Source: Barroso, Dean and Hölzle, "Web Search for a Planet", IEEE Micro 2003 (a query goes to all shards of an index, and
-their answers are merged); partial aggregates are those of any distributed database.
+Source: Barroso, Dean and Hölzle, "Web Search for a Planet", IEEE Micro 2003 (a query goes to all shards of an index,
+and their answers are merged); partial aggregates are those of any distributed database.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from minilib.mechanisms.sharding.columns import column_ranges
+from minilib.mechanisms.sharding.columns import column_ranges, num_copies
 from minilib.mechanisms.sharding.slicing import slices
 
 NUMBER_BYTES = 8
@@ -89,7 +89,7 @@ class TableShards:
                 )
         folder.mkdir(parents=True, exist_ok=True)
         self.parts, self.traffic, self._has_next = parts, QueryTraffic(), then is not None
-        self._asked = [number for number, part in enumerate(parts) if part not in parts[:number]]  # of copies the first
+        self._asked = range(0, num_shards, num_copies(parts) if by == "column" else 1)  # of copies only the first
         self._files = [_open(folder / f"part-{number}.sqlite") for number in range(num_shards)]
         for file, part in zip(self._files, parts, strict=True):
             rows, columns = (range(self.num_rows), part) if by == "column" else (part, range(self.num_columns))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilib.mechanisms.sharding.columns import DoesNotDivide, column_ranges, num_copies, side_by_side
+from minilib.mechanisms.sharding.columns import DoesNotDivide, column_ranges, num_copies
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans())
@@ -36,11 +36,3 @@ def test_what_does_not_divide_is_refused_by_name(columns, shards, copies, messag
 def test_nothing_to_deal_is_refused(columns, shards):
     with pytest.raises(ValueError, match="1 or more"):
         column_ranges(columns, shards)
-
-
-def test_groups_lie_side_by_side():
-    """Queries of 4 heads, keys and values of 2: what rank 1 of 2 has, and of 4, where keys are copied."""
-    halves = [column_ranges(heads, 2) for heads in (4, 2, 2)]
-    assert side_by_side(halves, (4, 2, 2), 1) == [range(2, 4), range(5, 6), range(7, 8)]
-    quarters = [column_ranges(heads, 4, copies=True) for heads in (4, 2, 2)]
-    assert side_by_side(quarters, (4, 2, 2), 1) == [range(1, 2), range(4, 5), range(6, 7)]

@@ -2,10 +2,9 @@
 
     12 columns on 3 shards              │ 0 – 3 │ 4 – 7 │ 8 – 11 │
     2 columns on 4 shards, as copies    │ 0 │ 0 │ 1 │ 1 │
-    groups of 8, 4 and 4, on 2 shards   │ 0 – 3, 8 – 9, 12 – 13 │ 4 – 7, 10 – 11, 14 – 15 │
 
-A shard that has a part of every group has side by side what is used together: the columns of one query in a database
-(classic/scatter_gather.py); a head's queries, keys and values, or gate and up, in a layer (parallel/tensor_parallel).
+The columns are those of a table in a database (classic/scatter_gather.py), or heads and columns of a layer's matrices
+(parallel/tensor_parallel/layout.py). Rows that shards cannot have as many each of are cut by slicing.py.
 
 Source: Shoeybi et al. 2019, "Megatron-LM", section 3 (columns, then rows, of a layer's matrices).
 """
@@ -50,17 +49,3 @@ def column_ranges(num_columns: int, num_shards: int, name: str = "columns", *, c
 def num_copies(ranges: Sequence[range]) -> int:
     """Shards that have the same columns, of those that `column_ranges` made."""
     return sum(columns == ranges[0] for columns in ranges)
-
-
-def side_by_side(groups: Sequence[Sequence[range]], sizes: Sequence[int], shard: int) -> list[range]:
-    """A shard's part of every group, in a table whose groups lie one after the other.
-
-    Args:
-        groups: of each group the ranges of all shards, counted from the group's first column.
-        sizes: columns of each group.
-        shard: whose.
-    """
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    return [
-        range(start + each[shard].start, start + each[shard].stop) for start, each in zip(starts, groups, strict=True)
-    ]

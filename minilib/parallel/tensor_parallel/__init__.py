@@ -1,0 +1,5 @@
+"""Tensor parallelism: layout.py says who has what, stream.py what ranks exchange, tensor_parallel.py cuts a model."""
+
+from minilib.parallel.tensor_parallel.tensor_parallel import CannotBeCut, TensorParallel
+
+__all__ = ["CannotBeCut", "TensorParallel"]
