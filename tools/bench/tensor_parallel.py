@@ -33,9 +33,9 @@ from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.ranks.turns import seconds_in_turns
 
 MODEL = ModelConfig(
-    4096, 512, 1408, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=64, max_position=256, tie_embeddings=False
-)
-SEQUENCES, CONTEXT, TURNS, RATE = 2, 256, 10, 1e-4
+    4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128, tie_embeddings=False
+)  # that of chapters 05 and 06
+SEQUENCES, CONTEXT, TURNS, RATE = 2, 128, 20, 1e-4
 TRANSPORTS: dict[str, Callable[[], Transport]] = {"gloo": GroupTransport, "shared memory": SharedMemoryTransport}
 OURS = {
     "ours": {},

@@ -107,7 +107,7 @@ class Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, stream: Stream) -> Tensor:
         ctx.stream, ctx.shape = stream, x.shape
-        return stream.of_stream(stream.reduce(x.reshape(-1, x.shape[-1]).clone())(), x)
+        return stream.of_stream(stream.reduce_now(x.reshape(-1, x.shape[-1]).clone()), x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
@@ -124,4 +124,4 @@ class Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.stream.reduce(grad.reshape(-1, grad.shape[-1]).clone())().view(ctx.shape), None
+        return ctx.stream.reduce_now(grad.reshape(-1, grad.shape[-1]).clone()).view(ctx.shape), None

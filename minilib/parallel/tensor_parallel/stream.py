@@ -60,6 +60,9 @@ class Stream(Protocol):
             What gives, when called, this rank's part of the stream.
         """
 
+    def reduce_now(self, partial: Tensor) -> Tensor:
+        """The same, done when it returns."""
+
 
 class Replicated:
     """Every rank has the whole stream.
@@ -91,6 +94,8 @@ class Replicated:
         return x, x @ weight
 
     def multiply_and_reduce(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.chunks == 1:  # nothing else to do meanwhile
+            return self.reduce_now(x @ weight)
         out = x.new_empty(len(x), weight.shape[1])
         waits = []
         for rows, part in zip(x.tensor_split(self.chunks), out.tensor_split(self.chunks), strict=True):
@@ -99,6 +104,11 @@ class Replicated:
         for wait in waits:
             wait()
         return out
+
+    def reduce_now(self, partial: Tensor) -> Tensor:
+        self.collectives["all_reduce"] += 1
+        self.comm.all_reduce(partial)
+        return partial
 
     def reduce(self, partial: Tensor) -> Callable[[], Tensor]:
         self.collectives["all_reduce"] += 1
@@ -140,8 +150,8 @@ class SequenceParallel:
         return rows
 
     def gather(self, x: Tensor) -> Tensor:
-        full, wait = self._begin_gather(x)
-        wait()
+        full = self._room_for_all(x)
+        self.comm.all_gather(full)
         return full[: self._shape.numel()]
 
     @property
@@ -157,16 +167,19 @@ class SequenceParallel:
 
     def gather_and_multiply(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         own, tokens = self._own, self._shape.numel()
-        full, wait = self._begin_gather(x)
+        full = self._room_for_all(x)
+        pending = self.comm.all_gather(full, async_op=True)
         out = x.new_empty(len(full), weight.shape[1])
         torch.mm(x, weight, out=out[own])
-        wait()
+        pending.wait()
         for others in (slice(own.start), slice(own.stop, None)):
             torch.mm(full[others], weight, out=out[others])
         return full[:tokens], out[:tokens]
 
     def multiply_and_reduce(self, x: Tensor, weight: Tensor) -> Tensor:
         """A chunk is a part of every rank's rows."""
+        if self.chunks == 1:
+            return self.reduce_now(x @ weight)
         out, waits = x.new_empty(self._rows, weight.shape[1]), []
         for first, last in _edges(self._rows, self.chunks):
             part = x.new_zeros(self.comm.world_size, last - first, weight.shape[1])
@@ -179,8 +192,15 @@ class SequenceParallel:
         return out
 
     def reduce(self, partial: Tensor) -> Callable[[], Tensor]:
+        return self._reduce_scatter(self._padded(partial))
+
+    def reduce_now(self, partial: Tensor) -> Tensor:
+        self.collectives["reduce_scatter"] += 1
+        return self.comm.reduce_scatter(self._padded(partial)).view(self._rows, -1).clone()
+
+    def _padded(self, partial: Tensor) -> Tensor:
         padding = self._rows * self.comm.world_size - len(partial)
-        return self._reduce_scatter(torch.cat((partial, partial.new_zeros(padding, partial.shape[1]))))
+        return torch.cat((partial, partial.new_zeros(padding, partial.shape[1]))) if padding else partial
 
     def _reduce_scatter(self, full: Tensor) -> Callable[[], Tensor]:
         """Of rows of all ranks, equally many; the result is a copy."""
@@ -193,12 +213,12 @@ class SequenceParallel:
 
         return result
 
-    def _begin_gather(self, x: Tensor) -> tuple[Tensor, Callable[[], None]]:
-        """Room for the rows of all ranks, with this rank's; the others' are there after the call that comes along."""
+    def _room_for_all(self, x: Tensor) -> Tensor:
+        """Rows of all ranks, with this rank's in their place, to be gathered."""
         self.collectives["all_gather"] += 1
         full = x.new_empty(len(x) * self.comm.world_size, x.shape[1])
         full[self._own] = x
-        return full, self.comm.all_gather(full, async_op=True).wait
+        return full
 
 
 def _edges(rows: int, chunks: int) -> list[tuple[int, int]]:
