@@ -7,7 +7,6 @@ their ups, side by side; gloo carries its messages, as it does for all CPU tenso
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -22,7 +21,6 @@ from tqdm import tqdm
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.numbers.measure import quartiles
 from minilib.parallel.tensor_parallel import TensorParallel
 from minilib.parallel.tensor_parallel.layout import cuts
 from minilib.ranks import launch
@@ -31,6 +29,7 @@ from minilib.ranks.transport.base import Transport
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.ranks.turns import seconds_in_turns
+from tools.bench.training import summary
 
 MODEL = ModelConfig(
     4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128, tie_embeddings=False
@@ -45,14 +44,14 @@ OURS = {
 PEER = "torch.distributed.tensor.parallel"
 
 
-def tensor_parallel(turns: int = TURNS) -> dict:
+def tensor_parallel(turns: int = TURNS, config: ModelConfig = MODEL) -> dict:
     """The figures of chapter 07, JSON values in SI units."""
     groups = []
     for name in tqdm(TRANSPORTS, desc="tensor parallelism on ranks", leave=False):
-        times = launch.run(_in_turns, 2, name, turns, timeout=600)[0]
-        groups.append({"transport": name} | {part: _summary(found) for part, found in times.items()})
+        times = launch.run(_in_turns, 2, config, name, turns, timeout=600)[0]
+        groups.append({"transport": name} | {part: summary(found, PEER) for part, found in times.items()})
     return {
-        "parameters": MODEL.num_parameters,
+        "parameters": config.num_parameters,
         "tokens": SEQUENCES * CONTEXT,
         "world_size": 2,
         "peer": PEER,
@@ -60,10 +59,10 @@ def tensor_parallel(turns: int = TURNS) -> dict:
     }
 
 
-def _in_turns(transport: str, turns: int) -> dict[str, dict[str, list[float]]]:
+def _in_turns(config: ModelConfig, transport: str, turns: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of every forward and of every step by each method, on the slower rank."""
     comm = Communicator(TRANSPORTS[transport]())
-    losses = {name: _ours(comm, options) for name, options in OURS.items()} | {PEER: _torch()}
+    losses = {name: _ours(config, comm, options) for name, options in OURS.items()} | {PEER: _torch(config)}
     forwards = {name: partial(_forward, loss) for name, (loss, _) in losses.items()}
     steps = {name: partial(_step, *pair) for name, pair in losses.items()}
     expected = forwards[PEER]()
@@ -78,8 +77,8 @@ def _in_turns(transport: str, turns: int) -> dict[str, dict[str, list[float]]]:
 Loss = Callable[[], Tensor]
 
 
-def _ours(comm: Communicator, options: dict) -> tuple[Loss, Callable[[], None]]:
-    model = Decoder(MODEL)
+def _ours(config: ModelConfig, comm: Communicator, options: dict) -> tuple[Loss, Callable[[], None]]:
+    model = Decoder(config)
     tp = TensorParallel(model, comm, **options)
     optimizer = _adamw(model)
 
@@ -88,30 +87,14 @@ def _ours(comm: Communicator, options: dict) -> tuple[Loss, Callable[[], None]]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return partial(model.loss, *_batch()), update
+    return partial(model.loss, *_batch(config)), update
 
 
-def _torch() -> tuple[Loss, Callable[[], None]]:
-    """The decoder as torch's own library cuts it, from the same weights."""
-    world_size = dist.get_world_size()
-    model, mesh = Decoder(MODEL), init_device_mesh("cpu", (world_size,))
-    parts = cuts(MODEL, {name: x.shape for name, x in model.state_dict().items()}, world_size)
-    for name, parameter in model.named_parameters():
-        if name.split(".")[-2] in ("qkv", "gate_up"):  # so that contiguous rows are a rank's
-            whole = parameter.detach().clone()
-            parameter.data = torch.cat([parts[name].take(whole, rank) for rank in range(world_size)])
-    plan = {
-        "embed": RowwiseParallel(input_layouts=Replicate()),
-        "unembed": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),
-    }
-    for number, layer in enumerate(model.layers):
-        layer.heads = tuple(heads // world_size for heads in layer.heads)
-        columns, rows = ("qkv", "gate_up"), ("project", "down")
-        plan |= {f"layers.{number}.{name}": ColwiseParallel() for name in columns}
-        plan |= {f"layers.{number}.{name}": RowwiseParallel() for name in rows}
-    parallelize_module(model, mesh, plan)
+def _torch(config: ModelConfig) -> tuple[Loss, Callable[[], None]]:
+    model = Decoder(config)
+    cut_by_torch(model)
     optimizer = _adamw(model)
-    token_ids, positions, targets = _batch()
+    token_ids, positions, targets = _batch(config)
 
     def loss() -> Tensor:
         logits = model(token_ids, positions, model.ops.causal_attention)
@@ -122,6 +105,28 @@ def _torch() -> tuple[Loss, Callable[[], None]]:
         optimizer.zero_grad()
 
     return loss, update
+
+
+def cut_by_torch(model: Decoder) -> None:
+    """As torch's own library cuts a decoder among the ranks of the default group, from rank 0's weights; untied ones.
+
+    Its logits are a part on each rank, of which `loss_parallel` computes a loss.
+    """
+    world_size = dist.get_world_size()
+    parts = cuts(model.config, {name: x.shape for name, x in model.state_dict().items()}, world_size)
+    for name, parameter in model.named_parameters():
+        if name.split(".")[-2] in ("qkv", "gate_up"):  # so that contiguous rows are a rank's
+            whole = parameter.detach().clone()
+            parameter.data = torch.cat([parts[name].take(whole, rank) for rank in range(world_size)])
+    plan = {
+        "embed": RowwiseParallel(input_layouts=Replicate()),
+        "unembed": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False),
+    }
+    for number, layer in enumerate(model.layers):
+        layer.heads = tuple(heads // world_size for heads in layer.heads)
+        plan |= {f"layers.{number}.{name}": ColwiseParallel() for name in ("qkv", "gate_up")}
+        plan |= {f"layers.{number}.{name}": RowwiseParallel() for name in ("project", "down")}
+    parallelize_module(model, init_device_mesh("cpu", (world_size,)), plan)
 
 
 @torch.no_grad()
@@ -136,21 +141,11 @@ def _step(loss: Loss, update: Callable[[], None]) -> None:
     update()
 
 
-def _batch() -> tuple[Tensor, Tensor, Tensor]:
+def _batch(config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """The same on all ranks: token ids, positions and targets."""
-    tokens = torch.randint(MODEL.vocab_size, (SEQUENCES, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(config.vocab_size, (SEQUENCES, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
     return tokens[:, :-1], torch.arange(CONTEXT).expand(SEQUENCES, CONTEXT), tokens[:, 1:]
 
 
 def _adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=RATE)
-
-
-def _summary(turns: dict[str, list[float]]) -> list[dict]:
-    """A row a method: its median, and its ratio to the peer that took the same turns."""
-    rows = []
-    for name, times in turns.items():
-        ratios = tuple(own / other for own, other in zip(times, turns[PEER], strict=True))
-        median, spread = statistics.median(ratios), quartiles(ratios)
-        rows.append({"method": name, "seconds": statistics.median(times), "over_peer": median, "quartiles": spread})
-    return rows
