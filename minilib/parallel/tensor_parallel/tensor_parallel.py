@@ -84,6 +84,11 @@ class TensorParallel:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._arrived)
 
+    @property
+    def due(self) -> bool:
+        """Whether gradients have come that `finish` has not added up yet."""
+        return self._due
+
     def finish(self) -> None:
         """Call after the last backward of a step: add up the gradients of which each rank has a part.
 
