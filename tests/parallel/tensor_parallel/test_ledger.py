@@ -153,7 +153,7 @@ class Products(TorchDispatchMode):
 
 def overlapped(log: list) -> int:
     """Collectives during which a product was computed."""
-    ends = {number: place for place, (what, number) in enumerate(log) if what == "end"}
+    ends = {number: place for place, (what, number) in reversed(list(enumerate(log))) if what == "end"}
     begins = {number: place for place, (what, number) in enumerate(log) if what == "begin"}
     return sum(any(what == "product" for what, _ in log[begins[k] : ends[k]]) for k in begins)
 

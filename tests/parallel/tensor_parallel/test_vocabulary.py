@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from minilib.mechanisms.sharding.columns import DoesNotDivide
 from minilib.parallel.tensor_parallel.layout import cuts
+from minilib.parallel.tensor_parallel.linear import Enter, Leave
+from minilib.parallel.tensor_parallel.stream import Replicated, SequenceParallel
 from minilib.parallel.tensor_parallel.vocabulary import vocabulary_parallel_cross_entropy
 from minilib.ranks.agreement import RanksDiffer
 from minilib.ranks.collectives import Communicator
@@ -50,6 +52,29 @@ def losses() -> list:
         with pytest.raises(RanksDiffer, match="pass the same tokens on all ranks"):
             vocabulary_parallel_cross_entropy(own, targets, VOCABULARY, comm)
     return found
+
+
+def enters_and_leaves() -> None:
+    """What goes into a sum, in forward or in backward, is not overwritten by it."""
+    comm = Communicator(SharedMemoryTransport())
+    for stream, rows in ((Replicated(comm), 6), (SequenceParallel(comm), 3)):
+        stream.begin(torch.Size((2, 3)))
+        x = torch.full((2, 3, 4), comm.rank + 1.0, requires_grad=True)
+        y = Leave.apply(x, stream)
+        assert y.numel() == rows * 4 and (y == 3).all() and (x == comm.rank + 1).all()
+        gradient = torch.full_like(y, 5.0)
+        y.backward(gradient)
+        assert (x.grad == 5).all() and (gradient == 5).all()
+    part = torch.full((3, 4), comm.rank + 1.0, requires_grad=True)
+    whole = Enter.apply(part, stream)
+    assert whole.flatten(0, 1).tolist() == [[1.0] * 4] * 3 + [[2.0] * 4] * 3
+    gradient = torch.full_like(whole, comm.rank + 1.0)
+    whole.backward(gradient)
+    assert (part.grad == 3).all() and (gradient == comm.rank + 1).all()
+
+
+def test_sums_leave_what_they_are_made_of_as_it_is():
+    run(enters_and_leaves, 2)
 
 
 def test_a_loss_over_a_cut_vocabulary_is_that_over_the_whole():
