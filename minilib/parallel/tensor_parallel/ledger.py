@@ -8,7 +8,7 @@ S are the bytes of one activation, tokens · hidden_size · itemsize. The embedd
 the output projection one in backward; with sequence parallelism each adds its half in both.
 
 Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", sections 4.1 and 4.2;
-there ranks keep their own tokens alone of what enters a layer's products, and gather the others again in backward.
+there ranks `regather`: they keep their own tokens alone of what enters a layer's products.
 """
 
 from __future__ import annotations
@@ -17,23 +17,31 @@ from minilib.mechanisms.basics.arithmetic import round_up
 from minilib.model.config import ModelConfig
 
 
-def stream_collectives(config: ModelConfig, sequence_parallel: bool = False, chunks: int = 1) -> dict[str, int]:
+def stream_collectives(
+    config: ModelConfig, sequence_parallel: bool = False, chunks: int = 1, regather: bool = False
+) -> dict[str, int]:
     """How many collectives of the stream one forward and one backward call, without those of the loss.
 
     Args:
         config: of the whole decoder.
         sequence_parallel: whether ranks have a part of the tokens between layers.
-        chunks: see `TensorParallel`; every product by rows calls as many in forward.
+        chunks, regather: see `TensorParallel`; every product by rows calls as many as there are chunks in forward.
     """
     halves = 2 * config.num_layers + 1
     forward_chunks = 2 * config.num_layers * (chunks - 1)
     if sequence_parallel:
-        return {"all_gather": 2 * halves, "reduce_scatter": 2 * halves + forward_chunks}
+        again = 2 * config.num_layers if regather else 0
+        return {"all_gather": 2 * halves + again, "reduce_scatter": 2 * halves + forward_chunks}
     return {"all_reduce": 2 * halves + forward_chunks}
 
 
 def wire_bytes(
-    config: ModelConfig, tokens: int, world_size: int, sequence_parallel: bool = False, itemsize: int = 4
+    config: ModelConfig,
+    tokens: int,
+    world_size: int,
+    sequence_parallel: bool = False,
+    regather: bool = False,
+    itemsize: int = 4,
 ) -> dict[str, int]:
     """Bytes that all ranks together send in a step, in "forward", "backward" and "finish".
 
@@ -42,21 +50,29 @@ def wire_bytes(
         tokens: of the batch; with sequence parallelism padded to a multiple of world_size.
         world_size: ranks.
         sequence_parallel: whether ranks have a part of the tokens between layers.
+        regather: see `TensorParallel`.
         itemsize: bytes of a value; the loss computes in 4 or more.
     """
     padded = round_up(tokens, world_size) if sequence_parallel else tokens
     all_reduced = 2 * (world_size - 1)  # times a tensor's bytes, whatever the plan
-    stream = (2 * config.num_layers + 1) * all_reduced * padded * config.hidden_size * itemsize
+    activation = padded * config.hidden_size * itemsize
+    stream = (2 * config.num_layers + 1) * all_reduced * activation
+    again = 2 * config.num_layers * (world_size - 1) * activation if regather else 0
     loss = 4 * all_reduced * tokens * max(4, itemsize)
     return {
         "forward": stream + loss,
-        "backward": stream,
+        "backward": stream + again,
         "finish": all_reduced * itemsize * _summed_values(config, world_size, sequence_parallel),
     }
 
 
 def activation_bytes(
-    config: ModelConfig, tokens: int, world_size: int, sequence_parallel: bool = False, itemsize: int = 4
+    config: ModelConfig,
+    tokens: int,
+    world_size: int,
+    sequence_parallel: bool = False,
+    regather: bool = False,
+    itemsize: int = 4,
 ) -> int:
     """Bytes that a rank keeps for the backward of one layer, computed by plain torch.
 
@@ -65,6 +81,7 @@ def activation_bytes(
         tokens: of the batch; a multiple of world_size with sequence parallelism.
         world_size: ranks.
         sequence_parallel: whether ranks have a part of the tokens between layers.
+        regather: see `TensorParallel`.
         itemsize: bytes of a value.
     """
     norms = 2 * (2 * config.hidden_size + 1)  # input, normalised input and root of each
@@ -72,8 +89,10 @@ def activation_bytes(
     q, kv = config.num_heads // world_size, max(1, config.num_kv_heads // world_size)
     heads = 3 * (q + kv) * config.head_dim + q  # qkv, q and k turned, mixed values, log of the sum of each query
     feed_forward = 4 * config.intermediate_size // world_size  # gate and up, silu(gate), their product
-    split = world_size if sequence_parallel else 1
-    return itemsize * (norms * tokens // split + (inputs + heads + feed_forward) * tokens)
+    own = tokens // world_size if sequence_parallel else tokens
+    return itemsize * (
+        (norms + inputs) * own + (heads + feed_forward) * tokens + (0 if regather else inputs * (tokens - own))
+    )
 
 
 def _summed_values(config: ModelConfig, world_size: int, sequence_parallel: bool) -> int:

@@ -70,33 +70,35 @@ def product_dtype(x: Tensor) -> torch.dtype:
 class _Column(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stream: Stream) -> Tensor:
-        ctx.stream, ctx.shape = stream, x.shape
-        full, y = stream.gather_and_multiply(x.reshape(-1, x.shape[-1]), weight.t())
-        ctx.save_for_backward(full, weight)
+        ctx.stream, ctx.shape, rows = stream, x.shape, x.reshape(-1, x.shape[-1])
+        ctx.tokens = stream.num_tokens(rows)
+        full, y = stream.gather_and_multiply(rows, weight.t(), ctx.tokens)
+        ctx.save_for_backward(rows if stream.regather else full, weight)
         return stream.all_tokens(y, x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        full, weight = ctx.saved_tensors
+        rows, weight = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         for_input, for_weight = ctx.needs_input_grad[:2]
-        wait = ctx.stream.reduce(grad @ weight) if for_input else None
-        grad_weight = grad.t() @ full if for_weight else None  # while gradients of the input are summed
-        return wait().view(ctx.shape) if wait else None, grad_weight, None
+        full = ctx.stream.begin_gather(rows, ctx.tokens) if ctx.stream.regather and for_weight else lambda: rows
+        grad_input = ctx.stream.begin_reduce(grad @ weight) if for_input else None
+        grad_weight = grad.t() @ full() if for_weight else None  # while gradients of the input are summed
+        return grad_input().view(ctx.shape) if grad_input else None, grad_weight, None
 
 
 class _Row(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stream: Stream) -> Tensor:
-        ctx.stream, ctx.shape = stream, x.shape
-        rows = x.reshape(-1, x.shape[-1])
+        ctx.stream, ctx.shape, rows = stream, x.shape, x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, weight)
         return stream.of_stream(stream.multiply_and_reduce(rows, weight.t()), x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
-        full, grad_rows = ctx.stream.gather_and_multiply(grad.reshape(-1, grad.shape[-1]), weight)
+        grad = grad.reshape(-1, grad.shape[-1])
+        full, grad_rows = ctx.stream.gather_and_multiply(grad, weight, len(rows))
         grad_weight = full.t() @ rows if ctx.needs_input_grad[1] else None
         return grad_rows.view(ctx.shape), grad_weight, None
 
@@ -106,12 +108,13 @@ class Leave(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, stream: Stream) -> Tensor:
-        ctx.stream, ctx.shape = stream, x.shape
-        return stream.of_stream(stream.reduce_now(x.reshape(-1, x.shape[-1]).clone()), x)
+        ctx.stream, ctx.shape, rows = stream, x.shape, x.reshape(-1, x.shape[-1])
+        return stream.of_stream(stream.reduce(rows.clone()), x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.stream.gather(grad.reshape(-1, grad.shape[-1])).view(ctx.shape), None
+        tokens = ctx.shape[:-1].numel()
+        return ctx.stream.begin_gather(grad.reshape(-1, grad.shape[-1]), tokens)().view(ctx.shape), None
 
 
 class Enter(torch.autograd.Function):
@@ -119,9 +122,9 @@ class Enter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, stream: Stream) -> Tensor:
-        ctx.stream, ctx.shape = stream, x.shape
-        return stream.all_tokens(stream.gather(x.reshape(-1, x.shape[-1])).clone(), x)
+        ctx.stream, ctx.shape, rows = stream, x.shape, x.reshape(-1, x.shape[-1])
+        return stream.all_tokens(stream.begin_gather(rows, stream.num_tokens(rows))().clone(), x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.stream.reduce_now(grad.reshape(-1, grad.shape[-1]).clone()).view(ctx.shape), None
+        return ctx.stream.reduce(grad.reshape(-1, grad.shape[-1]).clone()).view(ctx.shape), None

@@ -28,7 +28,8 @@ from minilib.model.decoder import Decoder
 from minilib.parallel.data.data_parallel import NoBackward
 from minilib.parallel.tensor_parallel.layout import config_of_rank, cuts
 from minilib.parallel.tensor_parallel.linear import ColumnParallelLinear, Enter, RowParallelLinear
-from minilib.parallel.tensor_parallel.stream import Replicated, SequenceParallel, Stream
+from minilib.parallel.tensor_parallel.sequence_parallel import SequenceParallel
+from minilib.parallel.tensor_parallel.stream import Replicated, Stream
 from minilib.parallel.tensor_parallel.vocabulary import (
     VocabularyParallelEmbedding,
     VocabularyParallelLinear,
@@ -54,6 +55,7 @@ class TensorParallel:
         comm: between the ranks; all pass the same tokens.
         sequence_parallel: give each rank a part of the tokens between layers, not a replica of all.
         chunks: of tokens, in which products of a layer are computed and summed, one while the one before is under way.
+        regather: with sequence_parallel, keep less for backward and gather it again; see sequence_parallel.py.
 
     Attributes:
         stream: counts its collectives; those of the loss and of `finish` come on top.
@@ -63,17 +65,27 @@ class TensorParallel:
         CannotBeCut: for a mixture of experts, a packed model, or one that has been cut already.
         DoesNotDivide: if a rank cannot have as many heads, or columns of the feed-forward layer, as every other.
         RanksDiffer: if ranks have other models.
-        ValueError: if chunks is below 1.
+        ValueError: if chunks is below 1, or for regather alone.
 
     Cost: see `ledger`; parameters, gradients and optimizer state fall to about 1/n.
     """
 
-    def __init__(self, model: Decoder, comm: Communicator, *, sequence_parallel: bool = False, chunks: int = 1) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        comm: Communicator,
+        *,
+        sequence_parallel: bool = False,
+        chunks: int = 1,
+        regather: bool = False,
+    ) -> None:
         if chunks < 1:
             raise ValueError(f"chunks must be at least 1, got {chunks!r}")
+        if regather and not sequence_parallel:
+            raise ValueError("regather is for sequence_parallel: without it every rank has all tokens anyway")
         _check(model, comm)
         self.model, self.comm = model, comm
-        self.stream = (SequenceParallel if sequence_parallel else Replicated)(comm, chunks)
+        self.stream = SequenceParallel(comm, chunks, regather) if sequence_parallel else Replicated(comm, chunks)
         shapes = {name: x.shape for name, x in model.state_dict().items()}
         self.cuts = cuts(model.config, shapes, comm.world_size)
         for parameter in model.parameters():

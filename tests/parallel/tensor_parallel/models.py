@@ -24,7 +24,13 @@ SHAPES = {
     "grouped KV heads, tied": {},
     "one KV head, all norms and biases": {"num_kv_heads": 1, "qk_norm": True, "qkv_bias": True},
 }
-STREAMS = ({}, {"sequence_parallel": True}, {"chunks": 3}, {"sequence_parallel": True, "chunks": 3})
+STREAMS = (
+    {},
+    {"sequence_parallel": True},
+    {"chunks": 3},
+    {"sequence_parallel": True, "chunks": 3},
+    {"sequence_parallel": True, "regather": True},
+)
 
 
 def config_of(**changes) -> ModelConfig:

@@ -44,6 +44,8 @@ def refuses(folder: Path) -> None:
         assert [parameter.shape for parameter in model.parameters()] == shapes, "refused, and cut all the same"
     with pytest.raises(ValueError, match="chunks must be at least 1, got 0"):
         TensorParallel(decoder(0), comm, chunks=0)
+    with pytest.raises(ValueError, match="regather is for sequence_parallel"):
+        TensorParallel(decoder(0), comm, regather=True)
     frozen = decoder(0)
     frozen.norm.requires_grad_(odd)
     with pytest.raises(RanksDiffer, match="norm.weight"):

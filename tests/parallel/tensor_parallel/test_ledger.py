@@ -43,14 +43,14 @@ def test_collectives_and_bytes_are_those_of_the_formulas(n):
     ranks = run(counts, n)
     for shape, number in ranks[0]:
         config, options = config_of(**SHAPES[shape]), STREAMS[number]
-        sequence_parallel, chunks = options.get("sequence_parallel", False), options.get("chunks", 1)
-        expected = wire_bytes(config, TOKENS, n, sequence_parallel, itemsize=8)
+        of_wire = {name: value for name, value in options.items() if name != "chunks"}
+        expected = wire_bytes(config, TOKENS, n, **of_wire, itemsize=8)
         sent = {what: sum(rank[shape, number]["sent"][what] for rank in ranks) for what in expected}
         assert sent == expected, (shape, options)
         layers = config.num_layers
         for rank in ranks:
             called = rank[shape, number]["called"]
-            assert sum(called.values(), Counter()) == stream_collectives(config, sequence_parallel, chunks)
+            assert sum(called.values(), Counter()) == stream_collectives(config, **options)
             # 2 and 2 a layer; the embedding's in forward, the output's in backward, and halves of these in both.
             if options == {}:
                 assert called["forward"] == called["backward"] == {"all_reduce": 2 * layers + 1}
@@ -92,28 +92,30 @@ class Kept:
         return sum(self._kept.values())
 
 
-def keeps() -> dict[bool, int]:
+SPLITS = ({}, {"sequence_parallel": True}, {"sequence_parallel": True, "regather": True})
+
+
+def keeps() -> list[int]:
     """Bytes that a rank keeps for one layer: of three layers less those of two."""
-    comm, found = Communicator(SharedMemoryTransport()), {}
-    for sequence_parallel in (False, True):
+    comm, found = Communicator(SharedMemoryTransport()), []
+    for options in SPLITS:
         kept = []
         for layers in (2, 3):
             model = decoder(0, num_layers=layers)
-            TensorParallel(model, comm, sequence_parallel=sequence_parallel)
+            TensorParallel(model, comm, **options)
             with Kept(model) as seen:
                 loss = model.loss(*tokens_of(0, sequences=3, context=8))
             kept.append(seen.bytes)
             loss.backward()
-        found[sequence_parallel] = kept[1] - kept[0]
+        found.append(kept[1] - kept[0])
     return found
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_activations_are_those_of_the_formula(n):
     for found in run(keeps, n):
-        for sequence_parallel, kept in found.items():
-            assert kept == activation_bytes(config_of(), 24, n, sequence_parallel, itemsize=8)
-        assert n == 1 or found[True] < found[False]
+        assert found == [activation_bytes(config_of(), 24, n, **options, itemsize=8) for options in SPLITS]
+        assert n == 1 or found[0] > found[1] > found[2]
 
 
 # Overlap
@@ -182,4 +184,5 @@ def test_products_are_computed_while_collectives_are_under_way():
         (2 * layers, 4 * layers),  # gathered beside the product of a rank's own tokens; in backward all of a layer
         (rows * (chunks - 1), columns),
         (2 * layers + rows * (chunks - 1), 4 * layers),
+        (2 * layers, 6 * layers),  # gathered again beside the gradient of the input
     ]] * 2  # fmt: skip

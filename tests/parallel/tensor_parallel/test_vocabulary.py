@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from minilib.mechanisms.sharding.columns import DoesNotDivide
 from minilib.parallel.tensor_parallel.layout import cuts
 from minilib.parallel.tensor_parallel.linear import Enter, Leave
-from minilib.parallel.tensor_parallel.stream import Replicated, SequenceParallel
+from minilib.parallel.tensor_parallel.sequence_parallel import SequenceParallel
+from minilib.parallel.tensor_parallel.stream import Replicated
 from minilib.parallel.tensor_parallel.vocabulary import vocabulary_parallel_cross_entropy
 from minilib.ranks.agreement import RanksDiffer
 from minilib.ranks.collectives import Communicator
