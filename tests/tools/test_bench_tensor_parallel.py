@@ -10,7 +10,7 @@ def test_every_figure_is_there():
     small = replace(bench.MODEL, vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=1, head_dim=8)
     found = bench.tensor_parallel(1, small)  # which holds every loss against torch's
     assert json.dumps(found)
-    assert [group["transport"] for group in found["over_peer"]] == list(bench.TRANSPORTS)
+    assert [group["transport"] for group in found["over_peer"]] == list(bench.COMMUNICATORS)
     for group in found["over_peer"]:
         for part in ("forward", "step"):
             assert [row["method"] for row in group[part]] == [*bench.OURS, bench.PEER]

@@ -2,7 +2,8 @@
 
 Called by `python -m tools.bench --only tensor-parallel`. Ratios come from calls in turns in one process, a rank's
 slowest counting for all. torch's cuts a matrix into contiguous rows, so its model has each rank's heads, and gates with
-their ups, side by side; gloo carries its messages, as it does for all CPU tensors of torch.
+their ups, side by side; its collectives are gloo's, as for all CPU tensors of torch, and so are those of this library's
+first group. The second has this library's own, over shared memory.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from minilib.parallel.tensor_parallel import TensorParallel
 from minilib.parallel.tensor_parallel.layout import cuts
 from minilib.ranks import launch
 from minilib.ranks.collectives import Communicator
-from minilib.ranks.transport.base import Transport
-from minilib.ranks.transport.group import GroupTransport
+from minilib.ranks.torch_communicator import TorchCommunicator
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.ranks.turns import seconds_in_turns
 from tools.bench.training import summary
@@ -35,7 +35,10 @@ MODEL = ModelConfig(
     4096, 384, 1024, num_layers=6, num_heads=6, num_kv_heads=6, head_dim=64, max_position=128, tie_embeddings=False
 )  # that of chapters 05 and 06
 SEQUENCES, CONTEXT, TURNS, RATE = 2, 128, 20, 1e-4
-TRANSPORTS: dict[str, Callable[[], Transport]] = {"gloo": GroupTransport, "shared memory": SharedMemoryTransport}
+COMMUNICATORS: dict[str, Callable[[], Communicator | TorchCommunicator]] = {
+    "gloo": TorchCommunicator,
+    "shared memory": lambda: Communicator(SharedMemoryTransport()),
+}
 OURS = {
     "ours": {},
     "ours, 2 chunks": {"chunks": 2},
@@ -47,7 +50,7 @@ PEER = "torch.distributed.tensor.parallel"
 def tensor_parallel(turns: int = TURNS, config: ModelConfig = MODEL) -> dict:
     """The figures of chapter 07, JSON values in SI units."""
     groups = []
-    for name in tqdm(TRANSPORTS, desc="tensor parallelism on ranks", leave=False):
+    for name in tqdm(COMMUNICATORS, desc="tensor parallelism on ranks", leave=False):
         times = launch.run(_in_turns, 2, config, name, turns, timeout=600)[0]
         groups.append({"transport": name} | {part: summary(found, PEER) for part, found in times.items()})
     return {
@@ -61,7 +64,7 @@ def tensor_parallel(turns: int = TURNS, config: ModelConfig = MODEL) -> dict:
 
 def _in_turns(config: ModelConfig, transport: str, turns: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of every forward and of every step by each method, on the slower rank."""
-    comm = Communicator(TRANSPORTS[transport]())
+    comm = COMMUNICATORS[transport]()
     losses = {name: _ours(config, comm, options) for name, options in OURS.items()} | {PEER: _torch(config)}
     forwards = {name: partial(_forward, loss) for name, (loss, _) in losses.items()}
     steps = {name: partial(_step, *pair) for name, pair in losses.items()}
