@@ -55,7 +55,7 @@ class LLM:
             given.
 
     Raises:
-        DoesNotDivide: if heads cannot be dealt to so many ranks.
+        CannotBeCut, DoesNotDivide: if a layer cannot be cut for so many ranks.
     """
 
     def __init__(

@@ -26,6 +26,10 @@ from minilib.mechanisms.sharding.slicing import slices
 from minilib.model.config import ModelConfig
 
 
+class CannotBeCut(ValueError):
+    """A model that tensor parallelism does not apply to, or no longer; the message says why."""
+
+
 class Group(NamedTuple):
     """Columns that belong together, such as all heads' keys.
 
@@ -89,8 +93,11 @@ def cuts(config: ModelConfig, shapes: Mapping[str, Sequence[int]], world_size: i
         world_size: ranks.
 
     Raises:
+        CannotBeCut: for a mixture of experts.
         DoesNotDivide: if a rank cannot have as many heads, or columns of gate and up, as every other.
     """
+    if config.moe is not None:
+        raise CannotBeCut("tensor parallelism cuts dense layers, and this model has a mixture of experts")
     q = column_ranges(config.num_heads, world_size, "num_heads")
     kv = column_ranges(config.num_kv_heads, world_size, "num_kv_heads", copies=True)
     columns = column_ranges(config.intermediate_size, world_size, "values of intermediate_size")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from minilib.model.decoder import Decoder
 from minilib.parallel.data.data_parallel import NoBackward
-from minilib.parallel.tensor_parallel.layout import config_of_rank, cuts
+from minilib.parallel.tensor_parallel.layout import CannotBeCut, config_of_rank, cuts
 from minilib.parallel.tensor_parallel.linear import ColumnParallelLinear, Enter, RowParallelLinear
 from minilib.parallel.tensor_parallel.sequence_parallel import SequenceParallel
 from minilib.parallel.tensor_parallel.stream import Replicated, Stream
@@ -41,10 +41,6 @@ from minilib.ranks.agreement import RanksDiffer, gather_texts, same_shapes
 from minilib.ranks.collectives import Communicator
 
 OF_HEADS = ("q_norm", "k_norm")  # replicas of which each rank's heads give a part of the gradient
-
-
-class CannotBeCut(ValueError):
-    """A model that tensor parallelism does not apply to, or no longer; the message says why."""
 
 
 class TensorParallel:
@@ -250,14 +246,12 @@ def _initialize(why: str, seed: int = 0) -> None:
 
 def _check(model: Decoder, comm: Communicator) -> None:
     """Refuse, on all ranks alike, before anything is cut."""
-    if model.config.moe is not None:
-        raise CannotBeCut("tensor parallelism cuts dense layers, and this model has a mixture of experts")
-    if model.ops.compiled:
-        raise CannotBeCut("this model is packed for serving on one CPU; load it with pack=False")
-    if isinstance(model.embed, VocabularyParallelEmbedding):
-        raise CannotBeCut("this model has been cut already; build it anew")
     texts = gather_texts(repr(model.config), comm)
     for rank, text in enumerate(texts):
         if text != texts[0]:
             raise RanksDiffer(f"rank 0 has {texts[0]}, rank {rank} has {text}: all ranks must build the same model")
     same_shapes(model, comm)
+    if model.ops.compiled:
+        raise CannotBeCut("this model is packed for serving on one CPU; load it with pack=False")
+    if isinstance(model.embed, VocabularyParallelEmbedding):
+        raise CannotBeCut("this model has been cut already; build it anew")

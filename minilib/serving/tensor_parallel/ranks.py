@@ -1,9 +1,11 @@
 """The two sides of serving on ranks: rank 0 has the engine, the others compute what it plans.
 
-if comm.rank == 0:
-    engine = LeadingEngine(model, comm)      an Engine like any other, until dismiss(comm)
-else:
-    follow(model, comm)                      returns when rank 0 dismisses the ranks
+    if comm.rank == 0:
+        engine = LeadingEngine(model, comm)      an Engine like any other, until dismiss(comm)
+    else:
+        follow(model, comm)                      returns when rank 0 dismisses the ranks
+
+A rank has a part of every layer, and the keys and values of its heads in pages of the same numbers as on rank 0.
 """
 
 from __future__ import annotations

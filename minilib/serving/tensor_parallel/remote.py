@@ -1,6 +1,8 @@
 """An engine on ranks, as the process sees it that started them: the same calls, carried to rank 0 and back.
 
-LLM ─ EngineOnRanks ══ socket ══ rank 0: LeadingEngine ── shared memory ── rank 1: follow
+    LLM ─ EngineOnRanks ══ socket ══ rank 0: LeadingEngine ── shared memory ── rank 1: follow
+
+The ranks live as long as the object. A rank that dies ends the others, and whoever waits for an answer is told why.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class EngineOnRanks:
         close: ends the ranks; so does the end of this object, or of this process.
 
     Raises:
+        CannotBeCut: for a mixture of experts.
         DoesNotDivide: if a rank cannot have as many heads, or columns of the feed-forward layer, as every other.
         ValueError: as `LeadingEngine`.
         RanksGone: if a rank dies or raises while the ranks begin.

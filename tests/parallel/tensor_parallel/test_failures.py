@@ -33,6 +33,7 @@ def refuses(folder: Path) -> None:
         (DoesNotDivide, "3 num_heads cannot be dealt to 2 shards", {"num_heads": 3, "num_kv_heads": 1}),
         (DoesNotDivide, "3 num_kv_heads cannot be dealt to 2 shards", {"num_heads": 6, "num_kv_heads": 3}),
         (CannotBeCut, "a mixture of experts", {"moe": MoEConfig(4, 2, 8)}),
+        (RanksDiffer, "rank 1 has ModelConfig.*moe=None", {} if odd else {"moe": MoEConfig(4, 2, 8)}),
         (RanksDiffer, "rank 1 has ModelConfig.*num_layers=3", {"num_layers": 3 if odd else 2}),
         # every parameter has the same shape on both
         (RanksDiffer, "rank 1 has ModelConfig.*head_dim=12", {"num_heads": 2, "head_dim": 12} if odd else {}),

@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from minilib.mechanisms.sharding.columns import DoesNotDivide
 from minilib.model.decoder import Decoder
+from minilib.model.moe.config import MoEConfig
+from minilib.parallel.tensor_parallel import CannotBeCut
 from minilib.serving.cache.tiers import SecondTier
 from minilib.serving.engine import Engine
 from minilib.serving.llm import LLM
@@ -105,6 +107,8 @@ def test_what_cannot_be_served_on_ranks_is_refused_by_name(tmp_path):
     model = MODEL()
     with pytest.raises(DoesNotDivide, match="4 num_heads cannot be dealt to 3 shards"):
         LLM(model, tensor_parallel=3)
+    with pytest.raises(CannotBeCut, match="mixture of experts"):
+        LLM(Decoder(config_of(moe=MoEConfig(4, 2, 8))), tensor_parallel=2)
     for options, message in (
         ({"page_size": 0}, "page_size must be at least 1"),
         ({"pack": True}, "pack is for one process"),
