@@ -56,6 +56,7 @@ class LLM:
 
     Raises:
         CannotBeCut, DoesNotDivide: if a layer cannot be cut for so many ranks.
+        ValueError: as `Engine`, or if ranks cannot copy the model: if it is packed, or not on a CPU.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class LLM:
         if tensor_parallel == 1:
             self.engine = Engine(model, tokenizer=tokenizer, **options)
         else:
-            copy = partial(_copy_of, model.config, model.state_dict())
+            copy = partial(_copy_of, model.config, _plain_weights(model))
             self.engine = EngineOnRanks(model.config, copy, tensor_parallel, tokenizer=tokenizer, **options)
         self._served = 0
         self._outputs_of: dict[str, deque[TokenOutput]] = {}  # what came for a request while somebody else stepped
@@ -189,6 +190,22 @@ class LLM:
         if self.tokenizer is None:
             raise InvalidRequest("this LLM has no tokenizer; give the prompt as token ids")
         return self.tokenizer.encode(prompt).ids
+
+
+def _plain_weights(model: Decoder) -> dict[str, Tensor]:
+    """What ranks make a copy from.
+
+    Raises:
+        ValueError: if the weights are packed, or not on a CPU.
+    """
+    device = model.norm.weight.device.type
+    if model.ops.compiled or device != "cpu":
+        found = "packed" if model.ops.compiled else f"on {device}"
+        raise ValueError(
+            f"tensor_parallel starts ranks that serve plain weights on a CPU, and these are {found}; load the model "
+            "with pack=False, or on GPUs use LeadingEngine and follow on ranks that launch.run starts"
+        )
+    return model.state_dict()
 
 
 def _copy_of(config: ModelConfig, state: dict[str, Tensor]) -> Decoder:

@@ -174,13 +174,19 @@ def _serve(address: str, make_model: Callable[[], Decoder], options: dict, timeo
             connection.send_bytes(pickle.dumps((None, error, [])))
             return
         connection.send_bytes(pickle.dumps((None, None, [])))
-        with suppress(EOFError, ConnectionResetError):  # the process that asks has closed its end
-            _answer_calls(engine, connection, timeout / 3)
+        with suppress(EOFError, ConnectionError):  # the process that asks has closed its end
+            answer_calls(engine, connection, timeout / 3)
         dismiss(comm)
 
 
-def _answer_calls(engine: LeadingEngine, connection: Connection, patience: float) -> None:
-    """Until the other end is closed."""
+def answer_calls(engine: LeadingEngine, connection: Connection, patience: float) -> None:
+    """Answer calls of an engine on rank 0, until the other end is closed.
+
+    Args:
+        engine: what is called.
+        connection: to the process that calls.
+        patience: seconds without a call after which the other ranks are told to keep waiting.
+    """
     while True:
         while not connection.poll(patience):
             engine.keep_waiting()

@@ -1,10 +1,13 @@
 """Serving on ranks that share every layer, against one engine: the same tokens, whatever happens to pages."""
 
 import os
+import pickle
 import signal
 import time
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,7 +23,7 @@ from minilib.serving.engine import Engine
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput
 from minilib.serving.tensor_parallel.plan import RecordedPages
-from minilib.serving.tensor_parallel.remote import EngineOnRanks, RanksGone
+from minilib.serving.tensor_parallel.remote import EngineOnRanks, RanksGone, answer_calls
 from tests.parallel.tensor_parallel.models import VOCABULARY, config_of, decoder
 
 LONG = {"max_position": 64}
@@ -109,6 +112,12 @@ def test_what_cannot_be_served_on_ranks_is_refused_by_name(tmp_path):
         LLM(model, tensor_parallel=3)
     with pytest.raises(CannotBeCut, match="mixture of experts"):
         LLM(Decoder(config_of(moe=MoEConfig(4, 2, 8))), tensor_parallel=2)
+    with pytest.raises(ValueError, match="these are on meta"):
+        LLM(Decoder(config_of()).to("meta"), tensor_parallel=2)
+    packed = MODEL()
+    packed.ops.compiled = True
+    with pytest.raises(ValueError, match="these are packed; load the model with pack=False"):
+        LLM(packed, tensor_parallel=2)
     for options, message in (
         ({"page_size": 0}, "page_size must be at least 1"),
         ({"pack": True}, "pack is for one process"),
@@ -118,14 +127,30 @@ def test_what_cannot_be_served_on_ranks_is_refused_by_name(tmp_path):
             LLM(model, tensor_parallel=2, **options)
 
 
-def test_ranks_outlive_a_silence_and_end_with_the_object():
-    engine = EngineOnRanks(config_of(**LONG), MODEL, 2, timeout=0.9, page_size=4)
-    time.sleep(2.0)
-    engine.add_request("after a silence", [1, 2], SamplingParams(max_tokens=2))
-    assert engine.step()[0].token_id is not None
+def test_rank_0_speaks_up_while_nobody_asks():
+    """Or the others would take it for lost after the timeout of their transport."""
+    asks, answers = Pipe()
+    spoken = []
+
+    def keep_waiting() -> None:
+        spoken.append(len(spoken))
+        if len(spoken) == 3:
+            asks.send_bytes(pickle.dumps(("abort", ("nobody",))))
+
+    engine = SimpleNamespace(
+        keep_waiting=keep_waiting, abort=lambda request_id: [request_id, asks.close()], requests={}
+    )
+    with pytest.raises((EOFError, OSError)):
+        answer_calls(engine, answers, patience=0.01)
+    assert spoken == [0, 1, 2]
+
+
+def test_ranks_end_with_the_object():
+    engine = EngineOnRanks(config_of(**LONG), MODEL, 2, page_size=4)
     ranks = engine._ranks
+    assert ranks.is_alive()
     del engine
-    ranks.join(timeout=10)
+    ranks.join(timeout=30)
     assert not ranks.is_alive()
 
 
