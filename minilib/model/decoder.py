@@ -154,7 +154,8 @@ class Layer(nn.Module):
             self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).view(*x.shape[:-1], sum(self.heads), self.head_dim)
+        qkv = self.qkv(self.attention_norm(x))  # of more tokens than x has here, if ranks have a part of them each
+        qkv = qkv.view(*qkv.shape[:-1], sum(self.heads), self.head_dim)
         if self.q_norm is None:
             qk, v = qkv.split_with_sizes((sum(self.heads[:2]), self.heads[2]), dim=-2)
             q, k = self.ops.rotary(qk, rope).split_with_sizes(self.heads[:2], dim=-2)

@@ -1,8 +1,8 @@
 """The engine: requests come and go at every step, and their tokens come out as they are made.
 
 Nothing that one request does reaches another: not its numbers (paged_attention.py, sampling.py), not its text
-(detokenizer.py). A step that fails, or that the user interrupts, loses no token: the keys and values of those that ran
-are computed anew, and tokens that had been chosen are handed out by the next step.
+(detokenizer.py). A step that fails or is interrupted loses no token: what ran is computed anew, and tokens that had
+been chosen are handed out by the next step.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Engine:
         CacheTooLarge: if the KV cache does not fit into memory.
     """
 
+    new_cache = PagedCache  # makes the pages; ranks that share a model make those of their heads
+
     def __init__(
         self,
         model: Decoder,
@@ -96,7 +98,7 @@ class Engine:
         if num_pages is None:
             num_pages = default_num_pages(model.config, page_size, max_sequences, *kind)
         pool_type = KeepingPool if prefix_cache else FramePool
-        self.cache = PagedCache(model.config, num_pages, page_size, num_swap_pages, *kind, pool_type)
+        self.cache = self.new_cache(model.config, num_pages, page_size, num_swap_pages, *kind, pool_type)
         self.prefix = prefix_cache_as_asked(self.cache, model, prefix_cache, eviction, second_tier)
         self.steps = None
         if model.ops.compiled:
@@ -113,10 +115,7 @@ class Engine:
 
     @property
     def max_length(self) -> int:
-        """Most tokens of one sequence, prompt and generated: the model's positions, or one more than the pool's slots.
-
-        The last token is never computed, so it needs no slot; it counts among the model's positions all the same.
-        """
+        """Most tokens of a sequence: the model's positions, or one more than slots, as the last is never computed."""
         return min(self.model.config.max_position, self.cache.num_slots + 1)
 
     @property
@@ -190,10 +189,9 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Compute one batch and return the tokens that it made; none while prompts are only partly computed.
 
-        A sequence whose logits hold NaN or +inf, or −inf alone, ends with an error; the others go on.
-
-        If the model raises, or the user interrupts it, the running sequences are recomputed by later steps. If the
-        interrupt comes when the tokens are chosen, the next step returns them.
+        A sequence whose logits hold NaN or +inf, or −inf alone, ends with an error; the others go on. If the model
+        raises, or the user interrupts it, the running sequences are recomputed by later steps. If the interrupt comes
+        when the tokens are chosen, the next step returns them.
         """
         if not self._made:
             with held() as interrupts:

@@ -6,19 +6,23 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import tokenizers
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from minilib.mechanisms.basics.interrupts import held
 from minilib.model import tokenizer as tokenizer_files
 from minilib.model import weights
+from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput, whole
+from minilib.serving.tensor_parallel.remote import EngineOnRanks
 
 
 @dataclass
@@ -46,24 +50,48 @@ class LLM:
     Args:
         model: the decoder.
         tokenizer: of the model; None to deal in token ids alone.
+        tensor_parallel: ranks that share every layer, and have the pages of their heads; they live as long as the LLM.
         options: more arguments of `Engine`. The end token is this library's own, if the tokenizer has it and none is
             given.
+
+    Raises:
+        CannotBeCut, DoesNotDivide: if a layer cannot be cut for so many ranks.
+        ValueError: as `Engine`, or if ranks cannot copy the model: if it is packed, or not on a CPU.
     """
 
-    def __init__(self, model: Decoder, tokenizer: tokenizers.Tokenizer | None = None, **options) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: tokenizers.Tokenizer | None = None,
+        *,
+        tensor_parallel: int = 1,
+        **options,
+    ) -> None:
         if tokenizer is not None:
             options.setdefault("eos_token_id", tokenizer.token_to_id(tokenizer_files.END))
         self.tokenizer = tokenizer
-        self.engine = Engine(model, tokenizer=tokenizer, **options)
+        self.engine: Engine | EngineOnRanks
+        if tensor_parallel == 1:
+            self.engine = Engine(model, tokenizer=tokenizer, **options)
+        else:
+            copy = partial(_copy_of, model.config, _plain_weights(model))
+            self.engine = EngineOnRanks(model.config, copy, tensor_parallel, tokenizer=tokenizer, **options)
         self._served = 0
         self._outputs_of: dict[str, deque[TokenOutput]] = {}  # what came for a request while somebody else stepped
 
     @classmethod
-    def load(cls, folder: Path | str = weights.PRETRAINED, dtype: torch.dtype = torch.float32, **options) -> LLM:
+    def load(
+        cls,
+        folder: Path | str = weights.PRETRAINED,
+        dtype: torch.dtype = torch.float32,
+        *,
+        tensor_parallel: int = 1,
+        **options,
+    ) -> LLM:
         """Load a checkpoint; without a folder, the one that comes with this library.
 
         End tokens are those of generation_config.json, else of config.json. The model belongs to the LLM alone, so it
-        is packed for its CPU.
+        is packed for its CPU, unless ranks share it.
 
         Cost: the weights once in memory, in `dtype`, and the KV cache as it fills.
         """
@@ -71,8 +99,14 @@ class LLM:
         if ends := weights.eos_token_ids(folder):
             options.setdefault("eos_token_id", ends)
         model = weights.load(folder, dtype)
-        pack_as_asked(model, options.pop("pack", True), over=True)
-        return cls(model, tokenizer, **options)
+        if tensor_parallel == 1:
+            pack_as_asked(model, options.pop("pack", True), over=True)
+        return cls(model, tokenizer, tensor_parallel=tensor_parallel, **options)
+
+    def close(self) -> None:
+        """End the ranks, if the model is on ranks; they end with this object anyway."""
+        if isinstance(self.engine, EngineOnRanks):
+            self.engine.close()
 
     def generate(
         self, prompts: list[str] | list[Row[int]], params: SamplingParams | None = None, progress: bool = False
@@ -156,3 +190,26 @@ class LLM:
         if self.tokenizer is None:
             raise InvalidRequest("this LLM has no tokenizer; give the prompt as token ids")
         return self.tokenizer.encode(prompt).ids
+
+
+def _plain_weights(model: Decoder) -> dict[str, Tensor]:
+    """What ranks make a copy from.
+
+    Raises:
+        ValueError: if the weights are packed, or not on a CPU.
+    """
+    device = model.norm.weight.device.type
+    if model.ops.compiled or device != "cpu":
+        found = "packed" if model.ops.compiled else f"on {device}"
+        raise ValueError(
+            f"tensor_parallel starts ranks that serve plain weights on a CPU, and these are {found}; load the model "
+            "with pack=False, or on GPUs use LeadingEngine and follow on ranks that launch.run starts"
+        )
+    return model.state_dict()
+
+
+def _copy_of(config: ModelConfig, state: dict[str, Tensor]) -> Decoder:
+    """A model like another one, in another process."""
+    model = Decoder(config).to(state["norm.weight"].dtype)
+    model.load_state_dict(state)
+    return model

@@ -1,7 +1,8 @@
-"""What each rank keeps of the training state: all of it (data parallelism), slices (ZeRO), or all but some experts.
+"""What each rank keeps of the training state: all of it, slices, all but some experts, or a part of every layer.
 
 The trainer sees one protocol, `Strategy`. Its implementations are `Replica` (an optimizer, and DataParallel between
-ranks), `Sharded` (Zero), and `ExpertReplica` (data parallelism, with each layer's experts divided among ranks).
+ranks), `Sharded` (Zero), `ExpertReplica` (data parallelism, with each layer's experts divided among ranks), and
+`TensorSharded` (TensorParallel).
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 
 from minilib.parallel.data.data_parallel import DataParallel
 from minilib.parallel.expert_parallel import ExpertParallel
+from minilib.parallel.tensor_parallel import TensorParallel
+from minilib.parallel.tensor_parallel.strategy import TensorSharded
 from minilib.parallel.zero import Zero
 from minilib.parallel.zero.sharded import Sharded
 from minilib.ranks.collectives import Communicator
 from minilib.training.config import TrainConfig
 
-PARALLEL = ("data", "expert", "zero0", "zero1", "zero2", "zero3")
+PARALLEL = ("data", "expert", "zero0", "zero1", "zero2", "zero3")  # each rank has its share of a batch
+SAME_BATCH = ("tensor", "sequence")  # each rank has a part of every layer, and all of a batch
 
 
 class Strategy(Protocol):
@@ -171,14 +175,17 @@ def choose_strategy(parallel: str, model: nn.Module, comm: Communicator | None, 
     With ZeRO and the config's "bf16", parameters and gradients are bfloat16 and the optimizer's masters float32.
 
     Raises:
-        ValueError: if it is not one of PARALLEL.
+        ValueError: if it is neither one of PARALLEL nor of SAME_BATCH.
     """
-    if parallel not in PARALLEL:
-        raise ValueError(f"parallel is one of {', '.join(PARALLEL)}; got {parallel!r}")
+    if parallel not in PARALLEL + SAME_BATCH:
+        raise ValueError(f"parallel is one of {', '.join(PARALLEL + SAME_BATCH)}; got {parallel!r}")
     optimizer = partial(torch.optim.AdamW, lr=config.learning_rate, betas=(0.9, 0.95))
     if comm is not None and parallel == "expert":
         experts = ExpertParallel(model, comm)  # first, since it replaces parameters
         return ExpertReplica(model, experts, optimizer(_groups(model, config.weight_decay)))
+    if comm is not None and parallel in SAME_BATCH:
+        tp = TensorParallel(model, comm, sequence_parallel=parallel == "sequence")
+        return TensorSharded(tp, optimizer(_groups(model, config.weight_decay)))
     groups = _groups(model, config.weight_decay)
     if comm is None or parallel == "data":
         return Replica(model, comm, optimizer(groups))

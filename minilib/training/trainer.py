@@ -43,7 +43,9 @@ class Trainer:
         comm: between the ranks that share each batch; None on one process. On several ranks all methods are
             collectives, and all ranks pass the same data and config.
         parallel: what each rank keeps: "data", a replica of the model; "expert", a replica of all but the experts, and
-            a part of those; or "zero0" … "zero3". No part of what the run is.
+            a part of those; "zero0" … "zero3", slices; "tensor", a part of every layer, with which all ranks compute
+            every sequence together; "sequence", the same with the tokens divided between layers. No part of what the
+            run is.
         machine: what the ranks run on, as measured, for `mfu`.
 
     Raises:
@@ -70,8 +72,10 @@ class Trainer:
         self.model, self.config, self.comm = model, config, comm
         self.rank, self.world_size = (comm.rank, comm.world_size) if comm is not None else (0, 1)
         self.train_tokens, self.validation_tokens = train, validation
-        self._batches = batches_of(len(train), config, self.rank, self.world_size)
-        self._validation_batches = RandomWindows(len(validation), config, self.rank, self.world_size)
+        dealt_to = (0, 1) if parallel in strategies.SAME_BATCH else (self.rank, self.world_size)
+        self._shares = dealt_to[1]  # into which a batch is dealt
+        self._batches = batches_of(len(train), config, *dealt_to)
+        self._validation_batches = RandomWindows(len(validation), config, *dealt_to)
         self.balancer = Balancer(model, config.balance, comm)
         self.strategy = strategies.choose_strategy(parallel, model, comm, config)
         self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
@@ -199,11 +203,11 @@ class Trainer:
     def _parts(self, share: Share, row: Tensor) -> Iterator[tuple[Tensor, float]]:
         """For each backward of a step its tokens, (sequences, context + 1), and what to multiply their mean loss by.
 
-        So weighted, the mean over ranks of their sums is the mean over all sequences. A part without a sequence takes
+        So weighted, the mean over shares of their sums is the mean over all sequences. A part without a sequence takes
         one along with a weight of 0: all ranks go through the model, in which some strategies communicate.
         """
         for starts in share.parts(self.config.accumulate):
-            yield self._tokens(row, starts or (0,)), len(starts) * self.world_size / share.total
+            yield self._tokens(row, starts or (0,)), len(starts) * self._shares / share.total
 
     def _tokens(self, row: Tensor, starts: Sequence[int]) -> Tensor:
         """Windows of a row, (sequences, context + 1), on the model's device."""

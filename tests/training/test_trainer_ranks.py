@@ -229,5 +229,7 @@ def test_without_a_machine_there_is_no_utilisation():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="parallel is one of data, expert, zero0, zero1, zero2, zero3; got 'fsdp'"):
+    with pytest.raises(
+        ValueError, match="parallel is one of data, expert, zero0, zero1, zero2, zero3, tensor, sequence; got 'fsdp'"
+    ):
         Trainer(Decoder(SHAPE), ROW, HELD_OUT, SHORT, parallel="fsdp")

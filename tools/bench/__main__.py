@@ -48,14 +48,17 @@ from tools.bench import (
     serving_load as bench_serving_load,
 )
 from tools.bench import (
+    tensor_parallel as bench_tensor_parallel,
+)
+from tools.bench import (
     training as bench_training,
 )
 from tools.bench.peers import prefix as bench_prefix_peers
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training", "moe",
-    "compiled", "kernels", "peers", "prefix-peers",
+    "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
+    "tensor-parallel", "moe", "compiled", "kernels", "peers", "prefix-peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -92,6 +95,8 @@ def main() -> int:
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
         _training(machine)
+    if options.only in (None, "tensor-parallel") and machine.kind == "cpu":
+        _tensor_parallel(machine)
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
@@ -224,6 +229,16 @@ def _training(machine: Machine) -> None:
     for row in found["zero_bytes"]:
         print(f"stage {row['stage']}, {row['world_size']} ranks: {row['bytes'] / row['expected']:.4f} of the formula")
     _save(machine, "ranks", found)
+
+
+def _tensor_parallel(machine: Machine) -> None:
+    """Chapter 07: forward and step on two ranks, beside torch's own."""
+    found = bench_tensor_parallel.tensor_parallel()
+    for group in found["over_peer"]:
+        for part in ("forward", "step"):
+            rows = (f"{r['method']} {r['seconds'] * 1e3:.1f} ms ({r['over_peer']:.2f}×)" for r in group[part])
+            print(f"{group['transport']}, {part}: " + ", ".join(rows))
+    _save(machine, "tensor-parallel", found)
 
 
 def _moe(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""Sharding: partitioners.py assigns keys to shards, slicing.py cuts one row of elements into equal parts."""
+"""Sharding: partitioners.py assigns keys to shards, slicing.py cuts a row of elements, columns.py those of a table."""
 
 from minilib.mechanisms.sharding.partitioners import (
     ConsistentHashPartitioner,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import sys
 import types
 from collections import ChainMap
 from collections.abc import Callable
@@ -23,6 +25,13 @@ def dumps(value: object) -> bytes:
 
     class Pickler(cloudpickle.Pickler):
         dispatch_table = ChainMap({types.CodeType: reduce_code_with_file}, cloudpickle.Pickler.dispatch_table)
+
+        def reducer_override(self, value: object):
+            # A module of its own kind, such as torch.ops, which comes along with `torch` and any attribute named "ops".
+            special = isinstance(value, types.ModuleType) and type(value) is not types.ModuleType
+            if special and sys.modules.get(value.__name__) is value:
+                return importlib.import_module, (value.__name__,)
+            return super().reducer_override(value)
 
     file = io.BytesIO()
     Pickler(file).dump(value)

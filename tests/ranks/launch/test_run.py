@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,15 @@ def test_a_tensor_comes_back_as_a_value():
     values = run(lambda: weight * (dist.get_rank() + 1), 2)
     assert [value.sum().item() for value in values] == [1000, 2000]
     assert not any(value.is_shared() for value in values)
+
+
+def test_a_function_may_name_an_attribute_as_a_part_of_torch_is_named():
+    """Cloudpickle takes `model.ops` beside `torch` for torch.ops and ships that as well, a module of its own kind."""
+
+    def with_ops(model):
+        return torch.ones(2).sum().item() + model.ops + (torch.ops.aten.add is not None)
+
+    assert run(with_ops, 1, SimpleNamespace(ops=3)) == [6]
 
 
 def test_hosts_are_one_on_one_machine():
