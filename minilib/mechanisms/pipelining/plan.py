@@ -139,7 +139,7 @@ def _homes(plan: Sequence[Sequence[Operation]]) -> dict[Hashable, int]:
         for operation in operations:
             if operation.key in home:
                 raise InvalidPlan(
-                    f"{operation.key} is in the list of worker {home[operation.key]} and again of {worker}"
+                    f"{operation.key} is in the list of worker {home[operation.key]} and in that of {worker}"
                 )
             home[operation.key] = worker
     for worker, operations in enumerate(plan):

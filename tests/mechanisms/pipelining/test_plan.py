@@ -66,7 +66,7 @@ def test_an_operation_that_waits_for_itself_or_for_a_later_one_of_its_worker():
 @pytest.mark.parametrize(
     ("plan", "time", "transfer", "message"),
     [
-        ([[Operation("a")], [Operation("a")]], 1, 0, "a is in the list of worker 0 and again of 1"),
+        ([[Operation("a")], [Operation("a")]], 1, 0, "a is in the list of worker 0 and in that of 1"),
         ([[Operation("a", room=("z",))]], 1, 0, "a of worker 0 waits for z, which no worker does"),
         ([[Operation("a")]], -1, 0, "a takes a time of 0 or more, got -1"),
         ([[Operation("a")]], float("nan"), 0, "a takes a time of 0 or more, got nan"),
