@@ -60,8 +60,10 @@ def _check_places(schedule: PipelineSchedule) -> None:
     for rank, number, action in _actions(schedule):
         where = f"{schedule.name}: rank {rank}, action {number}, {action}"
         if not 0 <= action.stage < schedule.num_stages or not 0 <= action.microbatch < schedule.num_microbatches:
-            raise UnsoundSchedule(f"{where}: there are {schedule.num_stages} stages and "
-                                  f"{schedule.num_microbatches} microbatches, numbered from 0", rank, action)  # fmt: skip
+            raise UnsoundSchedule(
+                f"{where}: there are {schedule.num_stages} stages and {schedule.num_microbatches} microbatches, "
+                "numbered from 0", rank, action,
+            )  # fmt: skip
         if action.kind not in KINDS:
             raise UnsoundSchedule(f"{where}: an action is one of {', '.join(KINDS)}", rank, action)
         if schedule.rank_of[action.stage] != rank:

@@ -55,7 +55,7 @@ def breadth_first(num_ranks: int, num_microbatches: int, stages_per_rank: int = 
 
 
 def interleaved(num_ranks: int, num_microbatches: int, stages_per_rank: int = 2) -> PipelineSchedule:
-    """1F1B over stages that are dealt to ranks by turns: the bubble shrinks to 1/stages_per_rank, messages grow as much.
+    """1F1B over stages that are dealt to ranks by turns: 1/stages_per_rank of the bubble, as many times the messages.
 
     Raises:
         ImpossibleSchedule: if microbatches do not divide into rounds, each of num_ranks or a few more.

@@ -65,7 +65,7 @@ def flat(actions):
 
 
 def executed(schedule_class, rank, num_ranks, num_microbatches):
-    """What runs, which is not what `_get_pipeline_order` prints: that text of Schedule1F1B is wrong on the last rank."""
+    """What runs; for the last rank `_get_pipeline_order` of Schedule1F1B prints something else."""
     done = []
     stage = FakeStage(rank, rank, num_ranks, num_ranks, done)
     schedule = schedule_class(stage, num_microbatches)
