@@ -12,6 +12,7 @@ once item i is in the buffer, so once its reader has begun item i - c.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from minilib.mechanisms.pipelining.plan import Operation, Timeline
 
@@ -59,6 +60,38 @@ def most_in_flight(timeline: Timeline) -> int:
         here += change
         most = max(most, here)
     return most
+
+
+class Waiting(NamedTuple):
+    """How long a stage of a flow waits.
+
+    Args:
+        starved: for an item, from the beginning or from when the item before has left.
+        blocked: with an item that it has finished, until the next buffer has room.
+    """
+
+    starved: float
+    blocked: float
+
+
+def waiting(timeline: Timeline, capacity: int | None = None) -> list[Waiting]:
+    """How long each stage of a flow waits, until its last item has left.
+
+    Args:
+        timeline: of the flow.
+        capacity: items that each buffer has room for, as in `flow`.
+    """
+    found = []
+    for stage, spans in enumerate(timeline.workers):
+        starved = blocked = left = 0.0
+        for item, span in enumerate(spans):
+            starved += span.start - left
+            left = span.end
+            if capacity is not None and item >= capacity and stage + 1 < len(timeline.workers):
+                left = max(left, timeline.workers[stage + 1][item - capacity].start)
+            blocked += left - span.end
+        found.append(Waiting(starved, blocked))
+    return found
 
 
 def _operation(stage: int, item: int, num_stages: int, capacity: int | None) -> Operation:

@@ -12,6 +12,7 @@ from minilib.mechanisms.pipelining import (
     flow_seconds,
     most_in_flight,
     timeline_of,
+    waiting,
 )
 
 CAPACITIES = (None, 0, 1, 2, 5)
@@ -82,3 +83,13 @@ def test_a_slow_first_stage_fills_nothing():
 def test_numbers_that_are_too_small(bad):
     with pytest.raises(ValueError, match="needs num_items ≥ 0, num_stages ≥ 1, capacity ≥ 0"):
         flow(*bad)
+
+
+def test_waiting_is_all_the_time_that_is_not_work():
+    """Until a stage's last item has left; in front of the slowest stage blocked, behind it starved."""
+    for capacity in (0, 1, 3):
+        timeline = timeline_of(flow(9, 3, capacity), lambda key: (1, 4, 2)[key[0]])
+        first, slowest, last = waiting(timeline, capacity)
+        assert first == (0, timeline.workers[1][8 - capacity].start - 9) and first.blocked > 0
+        assert slowest == (1, 0) and last == (timeline.makespan - 9 * 2, 0)
+    assert waiting(timeline_of(flow(0, 2), lambda key: 1)) == [(0, 0), (0, 0)]
