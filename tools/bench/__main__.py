@@ -38,6 +38,9 @@ from tools.bench import (
     peers as bench_peers,
 )
 from tools.bench import (
+    pipeline as bench_pipeline,
+)
+from tools.bench import (
     serving_load as bench_serving_load,
 )
 from tools.bench import (
@@ -46,8 +49,8 @@ from tools.bench import (
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
-    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "moe", "compiled",
-    "kernels", "peers",
+    "machine", "workloads", "caching", "paging", "serving-load", "collectives", "training", "pipeline", "moe",
+    "compiled", "kernels", "peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -82,6 +85,8 @@ def main() -> int:
         _collectives(machine)
     if options.only in (None, "training") and machine.kind == "cpu":
         _training(machine)
+    if options.only in (None, "pipeline") and machine.kind == "cpu":
+        _pipeline(machine)
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
@@ -188,6 +193,14 @@ def _training(machine: Machine) -> None:
     for row in found["zero_bytes"]:
         print(f"stage {row['stage']}, {row['world_size']} ranks: {row['bytes'] / row['expected']:.4f} of the formula")
     _save(machine, "ranks", found)
+
+
+def _pipeline(machine: Machine) -> None:
+    """Chapter 08: a step beside torch's own, and every schedule's bubble beside its price."""
+    found = bench_pipeline.pipeline()
+    for line in bench_pipeline.lines(found):
+        print(line)
+    _save(machine, "pipeline", found)
 
 
 def _moe(machine: Machine) -> None:

@@ -67,10 +67,10 @@ def training() -> dict:
             "parameters": MODEL.num_parameters,
             "tokens_per_rank": CONTEXT,
             "data_parallel": [
-                {"transport": name, "methods": _summary(ranks(2, _data_parallel, name)[0], "torch DDP")}
+                {"transport": name, "methods": summary(ranks(2, _data_parallel, name)[0], "torch DDP")}
                 for name in TRANSPORTS
             ],
-            "zero_steps": _summary(ranks(2, _sharded)[0], "fully_shard"),
+            "zero_steps": summary(ranks(2, _sharded)[0], "fully_shard"),
             "zero_peak_bytes": {kind: max(ranks(2, _peak, kind)) for kind in KINDS},
             "zero_bytes": [_ledger(n, stage, ranks(n, _held, stage)) for n in (2, 4) for stage in STAGES],
         }
@@ -156,7 +156,7 @@ def _held(stage: int) -> dict[str, int]:
     return step.args[1].bytes_per_rank()
 
 
-def _summary(turns: dict[str, list[float]], peer: str) -> list[dict]:
+def summary(turns: dict[str, list[float]], peer: str) -> list[dict]:
     """A row a method: its median, and its ratio to a peer that took the same turns."""
     rows = []
     for name, times in turns.items():

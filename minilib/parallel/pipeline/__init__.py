@@ -2,7 +2,13 @@
 
 from minilib.parallel.pipeline.checking import ScheduleDeadlock, UnsoundSchedule, check_schedule
 from minilib.parallel.pipeline.pipeline_parallel import PipelineParallel, SchedulesDiffer
-from minilib.parallel.pipeline.pricing import SchedulePrice, StageTimes, expected_bubble, price_schedule
+from minilib.parallel.pipeline.pricing import (
+    SchedulePrice,
+    StageTimes,
+    expected_bubble,
+    measured_timeline,
+    price_schedule,
+)
 from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
 from minilib.parallel.pipeline.schedules import SCHEDULES, ImpossibleSchedule
 from minilib.parallel.pipeline.stage import Microbatch, StageWithoutLayers, cut_batch, layers_per_stage
@@ -24,5 +30,6 @@ __all__ = [
     "cut_batch",
     "expected_bubble",
     "layers_per_stage",
+    "measured_timeline",
     "price_schedule",
 ]

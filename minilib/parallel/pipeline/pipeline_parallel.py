@@ -18,21 +18,26 @@ In production: torch.distributed.pipelining, Megatron-LM, DeepSpeed.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from minilib.mechanisms.pipelining import Span
 from minilib.model.decoder import Decoder
 from minilib.parallel.pipeline.checking import check_schedule
 from minilib.parallel.pipeline.messages import StageMessages
+from minilib.parallel.pipeline.pricing import StageTimes, times_of_stages
 from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
 from minilib.parallel.pipeline.stage import DecoderStage, Microbatch, layers_per_stage, squared_norm, trained_parameters
 from minilib.parallel.pipeline.stage_work import StageWork
 from minilib.parallel.pipeline.tied import tied_copy
 from minilib.ranks.agreement import gather_texts, same_shapes
 from minilib.ranks.collectives import Communicator
+
+NO_LEAST = StageTimes(0.0, 0.0, 0.0)
 
 
 class SchedulesDiffer(ValueError):
@@ -49,9 +54,12 @@ class PipelineParallel:
             otherwise is a collective.
         schedule: the same on all ranks.
         layers: of each stage; as even as can be if left out. See `layers_per_stage`.
+        least: seconds that each action takes at least: a rank that has computed earlier sleeps. So more ranks than
+            cores run as if each had a core, and a laptop shows the timeline of a cluster.
 
     Attributes:
         stages: number → this rank's stages.
+        spans: when this rank did each action of the latest step, by time.perf_counter; see `measured_timeline`.
         most_held: most pairs of a stage and a microbatch whose activations this rank held at a time in any step.
 
     Raises:
@@ -59,13 +67,18 @@ class PipelineParallel:
         UnsoundSchedule: if the schedule is not sound.
         StageWithoutLayers: if a stage would have none.
         RanksDiffer: if ranks have built different models.
-        ValueError: if the schedule is for another number of ranks.
+        ValueError: if the schedule is for another number of ranks, or layers or least for another number of stages.
 
     Cost: a microbatch's activations at each boundary between stages on different ranks, and as much back.
     """
 
     def __init__(
-        self, model: Decoder, comm: Communicator, schedule: PipelineSchedule, layers: Sequence[int] | None = None
+        self,
+        model: Decoder,
+        comm: Communicator,
+        schedule: PipelineSchedule,
+        layers: Sequence[int] | None = None,
+        least: StageTimes | Sequence[StageTimes] = NO_LEAST,
     ) -> None:
         _same_schedules(schedule, layers, comm)
         check_schedule(schedule)
@@ -74,11 +87,13 @@ class PipelineParallel:
         counts = layers_per_stage(len(model.layers), schedule.num_stages) if layers is None else list(layers)
         if len(counts) != schedule.num_stages:
             raise ValueError(f"layers says how many each of {schedule.num_stages} stages has, got {counts}")
+        self._least = times_of_stages(least, schedule.num_stages)
         self.stages = {stage: DecoderStage(model, counts, stage) for stage in schedule.stages_of(comm.rank)}
         same_shapes(model, comm)
         for tensor in (*model.parameters(), *model.buffers()):
             comm.broadcast(tensor)
         self.comm, self.schedule, self.most_held = comm, schedule, 0
+        self.spans: list[Span] = []
         self._hidden_size, self._dtype = model.config.hidden_size, model.embed.weight.dtype
         self._homes = _homes(model, counts)
         self._work = {stage: StageWork(module) for stage, module in self.stages.items()}
@@ -174,6 +189,7 @@ class PipelineParallel:
             raise ValueError("no token of this batch counts: all targets are ignored")
         shapes = [torch.Size((*microbatch.token_ids.shape, self._hidden_size)) for microbatch in microbatches]
         self._messages.begin(shapes, self._dtype)
+        self.spans.clear()
         if self._tied is not None:
             self._tied.begin()
         losses: list[Tensor] = []
@@ -192,20 +208,27 @@ class PipelineParallel:
 
     def _do(self, action: Action, microbatch: Microbatch, weight: float, losses: list[Tensor]) -> None:
         """Take what the action reads, do it, and give its result to whoever reads that."""
-        work, source = self._work[action.stage], self.schedule.source_of(action)
+        source = self.schedule.source_of(action)
         given = self._messages.take(source) if source is not None else None
-        if action.kind == "F":
-            result = work.forward(action.microbatch, given, microbatch, weight)
-            if work.stage.last:
-                losses.append(result)
-        elif action.kind == "B":
-            result = work.backward(action.microbatch, given)
-        elif action.kind == "I":
-            result = work.input_gradient(action.microbatch, given)
-        else:
-            result = work.weight_gradients(action.microbatch)
-        if result is not None:
+        begun = time.perf_counter()
+        result = self._compute(action, given, microbatch, weight)
+        if least := self._least[action.stage].of(action.kind):
+            time.sleep(max(0.0, begun + least - time.perf_counter()))
+        self.spans.append(Span(action, self.comm.rank, begun, time.perf_counter()))
+        if action.kind == "F" and self.stages[action.stage].last:
+            losses.append(result)
+        elif result is not None:
             self._messages.give(action, result)
+
+    def _compute(self, action: Action, given: Tensor | None, microbatch: Microbatch, weight: float) -> Tensor | None:
+        work = self._work[action.stage]
+        if action.kind == "F":
+            return work.forward(action.microbatch, given, microbatch, weight)
+        if action.kind == "B":
+            return work.backward(action.microbatch, given)
+        if action.kind == "I":
+            return work.input_gradient(action.microbatch, given)
+        return work.weight_gradients(action.microbatch)
 
 
 def _same_schedules(schedule: PipelineSchedule, layers: Sequence[int] | None, comm: Communicator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minilib.mechanisms.pipelining import Timeline, timeline_of
+from minilib.mechanisms.pipelining import Span, Timeline, timeline_of
 from minilib.parallel.pipeline.checking import check_schedule
 from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
 
@@ -81,11 +81,33 @@ def price_schedule(
         ValueError: for times of another number of stages, or negative ones.
     """
     check_schedule(schedule)
-    each = [times] * schedule.num_stages if isinstance(times, StageTimes) else list(times)
-    if len(each) != schedule.num_stages:
-        raise ValueError(f"needs times of {schedule.num_stages} stages, or of one for all; got {len(each)}")
+    each = times_of_stages(times, schedule.num_stages)
     timeline = timeline_of(schedule.plan(), lambda action: each[action.stage].of(action.kind), transfer)
     return SchedulePrice(timeline, tuple(map(most_activations, schedule.actions)))
+
+
+def times_of_stages(times: StageTimes | Sequence[StageTimes], num_stages: int) -> list[StageTimes]:
+    """Times of each stage, from those of all alike or of each.
+
+    Raises:
+        ValueError: for another number of them.
+    """
+    each = [times] * num_stages if isinstance(times, StageTimes) else list(times)
+    if len(each) != num_stages:
+        raise ValueError(f"needs times of {num_stages} stages, or of one for all; got {len(each)}")
+    return each
+
+
+def measured_timeline(ranks: Sequence[Sequence[Span]]) -> Timeline:
+    """The timeline of a step from what each rank has noted in it, in seconds since the first action began.
+
+    Args:
+        ranks: `PipelineParallel.spans` of every rank, all on one host, whose ranks share a clock.
+    """
+    origin = min((span.start for spans in ranks for span in spans), default=0.0)
+    return Timeline(tuple(
+        tuple(span._replace(start=span.start - origin, end=span.end - origin) for span in spans) for spans in ranks
+    ))  # fmt: skip
 
 
 def most_activations(actions: Sequence[Action]) -> int:

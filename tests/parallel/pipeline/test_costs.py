@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from minilib.parallel.pipeline import SCHEDULES, PipelineParallel
+from minilib.parallel.pipeline import SCHEDULES, PipelineParallel, StageTimes, measured_timeline, price_schedule
 from minilib.parallel.pipeline.stage import Microbatch
 from minilib.ranks import launch
 from tests.parallel.pipeline.models import VOCABULARY, Saved, communicator, decoder
@@ -52,3 +52,25 @@ def test_memory_messages_and_hooks():
         assert nbytes == messages * SEQUENCES * TOKENS * HIDDEN * 8
     first, last = ranks[0]["1f1b", 12][0], ranks[0]["gpipe", 12][0]
     assert last == pytest.approx(6 * first), "2 microbatches are held by the one, 12 by the other"
+
+
+def test_a_step_notes_when_each_action_was_done_and_takes_the_least_time():
+    """Spans of all ranks are the schedule's actions, none begins before what it reads has ended."""
+    least = [StageTimes(0.002, 0.001, 0.003), StageTimes(0.004, 0.002, 0.001)]
+    schedule = SCHEDULES["zero-bubble"](2, 4)
+
+    def on_rank():
+        pipeline = PipelineParallel(decoder(0), communicator(), schedule, least=least)
+        for _ in range(2):
+            pipeline.step(equal_microbatches(4))
+        return pipeline.spans
+
+    timeline = measured_timeline(launch.run(on_rank, 2))
+    assert [[span.key for span in spans] for spans in timeline.workers] == [list(row) for row in schedule.actions]
+    ended = {span.key: span.end for span in timeline}
+    for span in timeline:
+        source = schedule.source_of(span.key)
+        assert source is None or ended[source] <= span.start
+        assert span.end - span.start >= least[span.key.stage].of(span.key.kind)
+    assert timeline.makespan >= price_schedule(schedule, least).seconds
+    assert measured_timeline([[], []]).makespan == 0

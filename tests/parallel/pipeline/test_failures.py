@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from minilib.parallel.pipeline import SCHEDULES, PipelineParallel
+from minilib.parallel.pipeline import SCHEDULES, PipelineParallel, StageTimes
 from minilib.parallel.pipeline.stage import Microbatch
 from minilib.ranks import launch
 from minilib.ranks.launch import RankFailed
@@ -45,6 +45,7 @@ def test_ranks_with_different_schedules_cuts_or_models():
             "ranks": lambda: PipelineParallel(decoder(), comm, F1B(2, 4)),
             "layers": lambda: PipelineParallel(decoder(num_layers=2), comm, sound),
             "stages": lambda: PipelineParallel(decoder(), comm, sound, [2, 2]),
+            "times": lambda: PipelineParallel(decoder(), comm, sound, least=[StageTimes()] * 2),
         }
         found = {name: said(call)[:2] for name, call in calls.items()}
         PipelineParallel(decoder(), comm, sound).step(microbatches(0, 4))
@@ -56,7 +57,7 @@ def test_ranks_with_different_schedules_cuts_or_models():
         assert kinds == {
             "order": "SchedulesDiffer", "microbatches": "SchedulesDiffer", "cut": "SchedulesDiffer",
             "model": "RanksDiffer", "unsound": "UnsoundSchedule", "ranks": "ValueError",
-            "layers": "StageWithoutLayers", "stages": "ValueError", "transport": "TypeError",
+            "layers": "StageWithoutLayers", "stages": "ValueError", "times": "ValueError", "transport": "TypeError",
         }  # fmt: skip
         assert "rank 0 has [1f1b, 4 microbatches], rank 2 has [gpipe, 4 microbatches]" in found["order"][1]
         assert "rank 1 has [1f1b, 5 microbatches]" in found["microbatches"][1]
