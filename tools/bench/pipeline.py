@@ -44,7 +44,7 @@ CONTEXT, SEQUENCES, MICROBATCHES, ROUNDS, WORLD_SIZES = 64, 1, 8, 25, (2, 4)
 
 # Of the bubbles: stages sleep for longer than they compute, so that four ranks need no more than two cores.
 TINY = ModelConfig(16, 8, 8, num_layers=8, num_heads=1, num_kv_heads=1, head_dim=8, max_position=4)
-SHAPED, TURNS = StageTimes(forward=0.02, input_gradient=0.02, weight_gradient=0.02), 5
+SHAPED, TURNS = StageTimes(forward=0.05, input_gradient=0.05, weight_gradient=0.05), 3
 
 
 def pipeline() -> dict:

@@ -63,7 +63,7 @@ class SchedulePrice:
 
         A rank that starts late and ends late in one step, such as the last, costs nothing if it does so in every step.
         """
-        return max(spans[-1].end - spans[0].start for spans in self.timeline.workers)
+        return max((spans[-1].end - spans[0].start for spans in self.timeline.workers if spans), default=0.0)
 
 
 def price_schedule(

@@ -15,7 +15,8 @@ ranks in pipeline_parallel.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -57,6 +58,17 @@ class PipelineSchedule:
     num_microbatches: int
     rank_of: tuple[int, ...]
     actions: tuple[tuple[Action, ...], ...] = field(repr=False)
+
+    @classmethod
+    def read(cls, name: str, text: str, rank_of: Sequence[int]) -> PipelineSchedule:
+        """A schedule as `str` writes it: a line a rank, such as "0F0 0B0"; the last microbatch is the largest number.
+
+        Raises:
+            ValueError: if a word is no action.
+        """
+        rows = [tuple(map(_action, line.split())) for line in text.split("\n")]
+        last = max((action.microbatch for row in rows for action in row), default=-1)
+        return cls(name, last + 1, tuple(rank_of), tuple(rows))
 
     @property
     def num_ranks(self) -> int:
@@ -125,3 +137,10 @@ class PipelineSchedule:
             reader = self.reader_of(self.actions[rank][number - 1])
             room = (reader,) if reader is not None and self.rank_of[reader.stage] != rank else ()
         return Operation(action, tuple(after), room)
+
+
+def _action(word: str) -> Action:
+    found = re.fullmatch(r"(\d+)([A-Z])(\d+)", word)
+    if not found:
+        raise ValueError(f"an action is stage, kind and microbatch, such as 2F3; got {word!r}")
+    return Action(int(found[1]), found[2], int(found[3]))

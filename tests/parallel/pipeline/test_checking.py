@@ -14,8 +14,8 @@ def read(text: str) -> Action:
     return Action(int(text[0]), text[1], int(text[2]))
 
 
-def schedule(*rows: str, microbatches=2, rank_of=(0, 1)) -> PipelineSchedule:
-    return PipelineSchedule("mine", microbatches, rank_of, tuple(tuple(map(read, row.split())) for row in rows))
+def schedule(*rows: str, rank_of=(0, 1)) -> PipelineSchedule:
+    return dataclasses.replace(PipelineSchedule.read("mine", "\n".join(rows), rank_of), num_microbatches=2)
 
 
 GOOD = ("0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1I1 1W1")

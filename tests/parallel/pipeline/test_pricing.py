@@ -70,6 +70,8 @@ def test_the_slowest_stage_sets_the_pace_and_messages_take_time():
     schedule = SCHEDULES["1f1b"](2, 4)
     slow, free = (price_schedule(schedule, EQUAL, transfer) for transfer in (0.5, 0))
     assert slow.seconds > free.seconds and slow.timeline.busy(0) == free.timeline.busy(0)
+    nobody = price_schedule(PipelineSchedule.read("mine", "0F0 0B0\n", [0]), EQUAL)
+    assert (nobody.longest_rank, nobody.activations, nobody.bubble) == (3, (1, 0), 0.5), "a rank without a stage"
     alone = price_schedule(SCHEDULES["gpipe"](1, 3), EQUAL, transfer=7)
     assert (alone.seconds, alone.bubble) == (9, 0)
 

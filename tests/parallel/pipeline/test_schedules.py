@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from minilib.parallel.pipeline.checking import check_schedule
+from minilib.parallel.pipeline.schedule import PipelineSchedule
 from minilib.parallel.pipeline.schedules import SCHEDULES, ImpossibleSchedule
 from tests.parallel.pipeline import torch_orders
 
@@ -89,6 +90,11 @@ def test_impossible_schedules(name, numbers, message):
 def test_a_schedule_reads_as_lines_of_actions():
     schedule = SCHEDULES["1f1b"](2, 3)
     assert str(schedule) == "0F0 0F1 0B0 0F2 0B1 0B2\n1F0 1B0 1F1 1B1 1F2 1B2"
+    for make in SCHEDULES.values():
+        one = make(2, 12)  # of two digits, too
+        assert PipelineSchedule.read(one.name, str(one), one.rank_of) == one
+    with pytest.raises(ValueError, match="an action is stage, kind and microbatch, such as 2F3; got 'F0'"):
+        PipelineSchedule.read("mine", "0F0 F0", [0])
     assert (schedule.num_ranks, schedule.num_stages, schedule.stages_of(1)) == (2, 2, [1])
     assert [str(action) for action in schedule.messages(1, 0)] == ["1B0", "1B1", "1B2"]
     assert SCHEDULES["zbv"](2, 1).stages_of(0) == [0, 3]
