@@ -45,6 +45,11 @@ def test_everybody_sends_everything_before_anybody_receives(transport):
             total = torch.ones(1)
             comm.all_reduce(total)
             assert total == comm.world_size
+        if comm.rank == 0:
+            mail.send(torch.ones(LARGE, dtype=torch.uint8), 1, "not settled")
+        if comm.rank == 1:
+            assert mail.receive(torch.zeros(LARGE, dtype=torch.uint8), 0, "not settled").all()
+        comm.barrier()  # waits until what was sent before is out
         view = torch.zeros(2, 3, dtype=torch.float64)
         if comm.rank == 0:
             mail.send(torch.arange(6.0).double().view(2, 3), 1, "a matrix")

@@ -99,6 +99,7 @@ def test_a_rank_that_fails_in_a_step_leaves_nobody_waiting(transport):
                 rank,
             )
             assert words in text if rank == origin else "step 1 of 1f1b" in text
+            assert text.count(" (in ") <= 1, "wrapped by the message and again by the step"
             assert seconds < TIMEOUT + 5 * 0.5 + 5, "the machine is shared"
             assert later == "CollectiveFailed" and "an earlier call failed" in again
     assert {first[0] for first, _ in ignored} == {"ValueError"} and "no token of this batch counts" in ignored[0][0][1]

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minilib.parallel.pipeline.split_backward import ParameterUsedTwice, SplitBackward
 from minilib.parallel.pipeline.stage import DecoderStage
+from minilib.parallel.pipeline.stage_work import StageWork
 from tests.parallel.pipeline.models import EXPERTS, Saved, decoder, largest_difference, microbatches
 
 
@@ -87,6 +88,18 @@ def test_activations_stay_for_the_second_half_and_go_with_it():
         assert 0.9 * held < saved.now < held, "only what stands above the last weight, the loss's own, is gone"
         split.weight_gradients()
         assert saved.now == 0
+
+
+def test_a_stage_lets_go_of_what_its_next_half_does_not_need():
+    stage, _, batch = stage_and_input()
+    work = StageWork(stage)
+    with Saved(stage.parameters()) as saved:
+        work.forward(7, None, batch, 1.0)
+        held = saved.now
+        assert work.input_gradient(7, None) is not None and work.num_held == 1
+        assert 0.9 * held < saved.now < held
+        work.weight_gradients(7)
+        assert (saved.now, work.num_held) == (0, 0)
 
 
 def test_a_parameter_of_two_operations_is_refused():
