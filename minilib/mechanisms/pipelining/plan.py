@@ -22,7 +22,7 @@ class Deadlock(InvalidPlan):
 
     Args:
         message: what happened.
-        stuck: worker → the operation that it cannot begin.
+        stuck: each of these workers → the operation that it cannot begin.
     """
 
     def __init__(self, message: str, stuck: dict[int, Hashable]) -> None:
@@ -160,13 +160,21 @@ def _time(seconds: Callable[[Hashable], float], key: Hashable) -> float:
 def _refuse_deadlock(
     plan: Sequence[Sequence[Operation]], workers: Sequence[Sequence[Span]], done: dict[Hashable, Span], home: dict
 ) -> None:
-    stuck: dict[int, Hashable] = {}
-    said = []
+    """Name the circle of workers that wait for one another; whoever else is stuck waits for them."""
+    waits: dict[int, tuple[Hashable, Hashable]] = {}  # worker → what it cannot begin, and what it waits for
     for worker, (operations, spans) in enumerate(zip(plan, workers, strict=True)):
         if len(spans) < len(operations):
             operation = operations[len(spans)]
             missing = next(key for key in (*operation.after, *operation.room) if key not in done)
-            stuck[worker] = operation.key
-            said.append(f"worker {worker} waits before {operation.key} for {missing} of worker {home[missing]}")
-    if stuck:
-        raise Deadlock(f"deadlock: {'; '.join(said)}", stuck)
+            waits[worker] = operation.key, missing
+    if not waits:
+        return
+    walk = [min(waits)]  # from one to whom it waits for, until one comes a second time
+    while walk.count(walk[-1]) == 1:
+        walk.append(home[waits[walk[-1]][1]])
+    circle = sorted(walk[walk.index(walk[-1]) : -1])
+    said = [
+        f"worker {worker} waits before {waits[worker][0]} for {waits[worker][1]} of worker {home[waits[worker][1]]}"
+        for worker in circle
+    ]
+    raise Deadlock(f"deadlock: {'; '.join(said)}", {worker: waits[worker][0] for worker in circle})

@@ -44,12 +44,12 @@ def test_a_timeline_is_the_least_solution(seed):
         assert timeline.bubble == pytest.approx(1 - sum(times.values()) / (len(plan) * timeline.makespan))
 
 
-def test_a_deadlock_names_every_worker_that_is_stuck_and_what_for():
+def test_a_deadlock_names_the_workers_that_wait_for_one_another_and_what_for():
     plan = [
         [Operation("a"), Operation("b", after=("d",)), Operation("c")],
         [Operation("d", after=("e",)), Operation("f")],
         [Operation("e", room=("c",))],
-        [Operation("g")],
+        [Operation("g"), Operation("h", after=("f",))],
     ]
     with pytest.raises(Deadlock, match="worker 0 waits before b for d of worker 1; worker 1 .* d for e of worker 2;"
                                        " worker 2 waits before e for c of worker 0") as caught:  # fmt: skip

@@ -59,7 +59,7 @@ def test_a_stage_on_a_rank_that_there_is_not():
         (("0F0 0B0 0F1 0B1", "1F0 1F1 1B0 1B1"), 0, "0B0",
          "rank 0 waits before 0B0 for 1B0 of rank 1; rank 1 waits before 1F1 for 0F1 of rank 0"),
         (("0F0 0B1 0F1 0B0", GOOD[1]), 0, "0B1", "rank 0 waits before 0B1 for 1I1 of rank 1"),
-        ((GOOD[0], "1F0 1B0 1F1 1W1 1I1"), 0, "0B1", "rank 1 waits before 1W1 for 1I1 of rank 1"),
+        ((GOOD[0], "1F0 1B0 1F1 1W1 1I1"), 1, "1W1", "deadlock: rank 1 waits before 1W1 for 1I1 of rank 1$"),
     ],
 )  # fmt: skip
 def test_deadlocks(rows, rank, action, message):
