@@ -4,6 +4,9 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 
 import psutil
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from minilib.classic import unix_pipes
 from minilib.classic.counted_work import ROUNDS
 from minilib.classic.unix_pipes import PipeSizeUnsupported, StageFailed, run_freely, run_in_ticks
+from minilib.mechanisms.basics.child import child_environment
 from minilib.mechanisms.pipelining import fill_seconds, flow, flow_seconds, most_in_flight, timeline_of, waiting
 
 
@@ -113,6 +117,24 @@ def test_a_stage_that_hangs_is_named(run, monkeypatch):
     monkeypatch.setattr(unix_pipes._Processes, "tell", stopping)
     with pytest.raises(StageFailed, match="stage 0 did not answer within 0.5 s"):
         run((1, 1), 50, 1, timeout=0.5)
+
+
+def test_stages_end_when_whoever_started_them_is_killed():
+    code = "from minilib.classic.unix_pipes import run_freely; run_freely((1, 1), 10**4, 1, unit_seconds=0.01)"
+    with subprocess.Popen([sys.executable, "-c", code], env=child_environment()) as starter:
+        me = psutil.Process(starter.pid)
+        wait_for(lambda: len(me.children()) == 2 and all("pipe_stage" in str(c.cmdline()) for c in me.children()))
+        time.sleep(0.1)  # until they run
+        stages = me.children()
+        starter.kill()
+    wait_for(lambda: not any(stage.is_running() and stage.status() != psutil.STATUS_ZOMBIE for stage in stages))
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 3, 2**20, 2**40])
