@@ -50,7 +50,7 @@ class PointToPoint:
             label: what it is; sender and receiver say the same.
 
         Raises:
-            ValueError: if the tensor is none that a transport carries.
+            ValueError: if the tensor is none that a transport carries, or the peer no other rank.
             CollectiveFailed: if a rank is gone.
         """
         message = self._message(tensor, peer, label)
@@ -77,8 +77,10 @@ class PointToPoint:
         """
         self.comm.guarded(self._transport.settle, "settle")
 
-    @staticmethod
-    def _message(tensor: Tensor, peer: int, label: str) -> Message:
+    def _message(self, tensor: Tensor, peer: int, label: str) -> Message:
+        if not 0 <= peer < self.comm.world_size or peer == self.comm.rank:
+            raise ValueError(f"rank {self.comm.rank} sends to and receives from another of "
+                             f"{self.comm.world_size} ranks, got {peer!r}")  # fmt: skip
         check_tensor(tensor, None)
         check_contiguous(tensor)
         return Message(peer, tensor.detach().view(-1), f"{label}, {tensor.dtype} {tuple(tensor.shape)}")

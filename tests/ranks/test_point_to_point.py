@@ -114,10 +114,19 @@ def test_what_cannot_be_sent():
     def on_rank():
         comm = Communicator(SharedMemoryTransport())
         mail = PointToPoint(comm)
-        with pytest.raises(ValueError, match="contiguous"):
-            mail.send(torch.zeros(2, 3).T, 0, "transposed")
-        with pytest.raises(ValueError, match="dense"):
-            mail.send(torch.eye(2).to_sparse(), 0, "sparse")
+        if comm.rank == 1:
+            with pytest.raises(ValueError, match="contiguous"):
+                mail.send(torch.zeros(2, 3).T, 0, "transposed")
+            with pytest.raises(ValueError, match="dense"):
+                mail.send(torch.eye(2).to_sparse(), 0, "sparse")
+            for peer in (-1, 1, 2):
+                with pytest.raises(
+                    ValueError, match=f"rank 1 sends to and receives from another of 2 ranks, got {peer}"
+                ):
+                    mail.send(torch.zeros(1), peer, "to nobody")
+            mail.send(torch.ones(1), 0, "it still works")
+        else:
+            mail.receive(torch.zeros(1), 1, "it still works")
         for other in (TorchCommunicator(), Communicator(ShapedTransport(SharedMemoryTransport(), Link(1e9, 0)))):
             with pytest.raises(TypeError, match="need a Communicator over a SharedMemoryTransport or a GroupTransport"):
                 PointToPoint(other)
@@ -125,4 +134,4 @@ def test_what_cannot_be_sent():
         with pytest.raises(CollectiveFailed, match="settle on a communicator that is closed"):
             mail.settle()
 
-    run(on_rank, 1)
+    run(on_rank, 2)
