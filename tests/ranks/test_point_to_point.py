@@ -120,9 +120,7 @@ def test_what_cannot_be_sent():
             with pytest.raises(ValueError, match="dense"):
                 mail.send(torch.eye(2).to_sparse(), 0, "sparse")
             for peer in (-1, 1, 2):
-                with pytest.raises(
-                    ValueError, match=f"rank 1 sends to and receives from another of 2 ranks, got {peer}"
-                ):
+                with pytest.raises(ValueError, match=f"rank 1 sends to .* another of 2 ranks, got {peer}"):
                     mail.send(torch.zeros(1), peer, "to nobody")
             mail.send(torch.ones(1), 0, "it still works")
         else:

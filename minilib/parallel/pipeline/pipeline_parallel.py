@@ -190,7 +190,7 @@ class PipelineParallel:
             raise ValueError("no token of this batch counts: all targets are ignored")
         shapes = [torch.Size((*microbatch.token_ids.shape, self._hidden_size)) for microbatch in microbatches]
         self._messages.begin(shapes, self._dtype)
-        self.spans.clear()
+        self.spans = []
         if self._tied is not None:
             self._tied.begin()
         losses: list[Tensor] = []
