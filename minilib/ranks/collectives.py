@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from minilib.ranks.transport.base import CollectiveFailed, CollectiveMismatch, C
 # Up to here few messages matter more than few bytes. A tree sends 2(n-1) of them in all, halving and doubling n·log n:
 # with 4 ranks on two cores, 64 KiB took 0.6 to 2.8 ms by the tree and 0.9 to 8.6 ms by the others (chapter 04).
 SMALL_BYTES = 2**16
+Result = TypeVar("Result")
 GRACE = 0.5  # seconds before a rank reports that another one failed, who is to be the first to say so
 
 
@@ -178,6 +180,20 @@ class Communicator:
         """Return when every rank has called it."""
         self.all_reduce(torch.zeros(1, dtype=torch.uint8))
 
+    def guarded(self, run: Callable[[], Result], what: str) -> Result:
+        """Use the transport for something that is no collective, in this thread, when no collective is on its way.
+
+        Args:
+            run: whatever it raises breaks the communicator, so that ranks that wait for this one hear of it.
+            what: its name in errors.
+
+        Raises:
+            CollectiveFailed: if the communicator is closed, or an earlier call failed.
+        """
+        if self._closed:
+            raise CollectiveFailed(f"rank {self.rank} calls {what} on a communicator that is closed")
+        return self._guarded(lambda label: run(), what)
+
     def close(self) -> None:
         """Finish what is on its way, and close the transport."""
         self._closed = True
@@ -225,12 +241,14 @@ class Communicator:
             return self._last.result()
         return self._guarded(run, label)
 
-    def _guarded(self, run: Callable[[str], None], label: str) -> None:
+    def _guarded(self, run: Callable[[str], Result], label: str) -> Result:
         if self._broken:
             raise CollectiveFailed(f"rank {self.rank} in {label}: {self._broken}")
         try:
-            run(label)
+            return run(label)
         except BaseException as error:
+            if self._broken:  # by a call within this one
+                raise
             why = f"{str(error) or type(error).__name__} (in {label})"
             self._broken = f"an earlier call failed: {why}"
             self.transport.close()  # so that whoever waits for this rank hears of it

@@ -39,6 +39,9 @@ from tools.bench import (
     peers as bench_peers,
 )
 from tools.bench import (
+    pipeline as bench_pipeline,
+)
+from tools.bench import (
     prefix_hits as bench_prefix_hits,
 )
 from tools.bench import (
@@ -58,7 +61,7 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "moe", "compiled", "kernels", "peers", "prefix-peers",
+    "tensor-parallel", "pipeline", "moe", "compiled", "kernels", "peers", "prefix-peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -97,6 +100,8 @@ def main() -> int:
         _training(machine)
     if options.only in (None, "tensor-parallel") and machine.kind == "cpu":
         _tensor_parallel(machine)
+    if options.only in (None, "pipeline") and machine.kind == "cpu":
+        _pipeline(machine)
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
@@ -239,6 +244,14 @@ def _tensor_parallel(machine: Machine) -> None:
             rows = (f"{r['method']} {r['seconds'] * 1e3:.1f} ms ({r['over_peer']:.2f}×)" for r in group[part])
             print(f"{group['transport']}, {part}: " + ", ".join(rows))
     _save(machine, "tensor-parallel", found)
+
+
+def _pipeline(machine: Machine) -> None:
+    """Chapter 08: a step beside torch's own, and every schedule's bubble beside its price."""
+    found = bench_pipeline.pipeline()
+    for line in bench_pipeline.lines(found):
+        print(line)
+    _save(machine, "pipeline", found)
 
 
 def _moe(machine: Machine) -> None:

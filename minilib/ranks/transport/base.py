@@ -91,6 +91,30 @@ class Transport(Protocol):
         """Release the connections and the memory of the transport."""
 
 
+class PostingTransport(Transport, Protocol):
+    """A transport whose sender need not wait for the receiver, for messages outside collectives."""
+
+    def post(self, send: Message) -> None:
+        """Send a message and return at once; its content must not change before `settle`.
+
+        Messages to one rank arrive in the order in which they were posted.
+        """
+
+    def receive(self, message: Message) -> None:
+        """Return when a message is received; posted ones go on meanwhile.
+
+        Raises:
+            CollectiveMismatch, CollectiveFailed: as `exchange`.
+        """
+
+    def settle(self) -> None:
+        """Return when all posted messages are out.
+
+        Raises:
+            CollectiveFailed: as `exchange`.
+        """
+
+
 def take(into: Tensor, arrived: Tensor, combine: Combine | None) -> None:
     """Copy received values into a buffer, or combine them with its content.
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minilib.ranks.transport.base import LABEL_BYTES, CollectiveFailed, CollectiveMismatch, take
+from minilib.ranks.transport.base import LABEL_BYTES, CollectiveFailed, CollectiveMismatch, Message, take
 
 GRACE = 0.2  # seconds for the other rank to read this rank's label, too, before the connection is closed
 
@@ -38,17 +38,13 @@ class GroupTransport:
         self._timeout, self._owned = timedelta(seconds=timeout), group is None
         self._group = group or dist.new_group(backend="gloo", timeout=self._timeout)
         self.rank, self.world_size = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self._posted: list[tuple[int, dist.Work]] = []
 
     def empty(self, numel, dtype=torch.float32):
         return torch.empty(numel, dtype=dtype)
 
     def exchange(self, send, receive, combine):
-        leaving = []
-        if send is not None:
-            if send.label is not None:
-                head = bytearray(send.head().ljust(LABEL_BYTES, b"\0"))
-                leaving.append(self._send(torch.frombuffer(head, dtype=torch.uint8), send.peer))
-            leaving.append(self._send(send.content.view(torch.uint8), send.peer))
+        leaving = self._start(send) if send is not None else []
         if receive is not None:
             if receive.label is not None:
                 label = self._receive(torch.empty(LABEL_BYTES, dtype=torch.uint8), receive.peer)
@@ -61,15 +57,36 @@ class GroupTransport:
             self._receive(arrived.view(torch.uint8), receive.peer)
             if combine:
                 take(receive.content, arrived.view(torch.uint8), combine)
-        for work in leaving:
-            with self._naming(send.peer):
-                work.wait(self._timeout)
+        self._finish(leaving)
+
+    def post(self, send):
+        self._posted += self._start(send)
+
+    def receive(self, message):
+        self.exchange(None, message, None)
+
+    def settle(self):
+        posted, self._posted = self._posted, []
+        self._finish(posted)
 
     def close(self) -> None:
         if self._owned:
             self._owned = False
             self._hang_up()
             dist.destroy_process_group(self._group)
+
+    def _start(self, send: Message) -> list[tuple[int, dist.Work]]:
+        """Send the label and the content in the background."""
+        leaving = []
+        if send.label is not None:
+            head = bytearray(send.head().ljust(LABEL_BYTES, b"\0"))
+            leaving.append((send.peer, self._send(torch.frombuffer(head, dtype=torch.uint8), send.peer)))
+        return [*leaving, (send.peer, self._send(send.content.view(torch.uint8), send.peer))]
+
+    def _finish(self, leaving: Sequence[tuple[int, dist.Work]]) -> None:
+        for peer, work in leaving:
+            with self._naming(peer):
+                work.wait(self._timeout)
 
     def _send(self, content: Tensor, peer: int) -> dist.Work:
         with self._naming(peer):

@@ -10,6 +10,7 @@ A socket, not a flag in memory: a rank that waits on a socket sleeps, and the so
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,7 @@ class SharedMemoryTransport:
         self.rank, self.world_size, self._timeout = dist.get_rank(group), dist.get_world_size(group), timeout
         self._peers = meet(self.rank, self.world_size, group, timeout)
         self._regions: list[_Region] = []
+        self._posted: dict[int, deque[_Outgoing]] = {}  # by peer; a peer without any has no entry
 
     def empty(self, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor that all ranks map, for as long as the transport lives.
@@ -63,6 +65,7 @@ class SharedMemoryTransport:
         return region.mine[: numel * dtype.itemsize].view(dtype)
 
     def exchange(self, send, receive, combine):
+        self.settle()
         ends: list[_Outgoing | _Incoming] = []
         if send is not None:
             ends.append(_Outgoing(self._peers[send.peer], send, *self._locate(send.content)))
@@ -74,10 +77,44 @@ class SharedMemoryTransport:
             if ends and not any(moved):
                 self._sleep({end.peer for end in ends})
 
+    def post(self, send):
+        outgoing = _Outgoing(self._peers[send.peer], send, *self._locate(send.content))
+        self._posted.setdefault(send.peer, deque()).append(outgoing)
+        self._push()
+
+    def receive(self, message):
+        incoming = _Incoming(self._peers[message.peer], self.rank, message, None, self._regions)
+        while not incoming.done:
+            pushed = self._push()
+            if not (incoming.step() or pushed):
+                self._sleep({incoming.peer, *(self._peers[rank] for rank in self._posted)})
+
+    def settle(self):
+        while self._posted:
+            if not self._push():
+                self._sleep({self._peers[rank] for rank in self._posted})
+
     def close(self) -> None:
         for peer in self._peers.values():
             peer.close()
-        self._peers, self._regions = {}, []
+        self._peers, self._regions, self._posted = {}, [], {}
+
+    def _push(self) -> bool:
+        """Fill free slots with posted messages, those to one peer in order; True if any moved."""
+        moved = False
+        for rank, queue in list(self._posted.items()):
+            while queue:
+                if not self._peers[rank].free:
+                    self._peers[rank].hear()  # of slots that are free by now
+                if queue[0].step():
+                    moved = True
+                elif not queue[0].done:
+                    break
+                if queue[0].done:
+                    queue.popleft()
+            if not queue:
+                del self._posted[rank]
+        return moved
 
     def _locate(self, content: Tensor) -> tuple[int, int]:
         """Region and offset in bytes of a tensor from `empty`, or of a part of one; region -1 for any other."""
