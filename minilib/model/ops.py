@@ -56,7 +56,8 @@ class Ops:
     def loss(self, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of targets (...) under the logits features (..., hidden_size) @ weight.T."""
         logits = F.linear(features, weight)
-        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, -2).to(wide), targets.flatten())
 
 
 class KernelOps(Ops):
