@@ -1,4 +1,4 @@
-"""Context parallelism: layout.py says who has which tokens and sees which keys, ring.py and ulysses.py exchange them."""
+"""Context parallelism: layout.py says who has which tokens, ring.py and ulysses.py exchange keys or heads."""
 
 from minilib.parallel.context_parallel.context_parallel import METHODS, ContextParallel
 from minilib.parallel.context_parallel.layout import LengthDoesNotDivide, TokenLayout

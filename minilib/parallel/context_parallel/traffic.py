@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def ring_bytes(kv_values: int, world_size: int, itemsize: int = 2, sum_itemsize: int = 4) -> tuple[int, int]:
-    """Ring attention, however many heads there are: keys and values go n - 1 times, the sums of their gradients n times.
+    """Ring attention: keys and values go n - 1 times each way, the sums of their gradients n times.
 
     Args:
         kv_values: numbers in one rank's keys and values, 2 · batch · tokens of a rank · num_kv_heads · head_dim.
