@@ -30,7 +30,7 @@ class PartialAttention:
     def see(self, q: Tensor, k: Tensor, v: Tensor, tiles: Iterable[Tile]) -> None:
         """Let the queries see the tiles' keys, which they have not seen before."""
         for rows, queries, keys, causal in tiles:
-            part, part_lse = attend(q[rows, queries], k[rows, keys], v[rows, keys], causal)
+            part, part_lse = attention_with_lse(q[rows, queries], k[rows, keys], v[rows, keys], causal)
             out, lse = self.out[rows, queries], self.lse[rows, :, queries]
             self.out[rows, queries], self.lse[rows, :, queries] = merge(out, lse, part, part_lse)
 
@@ -59,7 +59,7 @@ def tile_gradients(
     for rows, queries, keys, causal in tiles:
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in (q[rows, queries], k[rows, keys], v[rows, keys])]
-            part, part_lse = attend(*inputs, causal)
+            part, part_lse = attention_with_lse(*inputs, causal)
         share = (part_lse.detach() - lse[rows, :, queries]).exp()
         grad_part = grad[rows, queries] * share.transpose(1, 2).unsqueeze(-1)
         grad_lse = (grad_part * (part.detach() - out[rows, queries])).sum(-1).transpose(1, 2)
@@ -75,7 +75,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Result and logarithms of `flash_attention`; by `reference` what its kernels do not take."""
     takes = q.dtype != torch.float64 and q.shape[-1] in HEAD_DIMS
     return (flash_attention if takes else reference)(q, k, v, causal=causal, return_lse=True)

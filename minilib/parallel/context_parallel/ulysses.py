@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minilib.parallel.context_parallel.layout import Documents, TokenLayout
-from minilib.parallel.context_parallel.tile_attention import attend
+from minilib.parallel.context_parallel.tile_attention import attention_with_lse
 from minilib.parallel.rows import exchange_rows
 from minilib.ranks.collectives import Communicator
 
@@ -58,12 +58,14 @@ def ulysses_attention(
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, causal: bool) -> Tensor:
     """Attention within each document of each row."""
     if documents is None:
-        return attend(q, k, v, causal)[0]
+        return attention_with_lse(q, k, v, causal)[0]
     rows = []
     for row, starts in enumerate(documents):
         one = slice(row, row + 1)
         spans = [slice(*span) for span in pairwise(starts)]
-        rows.append(torch.cat([attend(*(x[one, span] for x in (q, k, v)), causal)[0] for span in spans], dim=1))
+        rows.append(
+            torch.cat([attention_with_lse(*(x[one, span] for x in (q, k, v)), causal)[0] for span in spans], dim=1)
+        )
     return torch.cat(rows)
 
 
