@@ -136,8 +136,10 @@ class MeshShape:
 
     def group(self, rank: int, *axes: str) -> list[int]:
         """The group of a rank."""
-        self.coordinates(rank)
-        return next(group for group in self.groups(*axes) if rank in group)
+        at = self.coordinates(rank)
+        moving = [name for name in self.names if self._index(name) in {self._index(axis) for axis in axes}]
+        places = product(*(range(self.size(name)) for name in moving))
+        return [self.rank_at(**at | dict(zip(moving, place, strict=True))) for place in places]
 
     def regrouped(self, axes: Sequence[str], **sizes: int | None) -> Regrouping:
         """The ranks of some axes under other axes, such as regrouped(("dp", "cp", "tp"), edp=None, ep=4).
@@ -201,6 +203,13 @@ class Regrouping:
                 found.append(sorted(at[start][i] for start in first for i in inner))
         return found
 
+    def group(self, rank: int, *axes: str) -> list[int]:
+        """The group of a rank."""
+        if set(axes) <= set(self.inner.names):
+            block = self.whole.group(rank, *self.axes)
+            return [block[i] for i in self.inner.group(block.index(rank), *axes)]
+        return next(group for group in self.groups(*axes) if rank in group)
+
     def _joined(self, kept: Sequence[str], at: Mapping[int, list[int]]) -> list[list[int]]:
         """First ranks of the blocks that a group along the kept axes spans."""
         if not kept:
@@ -259,7 +268,7 @@ class DeviceMesh:
         groups = of or self.shape
         key = (groups, axes)
         if key not in self._made:
-            mine = next(group for group in groups.groups(*axes) if self.rank in group)
+            mine = groups.group(self.rank, *axes)
             # Only its members make a group, so that groups of one rank, of which a mesh has many, cost nobody time.
             seconds = timedelta(seconds=self._timeout)
             group = dist.new_group(mine, timeout=seconds, use_local_synchronization=True)
