@@ -27,7 +27,8 @@ from itertools import product
 
 import torch.distributed as dist
 
-from minilib.mechanisms.replication import plans
+from minilib.mechanisms.replication import LinkLike, Plan, plans
+from minilib.mechanisms.replication import seconds as plan_seconds
 from minilib.mechanisms.sharding.placement import Crossing, crossing
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.group import GroupTransport
@@ -161,10 +162,25 @@ class MeshShape:
             nbytes: that each rank has.
             places: node of each rank, as `launch.hosts()` or `placement.places_of` tell.
         """
-        n = self.size(axis)
-        chunks = [nbytes // n + (chunk < nbytes % n) for chunk in range(n)]
-        ring = plans.ring("all_reduce", n)
+        ring, chunks = self._ring(axis, nbytes)
         return [crossing(ring, chunks, [places[rank] for rank in group]) for group in self.groups(axis)]
+
+    def seconds(self, axis: str, nbytes: int, link: Callable[[int, int], LinkLike]) -> float:
+        """Predicted time of a ring all-reduce in all groups of an axis at once, each on links of its own.
+
+        Args:
+            axis: whose groups.
+            nbytes: that each rank has.
+            link: of two ranks of the mesh, with `latency` and `bandwidth`.
+        """
+        ring, chunks = self._ring(axis, nbytes)
+        ways = [lambda src, dst, group=group: link(group[src], group[dst]) for group in self.groups(axis)]
+        return max(plan_seconds(ring, chunks, way) for way in ways)
+
+    def _ring(self, axis: str, nbytes: int) -> tuple[Plan, list[int]]:
+        """The plan within a group, and the bytes of its chunks."""
+        n = self.size(axis)
+        return plans.ring("all_reduce", n), [nbytes // n + (chunk < nbytes % n) for chunk in range(n)]
 
     def _index(self, axis: str) -> int:
         if axis not in self.names:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import time
 
 import pytest
 import torch
@@ -10,9 +11,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from minilib.mechanisms.replication import plans
 from minilib.mechanisms.sharding.placement import lost_with, places_of
+from minilib.numbers.machine import Link
+from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import RankFailed, run
 from minilib.ranks.mesh import DeviceMesh, MeshDoesNotFit, MeshShape, NoSuchAxis
+from minilib.ranks.transport.shaped import ShapedTransport
+from minilib.ranks.transport.shared import SharedMemoryTransport
 
 AXES = ("dp", "pp", "cp", "tp")
 
@@ -115,6 +121,47 @@ def test_which_axis_crosses_which_link():
     assert [c.bytes for c in near.crossings("dp", 800, nodes)] == [2 * 800] * 8  # both of 2 ranks send 2 · 1/2 · S
     assert all(c.bytes == 4 * 2 * 3 * 200 for c in far.crossings("tp", 800, nodes))
     assert [c.bytes for c in far.crossings("dp", 800, nodes)] == [0] * 8
+
+
+NEAR, FAR = Link(1e12, 0.0), Link(2e7, 2e-3)
+
+
+def by_node(ranks, nodes):
+    return lambda src, dst: NEAR if nodes[ranks[src]] == nodes[ranks[dst]] else FAR
+
+
+def shaped_all_reduces(shape: MeshShape, nodes: list[int], numel: int) -> dict:
+    """For each axis the seconds of an all-reduce, and the bytes that this rank sent to another node."""
+
+    def make(group, ranks):
+        return Communicator(ShapedTransport(SharedMemoryTransport(group, timeout=20.0), by_node(ranks, nodes)))
+
+    mesh, found = DeviceMesh(shape, make, timeout=20.0), {}
+    for axis in shape.names:
+        comm, group = mesh.comm(axis), shape.group(mesh.rank, axis)
+        following = group[(comm.rank + 1) % comm.world_size]
+        comm.barrier()
+        before, started = comm.traffic.bytes, time.perf_counter()
+        comm.all_reduce(torch.ones(numel), plan=plans.ring("all_reduce", comm.world_size))
+        crossed = comm.traffic.bytes - before if nodes[following] != nodes[mesh.rank] else 0
+        found[axis] = (time.perf_counter() - started, crossed)
+    mesh.close()
+    return found
+
+
+@pytest.mark.parametrize(("names", "slow"), [(("dp", "tp"), "dp"), (("tp", "dp"), "tp")])
+def test_what_crosses_is_what_ranks_send_and_takes_at_least_its_price(names, slow):
+    shape, nodes, numel = MeshShape(names, (2, 2)), places_of(4, 2), 60_000
+    results = run(shaped_all_reduces, 4, shape, nodes, numel, timeout=60)
+    for axis in names:
+        expected = shape.crossings(axis, 4 * numel, nodes)
+        assert sum(found[axis][1] for found in results) == sum(each.bytes for each in expected)
+        assert (sum(each.bytes for each in expected) > 0) == (axis == slow)
+        price = shape.seconds(axis, 4 * numel, by_node(range(4), nodes))
+        assert max(found[axis][0] for found in results) >= 0.99 * price
+    assert shape.seconds(slow, 4 * numel, by_node(range(4), nodes)) == pytest.approx(
+        2 * (2e-3 + 2 * numel / 2e7), rel=1e-3
+    )
 
 
 def test_a_lost_node_takes_what_no_other_node_replicates():
