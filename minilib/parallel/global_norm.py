@@ -18,13 +18,14 @@ from minilib.ranks.collectives import Communicator
 Part = tuple[Iterable[nn.Parameter], Communicator | None]  # parameters, and the ranks that have a part of them each
 
 
-def clip_global_norm(max_norm: float, parts: Sequence[Part]) -> float:
+def clip_global_norm(max_norm: float, parts: Sequence[Part], copies: Iterable[nn.Parameter] = ()) -> float:
     """Scale gradients down to a global norm; a collective, the same result on every rank.
 
     Args:
         max_norm: largest norm of all gradients together.
         parts: parameters with the communicator of the ranks that share them out, each rank another part; None where
             every rank has them whole. Parameters without a gradient are left out.
+        copies: scaled, too, but counted elsewhere, such as the tied table of a pipeline's last stage.
 
     Returns:
         The norm before.
@@ -40,6 +41,6 @@ def clip_global_norm(max_norm: float, parts: Sequence[Part]) -> float:
         total += squares.item()
     norm = total**0.5
     scale = min(1.0, max_norm / (norm + 1e-6))
-    for grad in gradients:
+    for grad in (*gradients, *(parameter.grad for parameter in copies if parameter.grad is not None)):
         grad.mul_(scale)
     return norm

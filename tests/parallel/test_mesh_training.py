@@ -58,14 +58,16 @@ def divided(rank_grads: list[list[float]]) -> float:
     mesh = DeviceMesh(MeshShape.of(tp=2), timeout=20.0)
     parameter, shared, idle = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     parameter.grad, shared.grad = torch.tensor(rank_grads[mesh.rank]), torch.tensor([2.0, 0.0])
-    norm = clip_global_norm(1.0, [([parameter, idle], mesh.comm("tp")), ([shared], None)])
+    copied = nn.Parameter(torch.zeros(2))
+    copied.grad = shared.grad.clone()
+    norm = clip_global_norm(1.0, [([parameter, idle], mesh.comm("tp")), ([shared], None)], [copied, idle])
     expected = torch.tensor([*rank_grads[0], *rank_grads[1], 2.0, 0.0])
     whole = nn.Parameter(torch.zeros(6))
     whole.grad = expected.clone()
     torchs = nn.utils.clip_grad_norm_(whole, 1.0)
     assert norm == pytest.approx(torchs.item())
     assert torch.allclose(parameter.grad, whole.grad[2 * mesh.rank : 2 * mesh.rank + 2])
-    assert torch.allclose(shared.grad, whole.grad[4:]) and idle.grad is None
+    assert torch.allclose(shared.grad, whole.grad[4:]) and torch.equal(copied.grad, shared.grad) and idle.grad is None
     return norm
 
 

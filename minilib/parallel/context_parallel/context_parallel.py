@@ -14,6 +14,7 @@ gathers all keys and values instead of passing them round (Llama team 2024, sect
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 
 from torch import Tensor
@@ -81,6 +82,16 @@ class ContextParallel:
             return attend(q, k, v, self.comm, layout, documents, causal)
 
         return attention
+
+    def apply(self, model: Decoder, num_tokens: int) -> None:
+        """Make this the attention of a model that is called without one, such as in a pipeline's stages.
+
+        Args:
+            model: whose `loss` then takes this rank's tokens, positions and targets, as `split` deals them.
+            num_tokens: of a row, all ranks together; each row is one document.
+        """
+        model.ops = copy.copy(model.ops)
+        model.ops.causal_attention = self.attention(num_tokens)
 
     def loss(self, model: Decoder, tokens: Tensor, targets: Tensor, documents: Documents | None = None) -> Tensor:
         """Mean cross-entropy over this rank's tokens; the mean of that over ranks is the loss of the whole rows.

@@ -118,3 +118,30 @@ def test_ten_steps_equal_those_of_one_process(config, documents, method, stage, 
     for found, theirs in run(on_ranks, world_size, config, documents, method, stage, sizes, timeout=120):
         assert found == pytest.approx(losses, abs=1e-10)
         assert max((theirs[name] - x).abs().max().item() for name, x in parameters.items()) < 1e-10
+
+
+def applied(method: str) -> list[bool]:
+    """A model that is called without attention computes the same loss and gradients, and the other one is untouched."""
+    mesh = DeviceMesh(MeshShape.of(cp=2), timeout=20.0)
+    cp, model, other = ContextParallel(mesh.comm("cp"), method), decoder(DENSE), decoder(DENSE)
+    tokens, targets = next(batches())
+    cp.apply(model, TOKENS)
+    losses = [
+        model.loss(*(cp.split(x) for x in (tokens, positions_in(None, ROWS, TOKENS), targets))),
+        cp.loss(other, tokens, targets),
+    ]
+    for loss in losses:
+        loss.backward()
+    gradients = zip(model.parameters(), other.parameters(), strict=True)
+    alone = other.loss(tokens, positions_in(None, ROWS, TOKENS), targets)
+    mesh.comm("cp").all_reduce(mean := losses[0].detach().clone(), "avg")
+    return [
+        torch.equal(*losses),
+        all(torch.equal(one.grad, another.grad) for one, another in gradients),
+        torch.allclose(alone, mean),
+    ]
+
+
+@pytest.mark.parametrize("method", ["ring", "ulysses"])
+def test_a_model_to_which_it_is_applied(method):
+    assert run(applied, 2, method, timeout=60) == [[True] * 3] * 2
