@@ -48,8 +48,11 @@ def test_a_replica_that_dies_is_passed_over(tmp_path):
         with log_in_racks(tmp_path, [0, 0, 1, 1], link) as log:
             log.append(b"before")
             log.kill(1)
-            assert log.living() == [0, 2, 3]  # the new chain goes 0 ═ 2 → 3
-        assert link.connections == 2
+            deadline = time.monotonic() + 60
+            while 1 in log.living() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            log.append(b"after")  # the new chain goes 0 ═ 2 → 3, and all have what goes along it when the log is closed
+        assert link.connections == 2 and link.bytes == len(b"before") + len(b"after") + 2 * 8
     finally:
         link.close()
 
