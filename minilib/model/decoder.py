@@ -113,9 +113,15 @@ class Decoder(nn.Module):
             x = x.flatten(0, -2)[logits_indices]
         return self.logits(x)
 
-    def loss(self, token_ids: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of predicting targets (batch, tokens), each from its token and those before it."""
-        x = self.through_layers(*self.inputs(token_ids, positions), self.ops.causal_attention)
+    def loss(self, token_ids: Tensor, positions: Tensor, targets: Tensor, attention: Attention | None = None) -> Tensor:
+        """Mean cross-entropy in nats of predicting targets (batch, tokens), each from its token and those before it.
+
+        Args:
+            token_ids, positions: see `forward`.
+            targets: the token after each.
+            attention: causal attention over each row if left out.
+        """
+        x = self.through_layers(*self.inputs(token_ids, positions), attention or self.ops.causal_attention)
         return self.ops.loss(self.norm(x), self.unembed.weight, targets)
 
     def inputs(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

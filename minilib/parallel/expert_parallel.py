@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from minilib.mechanisms.replication import LinkLike, plans, seconds
 from minilib.model.moe import Experts, MoE, counts_of
+from minilib.parallel.rows import exchange_rows
 from minilib.ranks.collectives import Communicator
 
 
@@ -117,25 +118,12 @@ class ExpertExchange:
         arriving = torch.empty_like(counts)  # (rank that they come from, experts here)
         self.comm.all_to_all(list(arriving), list(counts))
         sent, self.received = counts.sum(1).tolist(), arriving.sum(1).tolist()
-        arrived = _AllToAll.apply(rows, sent, self.received, self.comm)
+        arrived = exchange_rows(rows, sent, self.received, self.comm)
         # Rows arrive by source rank, and within one source by expert; experts take them sorted by expert alone.
         expert = torch.arange(arriving.shape[1], device=arriving.device).repeat(n).repeat_interleave(arriving.flatten())
         order = expert.sort(stable=True).indices
         answers = experts(arrived[order], arriving.sum(0).cumsum(0).int())
-        return _AllToAll.apply(answers[order.argsort()], self.received, sent, self.comm)
-
-
-class _AllToAll(torch.autograd.Function):
-    """rows (Σ sent, width) → (Σ received, width); backward sends gradients back to where the rows came from."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, sent: list[int], received: list[int], comm: Communicator) -> Tensor:
-        ctx.sent, ctx.received, ctx.comm = sent, received, comm
-        return _exchange(rows, sent, received, comm)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grad, ctx.received, ctx.sent, ctx.comm), None, None, None
+        return exchange_rows(answers[order.argsort()], self.received, sent, self.comm)
 
 
 def step_seconds(
@@ -170,9 +158,3 @@ def step_seconds(
     back = [row_bytes * pairs[dst][src] for src in range(n) for dst in range(n)]
     exchange = plans.all_to_all(n)
     return experts + 2 * sum(seconds(exchange, sizes, link, bus=bus) for sizes in (there, back))
-
-
-def _exchange(rows: Tensor, sent: list[int], received: list[int], comm: Communicator) -> Tensor:
-    out = rows.new_empty(sum(received), rows.shape[1])
-    comm.all_to_all(list(out.split(received)), list(rows.contiguous().split(sent)))
-    return out

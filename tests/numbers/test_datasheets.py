@@ -96,6 +96,15 @@ CHIPS = {
         links={"nvlink": 18 * 50e9, "pcie": pcie(5)},
         watts=1000,
     ),
+    "gb200": Chip(
+        units=148,
+        per_clock=BLACKWELL,
+        clocks=(2.1e9, 2.06e9),
+        gigabytes=186,  # of 8 × 24
+        bus=(8192, 2 * 3996e6),
+        links={"nvlink": 18 * 50e9},
+        watts=1200,
+    ),
     "rtx-4090": Chip(
         units=128,
         per_clock=ADA,

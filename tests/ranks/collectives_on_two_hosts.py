@@ -1,4 +1,4 @@
-"""Under torchrun: the two-level all-reduce over all ranks, and shared memory within each host, against torch's own.
+"""Under torchrun: the two-level all-reduce over all ranks, shared memory within each host, and the axes of a mesh.
 
 Usage: torchrun … collectives_on_two_hosts.py RESULTS
 """
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from minilib.mechanisms.replication import plans
 from minilib.ranks import launch
 from minilib.ranks.collectives import Communicator
+from minilib.ranks.mesh import DeviceMesh, MeshShape
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from tests.ranks.collective_cases import same_everywhere, values
@@ -39,6 +40,17 @@ def work() -> dict:
         found[f"{name}, same bits"] = same_everywhere(x) if group is None else True
         found[f"{name}, bytes"] = comm.traffic.bytes
         comm.close()
+    return found | {"mesh": along_the_axes(hosts)}
+
+
+def along_the_axes(hosts: list[int]) -> dict:
+    """Which ranks each axis adds up, and how many bytes an all-reduce of 8 sends between hosts."""
+    mesh = DeviceMesh(MeshShape.of(len(hosts), dp=None, tp=2), timeout=20.0)
+    found = {}
+    for axis in ("dp", "tp"):
+        mesh.comm(axis).all_reduce(total := torch.tensor([10**mesh.rank]))
+        found[axis] = [total.item(), sum(group.bytes for group in mesh.shape.crossings(axis, 8, hosts))]
+    mesh.close()
     return found
 
 

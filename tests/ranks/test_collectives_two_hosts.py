@@ -17,7 +17,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_two_levels_between_hosts_and_shared_memory_within(tmp_path):
+def test_two_levels_between_hosts_shared_memory_within_and_a_mesh_over_both(tmp_path):
     results = tmp_path / "results.json"
     commands = [
         torchrun(*options, "--local-addr=127.0.0.1", script=SCRIPT, args=(results,))
@@ -33,5 +33,7 @@ def test_two_levels_between_hosts_and_shared_memory_within(tmp_path):
         assert found["sum"] == [0, 1111, 2222, 3333]
         assert found["two-level"] == found["shared"] == [True] * 3
         assert found["two-level, same bits"]
+        partners = {"dp": 10**rank + 10 ** ((rank + 2) % 4), "tp": 11 if rank < 2 else 1100}
+        assert found["mesh"] == {"dp": [partners["dp"], 2 * 2 * 8], "tp": [partners["tp"], 0]}
         sizes = [[4 * (numel // 4 + (chunk < numel % 4)) for chunk in range(4)] for numel in (1, 101, 300_001, 1001)]
         assert found["two-level, bytes"] == sum(plan.bytes_sent(rank, chunks) for chunks in sizes)

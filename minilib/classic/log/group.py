@@ -23,6 +23,13 @@ from minilib.mechanisms.replication import Plan, PlanError, simulate
 START_TIMEOUT = 60.0  # seconds for a process to start, on a machine that is busy with other things
 LOOK_UP = 0.1  # seconds between two looks for an interrupt
 
+Route = Callable[[int, int, int], int]  # (parent, child, port of the child) → port that the parent connects to
+
+
+def straight(parent: int, child: int, port: int) -> int:
+    """The route without detours: the child's own port."""
+    return port
+
 
 class ReplicaFailed(RuntimeError):
     """A follower did not start; the message says how it ended."""
@@ -39,6 +46,7 @@ class LogGroup:
         file: the leader's log.
         plan: makes the broadcast plan for a number of replicas.
         timeout: seconds without an answer after which the leader takes a follower for dead, and kills it.
+        route: see ReplicatedLog.
 
     Attributes:
         epoch: plans installed so far.
@@ -50,8 +58,10 @@ class LogGroup:
         interrupts: the list of `interrupts.held`; waiting ends with KeyboardInterrupt once the list has an entry.
     """
 
-    def __init__(self, file: LogFile, plan: Callable[[str, int], Plan], timeout: float) -> None:
-        self._file, self._plan, self.timeout = file, plan, timeout
+    def __init__(
+        self, file: LogFile, plan: Callable[[str, int], Plan], timeout: float, route: Route = straight
+    ) -> None:
+        self._file, self._plan, self.timeout, self._route = file, plan, timeout, route
         self.members: dict[int, LogMember] = {}
         self.dead: dict[int, str] = {}
         self.on_disk = {0: len(file)}
@@ -208,12 +218,15 @@ class LogGroup:
         ports = [0] + [self.members[rank].answer["port"] for rank in ranks[1:]]
         for place in tree[0]:
             try:
-                self._children.append(connect(ports[place], greeting))
+                self._children.append(connect(self._route(0, ranks[place], ports[place]), greeting))
             except OSError as error:
                 self._drop(ranks[place], f"cannot be reached ({error}) and was ")
                 return
         orders = {
-            rank: {"greeting": greeting.hex(), "children": [ports[place] for place in places]}
+            rank: {
+                "greeting": greeting.hex(),
+                "children": [self._route(rank, ranks[place], ports[place]) for place in places],
+            }
             for rank, places in zip(ranks[1:], tree[1:], strict=True)
         }
         self.ask(LINK, orders)

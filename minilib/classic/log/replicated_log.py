@@ -25,7 +25,7 @@ from pathlib import Path
 
 from minilib.classic.log.file import LogFile
 from minilib.classic.log.follower import COUNT, Sent
-from minilib.classic.log.group import LogGroup, children_of, file_of
+from minilib.classic.log.group import LogGroup, Route, children_of, file_of, straight
 from minilib.classic.log.member import LogMember
 from minilib.mechanisms.basics import interrupts
 from minilib.mechanisms.replication import Plan
@@ -71,6 +71,8 @@ class ReplicatedLog:
         quorum: replicas, the leader included, that must have a record before it counts; by default more than half.
         fsync: have every replica's disk confirm what it writes before the replica acknowledges it.
         timeout: seconds without an answer after which a follower is taken for dead, and killed.
+        route: called with a parent, its child in the plan and the child's port, tells to which port the parent
+            connects, for instance to that of a link between two racks.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -89,6 +91,7 @@ class ReplicatedLog:
         quorum: int | None = None,
         fsync: bool = False,
         timeout: float = 5.0,
+        route: Route = straight,
     ) -> None:
         self.world_size, self.quorum = world_size, world_size // 2 + 1 if quorum is None else quorum
         if not 1 <= self.quorum <= world_size or timeout <= 0:
@@ -98,7 +101,7 @@ class ReplicatedLog:
         self.folder, self._closed = Path(folder).resolve(), False
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = LogFile(self.path(0), fsync)
-        self._group = LogGroup(self._file, plan, timeout)
+        self._group = LogGroup(self._file, plan, timeout, route)
         try:
             with self._at_work():
                 self._group.start(range(1, world_size))
