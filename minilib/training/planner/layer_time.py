@@ -178,7 +178,10 @@ class LayerRates:
 
 
 def place_of_group(layout: ParallelLayout, domain: int, axes: str) -> GroupPlace:
-    """How the group of rank 0 along an axis, such as "tp", "dp·cp" or "edp", lies in NVLink domains."""
+    """How the group of rank 0 along an axis, such as "tp", "dp·cp" or "edp", lies in NVLink domains.
+
+    All groups lie alike where domains are a power of two, as sizes are; say 64 of an NVL72's GPUs.
+    """
     expert = axes in ("ep", "edp")
     sizes = (layout.pp, layout.dp, layout.cp, layout.tp) + ((layout.ep, layout.etp) if expert else (1, 1))
     return _place(sizes, domain, axes)

@@ -146,7 +146,7 @@ def layouts(
     contexts = [cp for cp in _powers(16) if cp == 1 or sequence // cp >= 4096]
     experts = [ep for ep in _powers(shape.experts) if shape.experts % ep == 0] if shape.experts else [1]
     for tp, pp, cp in product(_powers(min(domain, shape.heads)), pipelines, contexts):
-        if gpus % (tp * pp * cp):
+        if gpus % (tp * pp * cp) or (gpus > domain and domain % tp):  # a group of tp would lie in two domains
             continue
         choices = product(experts, _interleavings(shape, pp), (1, 2, 3), RECOMPUTE, _powers(max_microbatch))
         for ep, interleave, zero, recompute, microbatch in choices:

@@ -184,3 +184,10 @@ def test_the_layout_that_was_run_is_among_the_planners_first(name, rank):
     run = RUNS[name]
     plans = plan_training(run.shape, run.cluster(), run.batch, run.sequence, run.dtype, run.overlap_tensor)
     assert plans.rank_of(run.predict().layout) == rank and len(plans.ranked) > 300
+
+
+def test_no_tensor_parallel_group_straddles_two_domains():
+    """A domain of 72 holds groups of 8, and not of 16; where one domain holds all GPUs, any group does."""
+    shape = RUNS["llama-3-70b-fp8"].shape
+    assert {layout.tp for layout in layouts(shape, 144, 144, 8192, domain=72)} == {1, 2, 4, 8}
+    assert 16 in {layout.tp for layout in layouts(shape, 48, 144, 8192, domain=72)}
