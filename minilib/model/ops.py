@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORED = -100  # the target of a token that does not count, as torch has it
+
 
 class Ops:
     """Plain torch: one operation after the other, each reading and writing memory.

@@ -56,7 +56,8 @@ class LLM:
 
     Raises:
         CannotBeCut, DoesNotDivide: if a layer cannot be cut for so many ranks.
-        ValueError: as `Engine`, or if ranks cannot copy the model: if it is packed, or not on a CPU.
+        ValueError: as `Engine`, if tensor_parallel is no whole number above 0, or if ranks cannot copy the model: if it
+            is packed, or not on a CPU.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class LLM:
         tensor_parallel: int = 1,
         **options,
     ) -> None:
+        if not (whole(tensor_parallel) or 0) >= 1:
+            raise ValueError(f"tensor_parallel is how many ranks share the model, 1 or more; got {tensor_parallel!r}")
         if tokenizer is not None:
             options.setdefault("eos_token_id", tokenizer.token_to_id(tokenizer_files.END))
         self.tokenizer = tokenizer

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.classic.scatter_gather import NUMBER_BYTES, PartialAnswers, QueryTraffic, TableShards
+from minilib.classic.scatter_gather import NUMBER_BYTES, PartialAnswers, QueryTraffic, TableShards, TotalOverflows
 from minilib.mechanisms.sharding.columns import DoesNotDivide
 
 TABLE = torch.randn(7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -57,8 +57,12 @@ def test_a_share_takes_two_rounds_of_few_numbers(tmp_path, num_shards):
                 assert shards.log_share(basket.tolist(), column) == pytest.approx(expected, rel=1e-12, abs=1e-12)
         calls, distinct = 6, min(num_shards, 12)
         assert asked(shards) == QueryTraffic(2 * calls * distinct, 2 * calls, 3 * calls * distinct * NUMBER_BYTES)
-        with pytest.raises(IndexError, match="no column 12"):
-            shards.log_share(BASKET.tolist(), 12)
+        for column in (-1, 12):
+            with pytest.raises(IndexError, match=f"no column {column}"):
+                shards.log_share(BASKET.tolist(), column)
+        for column in (1.5, "1", None):
+            with pytest.raises(TypeError, match=f"whole number, 0 … 11; got {column!r}"):
+                shards.log_share(BASKET.tolist(), column)
 
 
 NUMBERS = st.floats(-100, 100)
@@ -84,6 +88,8 @@ def test_any_table(tmp_path_factory, data):
         ([[]], {}, ValueError, "rows of one length"),
         ([[1.0], [1.0, 2.0]], {}, ValueError, "lengths \\[1, 2\\]"),
         ([[math.nan]], {}, ValueError, "not finite"),
+        ([[10**400]], {}, ValueError, "not finite"),
+        ([[1.0]], {"then": [[-math.inf]]}, ValueError, "not finite"),
         ([[1.0]], {"by": "cell"}, ValueError, "by is 'column' or 'row', got 'cell'"),
         ([[1.0]], {"by": "row", "then": [[1.0]]}, ValueError, "by row"),
         ([[1.0]], {"then": [[1.0], [2.0]]}, ValueError, "got 2 rows"),
@@ -94,7 +100,7 @@ def test_refusals(tmp_path, table, options, error, message):
         TableShards(tmp_path, table, 4, **options)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, math.inf]])
+@pytest.mark.parametrize("weights", [[1.0], [1.0, math.inf], [1.0, 10**400]])
 def test_weights_that_fit_no_table_are_refused(tmp_path, weights):
     with TableShards(tmp_path, [[1.0], [2.0]], 1) as shards, pytest.raises(ValueError, match="2 finite numbers"):
         shards.totals(weights)
@@ -103,3 +109,59 @@ def test_weights_that_fit_no_table_are_refused(tmp_path, weights):
 def test_without_a_second_table_nothing_is_chained(tmp_path):
     with TableShards(tmp_path, [[1.0]], 1) as shards, pytest.raises(ValueError, match="no second table"):
         shards.chained([1.0])
+
+
+LARGE = 1e308
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "weights"),
+    [
+        ([[LARGE, 1.0]], {}, [10.0]),
+        ([[LARGE, 1.0], [-LARGE, 1.0]], {}, [10.0, 10.0]),  # inf - inf, which is NULL in SQLite
+        ([[LARGE, 1.0], [-LARGE, 1.0]], {"by": "row"}, [10.0, 10.0]),
+        ([[LARGE, 1.0], [LARGE, 1.0]], {"by": "row"}, [1.0, 1.0]),  # each part is finite, and their sum is not
+    ],
+)
+def test_a_total_beyond_all_floats_is_refused(tmp_path, table, options, weights):
+    with TableShards(tmp_path, table, 2, **options) as shards:
+        with pytest.raises(TotalOverflows, match="make the weights or the values smaller"):
+            shards.totals(weights)
+        if not options:
+            with pytest.raises(TotalOverflows):
+                shards.log_share(weights, 1)
+        expected = (0.5 * torch.tensor(table, dtype=torch.float64)).sum(0)
+        assert shards.totals([0.5] * len(table)) == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("then", "weight"), [([[0.0], [1.0]], 10.0), ([[10.0], [1.0]], 1.0), ([[LARGE], [LARGE]], 1.0)]
+)
+def test_a_chained_total_beyond_all_floats_is_refused(tmp_path, then, weight):
+    table = [[LARGE, 1.0]] if then[0][0] < LARGE else [[1.0, 1.0]]
+    with TableShards(tmp_path, table, 2, then=then) as shards, pytest.raises(TotalOverflows):
+        shards.chained([weight])
+
+
+def test_large_ints_are_numbers_like_others(tmp_path):
+    with TableShards(tmp_path, [[2**63, 10**30], [-(2**64), 1]], 2) as shards:
+        assert shards.totals([2**70, 0]) == [2.0**133, 1e30 * 2.0**70]
+
+
+def test_a_table_in_the_folder_of_another_leaves_nothing_of_it(tmp_path):
+    first = TableShards(tmp_path, TABLE.tolist(), 4, then=NEXT.tolist())
+    with TableShards(tmp_path, [[1.0, 2.0]], 2) as shards:
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.sqlite", "part-1.sqlite"]
+        assert shards.totals([1.0]) == [1.0, 2.0]
+        shards.check_invariants()
+        assert first.totals(BASKET.tolist()) == pytest.approx((BASKET @ TABLE).tolist(), rel=1e-12)
+    first.close()
+
+
+def test_closed_shards_say_so(tmp_path):
+    with TableShards(tmp_path, [[1.0]], 1, then=[[1.0]]) as shards:
+        shards.close()
+    asks = (lambda: shards.totals([1.0]), lambda: shards.chained([1.0]), lambda: shards.log_share([1.0], 0))
+    for ask in (*asks, shards.check_invariants):
+        with pytest.raises(ValueError, match="have been closed"):
+            ask()

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from minilib.model.decoder import Decoder
+from minilib.model.ops import IGNORED
 from minilib.model.rope import rotation
-
-IGNORED = -100  # the target of a token that does not count, as torch has it
 
 
 class StageWithoutLayers(ValueError):

@@ -51,7 +51,7 @@ class SequenceParallel:
         return self._shape.numel()
 
     def all_tokens(self, rows: Tensor, x: Tensor) -> Tensor:
-        return rows.view(*self._shape, -1)
+        return rows.view(*self._shape, rows.shape[-1])
 
     def of_stream(self, rows: Tensor, x: Tensor) -> Tensor:
         return rows

@@ -84,7 +84,7 @@ class Replicated:
         """See `Stream`; any number of tokens will do."""
 
     def all_tokens(self, rows: Tensor, x: Tensor) -> Tensor:
-        return rows.view(*x.shape[:-1], -1)
+        return rows.view(*x.shape[:-1], rows.shape[-1])
 
     of_stream = all_tokens
 

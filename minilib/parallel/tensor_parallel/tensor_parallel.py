@@ -61,7 +61,7 @@ class TensorParallel:
         CannotBeCut: for a mixture of experts, a packed model, or one that has been cut already.
         DoesNotDivide: if a rank cannot have as many heads, or columns of the feed-forward layer, as every other.
         RanksDiffer: if ranks have other models.
-        ValueError: if chunks is below 1, or for regather alone.
+        ValueError: if chunks is no whole number or below 1, or for regather alone.
 
     Cost: see `ledger`; parameters, gradients and optimizer state fall to about 1/n.
     """
@@ -75,8 +75,8 @@ class TensorParallel:
         chunks: int = 1,
         regather: bool = False,
     ) -> None:
-        if chunks < 1:
-            raise ValueError(f"chunks must be at least 1, got {chunks!r}")
+        if not isinstance(chunks, int) or chunks < 1:
+            raise ValueError(f"chunks must be a whole number, at least 1, got {chunks!r}")
         if regather and not sequence_parallel:
             raise ValueError("regather is for sequence_parallel: without it every rank has all tokens anyway")
         _check(model, comm)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minilib.model.ops import IGNORED
 from minilib.parallel.tensor_parallel.linear import Leave, column_parallel, product_dtype
 from minilib.parallel.tensor_parallel.stream import Replicated, Stream
 from minilib.ranks.agreement import RanksDiffer
@@ -82,12 +83,12 @@ def vocabulary_parallel_cross_entropy(logits: Tensor, targets: Tensor, vocab_siz
 
     Args:
         logits: (…, this rank's tokens), as `own_logits` has them.
-        targets: (…) int64, the same on every rank.
+        targets: (…) int64, the same on every rank; `IGNORED` ones do not count, as in torch's cross_entropy.
         vocab_size: tokens of all ranks, without padding.
         comm: between the ranks.
 
     Raises:
-        RanksDiffer: if a target is no token, or ranks have other targets.
+        RanksDiffer: if a target is neither a token nor `IGNORED`, or ranks have other targets.
 
     Cost: two all-reduces, of 1 and of 3 numbers a token.
     """
@@ -110,23 +111,26 @@ class _CrossEntropy(torch.autograd.Function):
         sums = logits.new_zeros(3, len(targets))
         sums[1, rows] = shifted[rows, columns]
         sums[2, rows] = 1
+        sums[2, targets == IGNORED] = comm.world_size + 1  # no sum of owners is as large: all ranks must agree
         sums[0] = shifted.exp_().sum(-1)
         comm.all_reduce(sums)
         total, target, owners = sums
-        if not (owners == 1).all():
+        counted = owners == 1
+        wrong = ~counted & (owners != comm.world_size * (comm.world_size + 1))
+        if wrong.any():
             raise RanksDiffer(
-                f"{int((owners != 1).sum())} of {len(targets)} targets are no token of the {vocab_size} of the "
-                "vocabulary, or are not the same on all ranks; pass the same tokens on all ranks"
+                f"{int(wrong.sum())} of {len(targets)} targets are no token of the {vocab_size} of the vocabulary (and "
+                f"not {IGNORED}, which is ignored), or are not the same on all ranks; pass the same tokens on all ranks"
             )
-        ctx.save_for_backward(shifted.div_(total[:, None]), rows, columns)
-        return (total.log() - target).mean()
+        ctx.save_for_backward(shifted.div_(total[:, None]), rows, columns, counted)
+        return (total.log() - target)[counted].mean()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        probabilities, rows, columns = ctx.saved_tensors
-        scale = grad / len(probabilities)
-        out = probabilities * scale
-        out[rows, columns] -= scale
+        probabilities, rows, columns, counted = ctx.saved_tensors
+        scale = torch.where(counted, grad / counted.sum(), 0)
+        out = probabilities * scale[:, None]
+        out[rows, columns] -= scale[rows]
         return out, None, None, None
 
 

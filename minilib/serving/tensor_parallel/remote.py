@@ -7,7 +7,9 @@ The ranks live as long as the object. A rank that dies ends the others, and whoe
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 import tempfile
 import threading
 import weakref
@@ -25,7 +27,7 @@ from minilib.parallel.tensor_parallel.layout import cuts
 from minilib.ranks import launch
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.shared import SharedMemoryTransport
-from minilib.serving.request import SamplingParams, SchedulingParams, TokenOutput
+from minilib.serving.request import InvalidRequest, SamplingParams, SchedulingParams, TokenOutput
 from minilib.serving.tensor_parallel.ranks import LeadingEngine, dismiss, follow
 
 
@@ -49,8 +51,8 @@ class EngineOnRanks:
     Raises:
         CannotBeCut: for a mixture of experts.
         DoesNotDivide: if a rank cannot have as many heads, or columns of the feed-forward layer, as every other.
-        ValueError: as `LeadingEngine`.
-        RanksGone: if a rank dies or raises while the ranks begin.
+        ValueError, TypeError, MemoryError: as `LeadingEngine`.
+        RanksGone: if a rank dies or raises before rank 0 makes its engine.
 
     Cost: two messages a call; the ranks' starts, and one whole model on each rank until it is cut.
     """
@@ -66,6 +68,7 @@ class EngineOnRanks:
     ) -> None:
         cuts(config, {}, world_size)  # refused here, before anything is started
         self._requests: list[str] = []
+        self._made: list[TokenOutput] = []  # of a step that was interrupted
         self._failure: list[BaseException] = []
         self._folder = tempfile.TemporaryDirectory(prefix="minilib-")
         address = str(Path(self._folder.name) / "rank-0")
@@ -78,18 +81,19 @@ class EngineOnRanks:
         )
         self._ranks.start()
         self._connection: Connection = self._listener.accept()
-        self.close = weakref.finalize(self, _close, self._connection, self._listener, self._ranks, self._folder)
+        parts = self._connection, self._listener, self._ranks, self._folder
+        self.close = weakref.finalize(self, _close, os.getpid(), *parts)
         self._answer()
 
     @property
     def requests(self) -> dict[str, None]:
-        """Names of the unfinished requests."""
-        return dict.fromkeys(self._requests)
+        """Names of the unfinished requests; after `close` there are none."""
+        return dict.fromkeys(self._requests if self.close.alive else ())
 
     @property
     def has_unfinished(self) -> bool:
         """See `Engine.has_unfinished`."""
-        return bool(self._requests)
+        return bool(self.requests or self._made)
 
     def add_request(
         self,
@@ -99,31 +103,45 @@ class EngineOnRanks:
         scheduling: SchedulingParams | None = None,
     ) -> None:
         """See `Engine.add_request`."""
+        if any(output.request_id == request_id for output in self._made):
+            raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
         self._call("add_request", request_id, prompt_token_ids, params, scheduling)
 
     def abort(self, request_id: str) -> bool:
         """See `Engine.abort`."""
-        return self._call("abort", request_id)
+        with held():
+            known = self._ask("abort", request_id)
+            unseen = [output for output in self._made if output.request_id == request_id]
+            self._made = [output for output in self._made if output.request_id != request_id]
+        return known or bool(unseen)
 
     def step(self) -> list[TokenOutput]:
-        """See `Engine.step`.
+        """See `Engine.step`; an interrupt comes out when the step is done, and the next one returns its tokens.
 
         Raises:
             RanksGone: if a rank has died or raised, from every call after that, too.
         """
-        return self._call("step")
+        if not self._made:
+            with held():
+                self._made = self._ask("step")
+        outputs, self._made = self._made, []
+        return outputs
 
     def check_invariants(self) -> None:
         """See `Engine.check_invariants`; of rank 0."""
         self._call("check_invariants")
 
     def _call(self, name: str, *args):
-        with held():  # an answer that nobody reads would be taken for the next one
-            try:
-                self._connection.send_bytes(pickle.dumps((name, args)))
-            except OSError:
-                self._gone()
-            return self._answer()
+        with held():
+            return self._ask(name, *args)
+
+    def _ask(self, name: str, *args):
+        """Call it with interrupts held: an answer that nobody reads would be taken for the next one."""
+        try:
+            self._connection.send_bytes(pickle.dumps((name, args)))
+        except OSError:
+            self._gone()
+        return self._answer()
 
     def _answer(self):
         try:
@@ -151,7 +169,11 @@ def _run_ranks(failure: list[BaseException], address: str, world_size: int, *arg
             Client(address).close()
 
 
-def _close(connection: Connection, listener: Listener, ranks: threading.Thread, folder) -> None:
+def _close(owner: int, connection: Connection, listener: Listener, ranks: threading.Thread, folder) -> None:
+    if os.getpid() != owner:
+        return  # a copy in a forked process, which has started no ranks
+    with suppress(OSError), socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+        end.shutdown(socket.SHUT_RDWR)  # rank 0 hears of it even if a forked process has this end, too
     connection.close()
     ranks.join()
     listener.close()
@@ -169,7 +191,7 @@ def _serve(address: str, make_model: Callable[[], Decoder], options: dict, timeo
     with Client(address) as connection:
         try:
             engine = LeadingEngine(model, comm, **options)
-        except (ValueError, MemoryError) as error:
+        except Exception as error:
             dismiss(comm)
             connection.send_bytes(pickle.dumps((None, error, [])))
             return

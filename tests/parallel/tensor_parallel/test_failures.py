@@ -43,8 +43,9 @@ def refuses(folder: Path) -> None:
         with pytest.raises(error, match=message):
             TensorParallel(model, comm)
         assert [parameter.shape for parameter in model.parameters()] == shapes, "refused, and cut all the same"
-    with pytest.raises(ValueError, match="chunks must be at least 1, got 0"):
-        TensorParallel(decoder(0), comm, chunks=0)
+    for chunks in (0, 1.5, None):
+        with pytest.raises(ValueError, match=f"chunks must be a whole number, at least 1, got {chunks}"):
+            TensorParallel(decoder(0), comm, chunks=chunks)
     with pytest.raises(ValueError, match="regather is for sequence_parallel"):
         TensorParallel(decoder(0), comm, regather=True)
     frozen = decoder(0)

@@ -103,6 +103,47 @@ def test_forwards_may_follow_each_other_before_their_backwards():
             torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-10)
 
 
+def without_some() -> dict[str, tuple[torch.Tensor, ...]]:
+    """Batches of which some tokens, all tokens, or even the rows are missing."""
+    tokens, positions, targets = tokens_of(0)
+    ignored = targets.clone()
+    ignored[0, :3] = ignored[2, 4:] = -100
+    return {
+        "some ignored": (tokens, positions, ignored),
+        "all ignored": (tokens, positions, torch.full_like(targets, -100)),
+        "no sequences": (tokens[:0], positions[:0], targets[:0]),
+        "no tokens": (tokens[:, :0], positions[:, :0], targets[:, :0]),
+    }
+
+
+def trains_without_some() -> list[dict]:
+    comm, found = Communicator(SharedMemoryTransport()), []
+    for options in STREAMS:
+        results = {}
+        for kind, batch in without_some().items():
+            tp = TensorParallel(decoder(comm.rank), comm, **options)
+            loss = tp.model.loss(*batch)
+            loss.backward()
+            tp.finish()
+            gradients = {name: tp.whole(name, parameter.grad) for name, parameter in tp.model.named_parameters()}
+            results[kind] = (loss.detach(), gradients)
+        found.append(results)
+    return found
+
+
+def test_ignored_targets_and_empty_batches_give_what_they_give_one_process():
+    expected = {}
+    for kind, batch in without_some().items():
+        whole = decoder(0)
+        loss = whole.loss(*batch)
+        loss.backward()
+        expected[kind] = (loss.detach(), {name: parameter.grad for name, parameter in whole.named_parameters()})
+    assert expected["some ignored"][0].isfinite() and expected["no tokens"][0].isnan()
+    for found in run(trains_without_some, 2):
+        for results in found:
+            torch.testing.assert_close(results, expected, rtol=0, atol=1e-10, equal_nan=True)
+
+
 def accumulates() -> tuple[dict, dict, float]:
     """Two backwards before one `finish`; and the norm of a decoder with frozen and unused parameters."""
     comm = Communicator(SharedMemoryTransport())

@@ -32,24 +32,35 @@ def logits_of(kind: str) -> torch.Tensor:
         logits[:, 1] = -math.inf
     if kind == "nan":
         logits[2, 3] = math.nan
+    if kind == "no tokens":
+        logits = logits[:0]
     return logits
 
 
 KINDS = ("usual", "large", "far apart", "one is -inf", "nan")
 TARGETS = torch.tensor([0, 2, 4, 3, 0, 2])
+SOME_IGNORED, ALL_IGNORED = TARGETS.index_fill(0, torch.tensor([0, 2, 3]), -100), TARGETS.new_full((6,), -100)
+CASES = [(kind, targets) for targets in (TARGETS, SOME_IGNORED) for kind in KINDS]
+CASES += [("usual", ALL_IGNORED), ("no tokens", TARGETS[:0])]
 
 
 def losses() -> list:
     comm = Communicator(SharedMemoryTransport())
-    padding = torch.full((6, RANKS * LENGTH - VOCABULARY), 1e9, dtype=torch.float64)  # would win, if it were asked
+    padding = RANKS * LENGTH - VOCABULARY
     found = []
-    for kind in KINDS:
-        padded = torch.cat((logits_of(kind), padding), 1)
+    for kind, targets in CASES:
+        padded = F.pad(logits_of(kind), (0, padding), value=1e9)  # would win, if it were asked
         own = padded.split(LENGTH, 1)[comm.rank].clone().requires_grad_()
-        loss = vocabulary_parallel_cross_entropy(own, TARGETS, VOCABULARY, comm)
+        loss = vocabulary_parallel_cross_entropy(own, targets, VOCABULARY, comm)
         loss.backward()
         found.append((loss.detach(), own.grad))
-    for targets in (torch.full((6,), VOCABULARY), torch.full((6,), -100), TARGETS + (comm.rank == 1)):
+    own = logits_of("usual").new_zeros(6, LENGTH)
+    one_ignores = TARGETS.clone()
+    if comm.rank == 1:
+        one_ignores[5] = -100  # rank 1 has token 2, so that nobody does
+    others_ignore = ALL_IGNORED if comm.rank else TARGETS
+    wrong = [torch.full((6,), bad) for bad in (VOCABULARY, -1, -99)]
+    for targets in (*wrong, TARGETS + (comm.rank == 1), one_ignores, others_ignore):
         with pytest.raises(RanksDiffer, match="pass the same tokens on all ranks"):
             vocabulary_parallel_cross_entropy(own, targets, VOCABULARY, comm)
     return found
@@ -80,9 +91,9 @@ def test_sums_leave_what_they_are_made_of_as_it_is():
 
 def test_a_loss_over_a_cut_vocabulary_is_that_over_the_whole():
     ranks = run(losses, RANKS)
-    for number, kind in enumerate(KINDS):
+    for number, (kind, targets) in enumerate(CASES):
         logits = logits_of(kind).requires_grad_()
-        expected = F.cross_entropy(logits, TARGETS)
+        expected = F.cross_entropy(logits, targets)
         expected.backward()
         gradients = torch.cat([rank[number][1] for rank in ranks], 1)
         assert not gradients[:2, VOCABULARY:].any(), f"{kind}: padding has got probability"

@@ -5,7 +5,7 @@ import pickle
 import signal
 import time
 from functools import partial
-from multiprocessing import Pipe
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,12 +118,16 @@ def test_what_cannot_be_served_on_ranks_is_refused_by_name(tmp_path):
     packed.ops.compiled = True
     with pytest.raises(ValueError, match="these are packed; load the model with pack=False"):
         LLM(packed, tensor_parallel=2)
-    for options, message in (
-        ({"page_size": 0}, "page_size must be at least 1"),
-        ({"pack": True}, "pack is for one process"),
-        ({"prefix_cache": "hash", "second_tier": SecondTier(8)}, "second_tier is for one process"),
+    for ranks in (0, -1, 1.0, 2.0, True, None, "2"):
+        with pytest.raises(ValueError, match=f"tensor_parallel is how many ranks .*; got {ranks!r}"):
+            LLM(model, tensor_parallel=ranks)
+    for options, error, message in (
+        ({"page_size": 0}, ValueError, "page_size must be at least 1"),
+        ({"pack": True}, ValueError, "pack is for one process"),
+        ({"prefix_cache": "hash", "second_tier": SecondTier(8)}, ValueError, "second_tier is for one process"),
+        ({"sizes_of_pages": 4}, TypeError, "unexpected keyword argument 'sizes_of_pages'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(error, match=message):
             LLM(model, tensor_parallel=2, **options)
 
 
@@ -143,6 +147,55 @@ def test_rank_0_speaks_up_while_nobody_asks():
     with pytest.raises((EOFError, OSError)):
         answer_calls(engine, answers, patience=0.01)
     assert spoken == [0, 1, 2]
+
+
+class Interrupted:
+    """A connection whose user is interrupted behind each call of a step."""
+
+    def __init__(self, connection) -> None:
+        self.connection, self.recv_bytes = connection, connection.recv_bytes
+
+    def send_bytes(self, content: bytes) -> None:
+        self.connection.send_bytes(content)
+        if pickle.loads(content)[0] == "step":
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupts_lose_no_token_and_forked_processes_keep_no_rank():
+    prompt, params = [1, 2, 3, 4, 5, 6], SamplingParams(max_tokens=5, temperature=0.0)
+    alone, shared = (LLM(MODEL(), max_batch_tokens=4, tensor_parallel=n) for n in (1, 2))  # step 1 makes no token
+    expected = alone.generate([prompt], params)
+    assert shared.generate([prompt], params) == expected
+    engine = shared.engine
+    engine._connection, connection = Interrupted(engine._connection), engine._connection
+    engine.add_request("0", prompt, params)
+    tokens, interrupts = [], 0
+    while engine.has_unfinished:
+        try:
+            tokens += [output.token_id for output in engine.step()]
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert tokens == expected[0][0].token_ids and interrupts == 6
+    engine.add_request("1", prompt, SamplingParams(max_tokens=1))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert not engine.requests and engine.has_unfinished
+    with pytest.raises(InvalidRequest, match="being served already"):
+        engine.add_request("1", prompt)
+    assert engine.abort("1") and not engine.abort("1") and not engine.has_unfinished
+    engine._connection = connection
+    fork = get_context("fork")
+    copy, sleeper = fork.Process(target=engine.close), fork.Process(target=time.sleep, args=(30,))
+    copy.start()
+    copy.join()
+    assert shared.generate([prompt], params) == expected, "a copy of the object has ended the ranks"
+    engine.add_request("2", prompt, params)
+    sleeper.start()
+    shared.close()
+    assert sleeper.is_alive(), "close has waited for a process that is no rank"
+    sleeper.kill()
+    assert not engine.requests and not engine.has_unfinished
 
 
 def test_ranks_end_with_the_object():
