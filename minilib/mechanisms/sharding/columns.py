@@ -41,7 +41,9 @@ def column_ranges(num_columns: int, num_shards: int, name: str = "columns", *, c
         return [range(shard * size, (shard + 1) * size) for shard in range(num_shards)]
     if not copies or num_shards % num_columns:
         wanted = "a multiple or a divisor" if copies else "a multiple"
-        raise DoesNotDivide(f"{num_columns} {name} cannot be dealt to {num_shards} shards; make it {wanted} of that")
+        raise DoesNotDivide(
+            f"{num_columns} {name} cannot be dealt to {num_shards} shards; make it {wanted} of {num_shards}"
+        )
     each = num_shards // num_columns
     return [range(shard // each, shard // each + 1) for shard in range(num_shards)]
 
