@@ -21,10 +21,10 @@ def test_every_column_is_with_one_shard_or_with_as_many_as_every_other(size, fac
 @pytest.mark.parametrize(
     ("columns", "shards", "copies", "message"),
     [
-        (10, 4, False, "10 heads cannot be dealt to 4 shards; make it a multiple of that"),
-        (2, 4, False, "2 heads cannot be dealt to 4 shards; make it a multiple of that"),
-        (3, 4, True, "3 heads cannot be dealt to 4 shards; make it a multiple or a divisor of that"),
-        (6, 4, True, "6 heads cannot be dealt to 4 shards; make it a multiple or a divisor of that"),
+        (10, 4, False, "10 heads cannot be dealt to 4 shards; make it a multiple of 4"),
+        (2, 4, False, "2 heads cannot be dealt to 4 shards; make it a multiple of 4"),
+        (3, 4, True, "3 heads cannot be dealt to 4 shards; make it a multiple or a divisor of 4"),
+        (6, 4, True, "6 heads cannot be dealt to 4 shards; make it a multiple or a divisor of 4"),
     ],
 )
 def test_what_does_not_divide_is_refused_by_name(columns, shards, copies, message):
