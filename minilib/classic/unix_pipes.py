@@ -24,8 +24,10 @@ from minilib.classic.pipe_stage import BLOCKED, FINISHED, MOVE, PAGE, READY, REP
 from minilib.mechanisms.basics.child import child_environment
 from minilib.mechanisms.basics.interrupts import held
 from minilib.mechanisms.pipelining import Span, Timeline
+from minilib.mechanisms.pipelining.plan import checked_time
 
 TIMEOUT = 30.0  # seconds
+LONGEST = 1e6  # seconds; a socket's timeout is at most 2^31 ms
 
 
 class StageFailed(RuntimeError):
@@ -62,12 +64,13 @@ def run_in_ticks(
         units: of work, for each stage: the same for all items, or a number for each.
         num_items: items, at least 1.
         capacity: items that each pipe holds, a power of two.
-        timeout: seconds for each answer of a process.
+        timeout: seconds for each answer of a process, more than 0 and at most LONGEST.
 
     Raises:
         StageFailed: if a process dies, or does not answer in time. No process is left behind.
         PipeSizeUnsupported: if the system cannot make such a pipe.
-        ValueError: if there is no stage, no item, or a negative number of units.
+        ValueError: before any process starts, if there is no stage, no item, a number of units that is not whole or
+            negative, or a time that is none.
     """
     with _Processes(_work_of(units, num_items), capacity, 0.0, timeout) as processes:
         log = _Log(len(units))
@@ -156,9 +159,15 @@ class _Processes:
         capacity: items in each pipe.
         unit_seconds: see `run_freely`.
         timeout: seconds for each answer.
+
+    Raises:
+        ValueError: for a time that is none.
     """
 
     def __init__(self, work: Sequence[Sequence[int]], capacity: int, unit_seconds: float, timeout: float) -> None:
+        if not 0 < timeout <= LONGEST:
+            raise ValueError(f"timeout is more than 0 and at most {LONGEST:g} seconds, got {timeout!r}")
+        checked_time("a unit of work", unit_seconds)
         self._timeout = timeout
         self._processes: list[subprocess.Popen] = []
         self._sockets: list[socket.socket] = []
@@ -251,22 +260,29 @@ class _Processes:
 
 
 def _work_of(units: Sequence[int | Sequence[int]], num_items: int) -> list[list[int]]:
-    work = [[each] * num_items if isinstance(each, int) else list(each) for each in units]
-    if not work or num_items < 1 or any(len(row) != num_items or min(row) < 0 for row in work):
-        raise ValueError(
-            f"needs 1 stage or more, 1 item or more, and for each stage units ≥ 0, one number or one for each of "
-            f"{num_items} items; got {list(units)}"
-        )
-    return work
+    if _is_whole(num_items, 1):
+        work = [list(each) if isinstance(each, Sequence) else [each] * num_items for each in units]
+        if work and all(len(row) == num_items and all(_is_whole(number, 0) for number in row) for row in work):
+            return work
+    raise ValueError(
+        f"needs 1 stage or more, 1 item or more, and for each stage units ≥ 0, one whole number or one for each of "
+        f"{num_items} items; got {list(units)}"
+    )
+
+
+def _is_whole(number: object, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
 
 def _new_pipe(capacity: int) -> tuple[int, int]:
     """A pipe that holds so many items: its end to read, and its end to write."""
     if not hasattr(fcntl, "F_SETPIPE_SZ"):
         raise PipeSizeUnsupported("this system does not let a program choose a pipe's size; Linux does")
+    if not _is_whole(capacity, 1) or capacity.bit_count() > 1:
+        raise PipeSizeUnsupported(f"a pipe holds a power of two of pages, at least 1; got {capacity!r}")
     ends, found = os.pipe(), None
     try:
-        found = fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, capacity * PAGE) // PAGE if capacity > 0 else None
+        found = fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, capacity * PAGE) // PAGE
     except (OSError, OverflowError) as error:
         raise PipeSizeUnsupported(f"the system refuses a pipe of {capacity} pages: {error}") from error
     finally:
@@ -274,7 +290,7 @@ def _new_pipe(capacity: int) -> tuple[int, int]:
             for end in ends:
                 os.close(end)
     if found != capacity:
-        raise PipeSizeUnsupported(f"a pipe holds a power of two of pages, at least 1; got {capacity}")
+        raise PipeSizeUnsupported(f"the system refuses a pipe of {capacity} pages, and makes one of {found}")
     return ends
 
 

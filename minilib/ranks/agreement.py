@@ -58,7 +58,7 @@ def same_values(model: nn.Module, comm: Communicator, skip: Collection[nn.Parame
     skip = frozenset(skip)  # by identity: `in` a list would compare values
     parameters = {name: p for name, p in model.named_parameters() if p not in skip}
     sums = torch.zeros(comm.world_size, len(parameters), dtype=torch.int64, device=comm.device)
-    sums[comm.rank] = torch.tensor([_checksum(parameter) for parameter in parameters.values()], dtype=torch.int64)
+    sums[comm.rank] = torch.tensor([checksum(parameter) for parameter in parameters.values()], dtype=torch.int64)
     comm.all_gather(sums)
     sums = sums.cpu()
     usual = [Counter(column).most_common(1)[0][0] for column in sums.T.tolist()]  # among equally many, the first rank's
@@ -93,6 +93,11 @@ def gather_texts(text: str, comm: Communicator) -> list[str]:
     return [bytes(row[:length].tolist()).decode() for row, length in zip(everything, lengths, strict=True)]
 
 
+def checksum(x: Tensor) -> int:
+    """CRC-32 of a tensor's bytes, wherever it lies."""
+    return zlib.crc32(x.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
+
+
 def _describe(model: nn.Module) -> dict[str, str]:
     parameters = {name: _words(p) + ("" if p.requires_grad else ", frozen") for name, p in model.named_parameters()}
     return parameters | {name: f"{_words(b)}, a buffer" for name, b in model.named_buffers()}
@@ -101,10 +106,6 @@ def _describe(model: nn.Module) -> dict[str, str]:
 def _words(x: Tensor) -> str:
     layout = "" if x.is_contiguous() else f" with strides {x.stride()}"
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{layout}"
-
-
-def _checksum(x: Tensor) -> int:
-    return zlib.crc32(x.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
 
 
 def _some(names: list[str]) -> str:

@@ -137,13 +137,26 @@ def wait_for(condition, seconds=20):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("capacity", [0, -1, 3, 2**20, 2**40])
+@pytest.mark.parametrize("capacity", [0, -1, 3, 1.0, True, 2**20, 2**40, 2**70])
 def test_pipes_that_there_are_not(capacity):
     with pytest.raises(PipeSizeUnsupported, match=f"power of two of pages, at least 1; got {capacity}|system refuses"):
         run_in_ticks((1, 1), 2, capacity)
 
 
-@pytest.mark.parametrize(("units", "num_items"), [((), 1), ((1,), 0), ((1, -1), 2), (([1, 2, 3], 1), 2)])
+@pytest.mark.parametrize(("units", "num_items"), [((), 1), ((1,), 0), ((1, -1), 2), (([1, 2, 3], 1), 2),
+                                                   ((1.5, 1), 2), (([1, 0.5], 1), 2), ((True, 1), 2), ("12", 2),
+                                                   ((1, None), 2), ((1,), 1.0), ((1,), True)])  # fmt: skip
 def test_work_that_is_none(units, num_items):
     with pytest.raises(ValueError, match="needs 1 stage or more, 1 item or more"):
         run_in_ticks(units, num_items, 1)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_times_that_are_none(seconds, monkeypatch):
+    monkeypatch.setattr(unix_pipes.subprocess, "Popen", None)  # nothing may start
+    for run in (run_in_ticks, run_freely):
+        for timeout in (seconds, 0, 1e7):
+            with pytest.raises(ValueError, match="timeout is more than 0 and at most 1e"):
+                run((1, 1), 2, 1, timeout=timeout)
+    with pytest.raises(ValueError, match="a unit of work takes a time of 0 or more, got"):
+        run_freely((1, 1), 2, 1, unit_seconds=seconds)

@@ -35,7 +35,13 @@ def flow(num_items: int, num_stages: int, capacity: int | None = None) -> list[l
 
 
 def flow_seconds(stage_seconds: Sequence[float], num_items: int) -> float:
-    """Time of a flow whose stages take the same time for every item: Σt + (n-1)·max t, whatever the buffers' sizes."""
+    """Time of a flow whose stages take the same time for every item: Σt + (n-1)·max t, whatever the buffers' sizes.
+
+    Raises:
+        ValueError: if there is no stage, or for fewer items than none.
+    """
+    if len(stage_seconds) < 1 or num_items < 0:
+        raise ValueError(f"needs the time of 1 stage or more, and num_items ≥ 0; got {stage_seconds!r}, {num_items!r}")
     return sum(stage_seconds) + (num_items - 1) * max(stage_seconds) if num_items else 0.0
 
 
@@ -45,7 +51,13 @@ def fill_seconds(stage_seconds: Sequence[float]) -> float:
 
 
 def bubble_fraction(num_stages: int, num_items: int) -> float:
-    """Fraction of the stages' time that fill and drain cost, if all stages take the same time: (p-1)/(n+p-1)."""
+    """Fraction of the stages' time that fill and drain cost, if all stages take the same time: (p-1)/(n+p-1).
+
+    Raises:
+        ValueError: if there is no stage or no item.
+    """
+    if num_stages < 1 or num_items < 1:
+        raise ValueError(f"needs num_stages ≥ 1 and num_items ≥ 1, got {num_stages!r}, {num_items!r}")
     return (num_stages - 1) / (num_items + num_stages - 1)
 
 
@@ -54,7 +66,9 @@ def most_in_flight(timeline: Timeline) -> int:
 
     At most the stages, which each have an item in hand, and all places in buffers.
     """
-    moments = [(span.start, 1) for span in timeline.workers[0]] + [(span.end, -1) for span in timeline.workers[-1]]
+    first, last = timeline.workers[:1], timeline.workers[-1:]  # none of an empty plan
+    moments = [(span.start, 1) for spans in first for span in spans]
+    moments += [(span.end, -1) for spans in last for span in spans]
     here = most = 0
     for _, change in sorted(moments):  # who leaves at a moment leaves before who comes
         here += change

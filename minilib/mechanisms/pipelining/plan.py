@@ -7,6 +7,7 @@ pipes, minilib/classic/unix_pipes.py), for a processor's instructions (instructi
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,13 +102,13 @@ def timeline_of(
     Raises:
         Deadlock: if workers wait for one another.
         InvalidPlan: if an operation is there twice, or waits for one that is in no list.
-        ValueError: if an operation or the transfer takes less than no time.
+        ValueError: if the time of an operation or of the transfer is no finite number of 0 or more.
 
     Cost: O(operations and what they wait for).
     """
     home = _homes(plan)
-    if transfer < 0:
-        raise ValueError(f"transfer is a time, 0 or more, got {transfer!r}")
+    if not 0 <= transfer < math.inf:
+        raise ValueError(f"transfer is a time, 0 or more, got {transfer!r}; it has to be finite")
     done: dict[Hashable, Span] = {}
     workers: list[list[Span]] = [[] for _ in plan]
     waiting: dict[Hashable, list[int]] = {}
@@ -124,12 +125,23 @@ def timeline_of(
             start = spans[-1].end if spans else 0.0
             start = max([start, *(done[key].end + transfer * (home[key] != worker) for key in operation.after)])
             start = max([start, *(done[key].start for key in operation.room)])
-            span = Span(operation.key, worker, start, start + _time(seconds, operation.key))
+            span = Span(operation.key, worker, start, start + checked_time(operation.key, seconds(operation.key)))
             spans.append(span)
             done[operation.key] = span
             ready.extend(waiting.pop(operation.key, ()))
     _refuse_deadlock(plan, workers, done, home)
     return Timeline(tuple(map(tuple, workers)))
+
+
+def checked_time(what: object, time: float) -> float:
+    """The time that something takes, if it is one.
+
+    Raises:
+        ValueError: for what is no finite number of 0 or more.
+    """
+    if not 0 <= time < math.inf:
+        raise ValueError(f"{what} takes a time of 0 or more, got {time!r}; it has to be finite")
+    return time
 
 
 def _homes(plan: Sequence[Sequence[Operation]]) -> dict[Hashable, int]:
@@ -148,13 +160,6 @@ def _homes(plan: Sequence[Sequence[Operation]]) -> dict[Hashable, int]:
                 if key not in home:
                     raise InvalidPlan(f"{operation.key} of worker {worker} waits for {key}, which no worker does")
     return home
-
-
-def _time(seconds: Callable[[Hashable], float], key: Hashable) -> float:
-    time = seconds(key)
-    if not time >= 0:
-        raise ValueError(f"{key} takes a time of 0 or more, got {time!r}")
-    return time
 
 
 def _refuse_deadlock(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,12 +13,17 @@ from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.point_to_point import PointToPoint
 
+_NUMBERS: WeakKeyDictionary[Communicator, Iterator[int]] = WeakKeyDictionary()  # for the pipelines of each communicator
+
 
 class StageMessages:
     """Gives the results of actions to the actions that read them, in every step the same.
 
     Sends do not wait. A receive takes messages in the order in which the other rank sends them, which follows from the
     schedule, and keeps those that are needed later; so no order of actions that respects their needs can deadlock.
+
+    A message's label names its step, its pipeline and its batch: ranks that step another pipeline of the same schedule,
+    or were given another batch, find out with their first message.
 
     Args:
         schedule: who does what.
@@ -25,6 +32,7 @@ class StageMessages:
 
     def __init__(self, schedule: PipelineSchedule, comm: Communicator) -> None:
         self.mail = PointToPoint(comm)
+        self._number = next(_NUMBERS.setdefault(comm, count(1)))
         self._schedule, self._rank = schedule, comm.rank
         others = [rank for rank in range(schedule.num_ranks) if rank != comm.rank]
         self._incoming = {other: tuple(schedule.messages(other, comm.rank)) for other in others}
@@ -32,15 +40,16 @@ class StageMessages:
         self._here: dict[Action, Tensor] = {}
         self._expected: dict[int, Iterator[Action]] = {}
 
-    def begin(self, shapes: Sequence[torch.Size], dtype: torch.dtype) -> None:
+    def begin(self, shapes: Sequence[torch.Size], dtype: torch.dtype, batch: str) -> None:
         """Before a step.
 
         Args:
             shapes: of each microbatch's activations.
             dtype: of all of them.
+            batch: what tells this step's batch from others; the same on all ranks.
         """
         self._step += 1
-        self._shapes, self._dtype = shapes, dtype
+        self._shapes, self._dtype, self._batch = shapes, dtype, batch
         self._here.clear()
         self._expected = {other: iter(actions) for other, actions in self._incoming.items()}
 
@@ -70,4 +79,4 @@ class StageMessages:
         assert not self._here, "results that nobody read"
 
     def _label(self, action: Action) -> str:
-        return f"step {self._step} of {self._schedule.name}, {action}"
+        return f"step {self._step} of {self._schedule.name}, {action}, pipeline {self._number}, batch {self._batch}"

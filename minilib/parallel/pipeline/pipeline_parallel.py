@@ -9,8 +9,8 @@
 A step's gradients are those of the mean loss over all tokens of its batch, as on one process: each microbatch's mean
 counts by its tokens. Nothing rescales what earlier steps have added up.
 
-What a schedule is: schedule.py. How the model is cut: stage.py. What a stage does with a microbatch: stage_work.py,
-split_backward.py. How results travel: messages.py.
+What a schedule is: schedule.py. How the model is cut: stage.py. What a step refuses: batch.py. What a stage does
+with a microbatch: stage_work.py, split_backward.py. How results travel: messages.py.
 
 In production: torch.distributed.pipelining, Megatron-LM, DeepSpeed.
 """
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from minilib.mechanisms.pipelining import Span
 from minilib.model.decoder import Decoder
+from minilib.parallel.pipeline.batch import batch_checksum, check_batch
 from minilib.parallel.pipeline.checking import check_schedule
 from minilib.parallel.pipeline.messages import StageMessages
 from minilib.parallel.pipeline.pricing import StageTimes, times_of_stages
@@ -35,8 +36,9 @@ from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
 from minilib.parallel.pipeline.stage import DecoderStage, Microbatch, layers_per_stage, squared_norm, trained_parameters
 from minilib.parallel.pipeline.stage_work import StageWork
 from minilib.parallel.pipeline.tied import tied_copy
-from minilib.ranks.agreement import gather_texts, same_shapes
+from minilib.ranks.agreement import checksum, gather_texts, same_shapes
 from minilib.ranks.collectives import Communicator
+from minilib.ranks.transport.base import CollectiveFailed
 
 NO_LEAST = StageTimes(0.0, 0.0, 0.0)
 
@@ -107,20 +109,28 @@ class PipelineParallel:
 
         Args:
             microbatches: as many as the schedule has; the same on every rank, of any shapes.
-            num_tokens: to divide the sum of the tokens' losses by; those of this batch that count if left out. Where
-                several steps add up to one batch, that batch's.
+            num_tokens: to divide the sum of the tokens' losses by, 1 or more; those of this batch that count if left
+                out. Where several steps add up to one batch, that batch's.
 
         Returns:
             The mean loss in nats on the rank of the last stage, None elsewhere.
 
         Raises:
-            ValueError: for another number of microbatches, or if no token counts.
-            CollectiveMismatch: if ranks have different microbatches.
+            RuntimeError, TypeError, ValueError: for what no step can run, see `check_batch`. Nothing is sent before,
+                and where all ranks refuse, the communicator stays usable.
+            CollectiveMismatch: if ranks have different microbatches or num_tokens, or step different pipelines.
             CollectiveFailed: if another rank is lost, failed or does not come in time.
         """
+        microbatches, what = list(microbatches), f"step {self._steps + 1} of {self.schedule.name}"
+        self.comm.guarded(lambda: None, what)  # what has failed before is said first
+        try:
+            check_batch(microbatches, num_tokens, self.schedule)
+        except Exception:
+            with suppress(CollectiveFailed):
+                self.comm.barrier()  # returns where all ranks refuse; fails a rank that expects a microbatch
+            raise
         self._steps += 1
-        run = partial(self._run, list(microbatches), num_tokens)
-        return self.comm.guarded(run, f"step {self._steps} of {self.schedule.name}")
+        return self.comm.guarded(partial(self._run, microbatches, num_tokens), what)
 
     def parameters(self) -> list[nn.Parameter]:
         """This rank's parameters, each once, for an optimizer. No collective."""
@@ -153,10 +163,13 @@ class PipelineParallel:
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scale gradients down if their norm is larger, as torch.nn.utils.clip_grad_norm_ does; the norm before."""
         norm = self.grad_norm()
-        if norm + 1e-6 > max_norm:
+        scale = max_norm / (norm + 1e-6)
+        if (
+            not scale >= 1
+        ):  # NaN, too, spoils all gradients, so that no rank takes its part of a step that others cannot
             for parameter in trained_parameters(list(self.stages.values())):
                 if parameter.grad is not None:
-                    parameter.grad.mul_(max_norm / (norm + 1e-6))
+                    parameter.grad.mul_(scale)
         return norm
 
     def full_state_dict(self) -> dict[str, Tensor]:
@@ -175,21 +188,16 @@ class PipelineParallel:
         assert not any(work.num_held for work in self._work.values()), "activations of a step that is over"
         tables = torch.zeros(self.comm.world_size, dtype=torch.int64)
         if self._tied is not None:
-            tables[self.comm.rank] = zlib.crc32(self._tied.weight.detach().view(torch.uint8).numpy())
+            tables[self.comm.rank] = checksum(self._tied.weight)
         self.comm.all_reduce(tables)
         first, last = self.schedule.rank_of[0], self.schedule.rank_of[-1]
         assert tables[first] == tables[last], "the copies of the tied embedding differ"
 
     def _run(self, microbatches: list[Microbatch], num_tokens: int | None) -> float | None:
-        if len(microbatches) != self.schedule.num_microbatches:
-            raise ValueError(f"{self.schedule.name} is made for {self.schedule.num_microbatches} microbatches, "
-                             f"got {len(microbatches)}")  # fmt: skip
         counts = [microbatch.num_tokens for microbatch in microbatches]
         total = sum(counts) if num_tokens is None else num_tokens
-        if total < 1:
-            raise ValueError("no token of this batch counts: all targets are ignored")
         shapes = [torch.Size((*microbatch.token_ids.shape, self._hidden_size)) for microbatch in microbatches]
-        self._messages.begin(shapes, self._dtype)
+        self._messages.begin(shapes, self._dtype, batch_checksum(microbatches, num_tokens))
         self.spans = []
         if self._tied is not None:
             self._tied.begin()
@@ -199,12 +207,16 @@ class PipelineParallel:
                 weight = counts[action.microbatch] / total
                 self._do(action, microbatches[action.microbatch], weight, losses)
                 self.most_held = max(self.most_held, sum(work.num_held for work in self._work.values()))
+            self._messages.end()
+            if self._tied is not None:
+                self._tied.end(self._messages.mail)
+        except BaseException:
+            if self._tied is not None:
+                self._tied.undo()
+            raise
         finally:
             for work in self._work.values():
                 work.drop()
-        self._messages.end()
-        if self._tied is not None:
-            self._tied.end(self._messages.mail)
         return torch.stack(losses).double().sum().item() if losses else None
 
     def _do(self, action: Action, microbatch: Microbatch, weight: float, losses: list[Tensor]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from minilib.mechanisms.pipelining import Span, Timeline, timeline_of
+from minilib.mechanisms.pipelining.plan import checked_time
 from minilib.parallel.pipeline.checking import check_schedule
 from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
 
@@ -18,11 +19,18 @@ class StageTimes:
         forward: F.
         input_gradient: I.
         weight_gradient: W; an unsplit backward B takes I + W.
+
+    Raises:
+        ValueError: if a time is no finite number of 0 or more.
     """
 
     forward: float = 1.0
     input_gradient: float = 1.0
     weight_gradient: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, time in asdict(self).items():
+            checked_time(name, time)
 
     def of(self, kind: str) -> float:
         """Seconds of an action of that kind."""
@@ -78,7 +86,8 @@ def price_schedule(
 
     Raises:
         UnsoundSchedule: if the schedule is not sound.
-        ValueError: for times of another number of stages, or negative ones.
+        TypeError: for times that are no StageTimes.
+        ValueError: for times of another number of stages, or a transfer that is no finite time of 0 or more.
     """
     check_schedule(schedule)
     each = times_of_stages(times, schedule.num_stages)
@@ -90,11 +99,15 @@ def times_of_stages(times: StageTimes | Sequence[StageTimes], num_stages: int) -
     """Times of each stage, from those of all alike or of each.
 
     Raises:
+        TypeError: for what is no StageTimes.
         ValueError: for another number of them.
     """
     each = [times] * num_stages if isinstance(times, StageTimes) else list(times)
     if len(each) != num_stages:
         raise ValueError(f"needs times of {num_stages} stages, or of one for all; got {len(each)}")
+    other = next((one for one in each if not isinstance(one, StageTimes)), None)
+    if other is not None:
+        raise TypeError(f"the times of a stage are StageTimes, got {other!r}")
     return each
 
 
@@ -120,23 +133,28 @@ def most_activations(actions: Sequence[Action]) -> int:
 
 
 def expected_bubble(schedule: PipelineSchedule, times: StageTimes) -> float:
-    """Seconds of a step in which each rank waits, in closed form, for equal stages and free messages.
+    """Most seconds that a rank waits between its first action and its last, in closed form.
+
+    For equal stages and free messages. See `SchedulePrice.longest_rank`.
 
     Args:
-        schedule: "gpipe", "1f1b", "breadth-first", "interleaved" or "zero-bubble" (one stage a rank), of at least as
-            many microbatches as ranks, a multiple of them for "interleaved".
-        times: of a microbatch on each stage.
+        schedule: "gpipe" or "1f1b"; or "breadth-first", "interleaved" or "zero-bubble" (one stage a rank), of at least
+            as many microbatches as ranks, a multiple of them for "interleaved".
+        times: of a microbatch on each stage; for "zero-bubble" W takes no longer than F.
 
     Raises:
-        ValueError: if there is no closed form for that schedule.
+        ValueError: if there is no closed form for that schedule or these times.
 
     Source: Narayanan et al. 2021, section 2.2; Qi et al. 2023, table 1.
     """
     p, per_rank = schedule.num_ranks, schedule.num_stages // schedule.num_ranks
-    whole = times.forward + times.of("B")
-    if schedule.name in ("gpipe", "1f1b", "breadth-first", "interleaved"):
+    m, whole = schedule.num_microbatches, times.forward + times.of("B")
+    if schedule.name in ("gpipe", "1f1b") or (schedule.name == "breadth-first" and m >= p):
         return (p - 1) * whole
-    if schedule.name == "zero-bubble" and per_rank == 1:
+    if schedule.name == "interleaved" and m % p == 0:
+        return (p - 1) * whole
+    short = times.weight_gradient <= times.forward  # a longer W fills more than the time in which its rank would wait
+    if schedule.name == "zero-bubble" and per_rank == 1 and m >= p and short:
         return (p - 1) * (whole - 2 * times.weight_gradient)
-    raise ValueError(f"there is no closed form here for {schedule.name} with {per_rank} stages a rank; price_schedule "
-                     "simulates any schedule")  # fmt: skip
+    raise ValueError(f"there is no closed form here for {schedule.name} with {per_rank} stages a rank, {m} "
+                     f"microbatches over {p} ranks and {times}; price_schedule simulates any schedule")  # fmt: skip

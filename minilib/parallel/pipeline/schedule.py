@@ -63,11 +63,15 @@ class PipelineSchedule:
     def read(cls, name: str, text: str, rank_of: Sequence[int]) -> PipelineSchedule:
         """A schedule as `str` writes it: a line a rank, such as "0F0 0B0"; the last microbatch is the largest number.
 
+        An empty line is a rank without a stage, also the line after a last line break: strip what a file ends with.
+
         Raises:
-            ValueError: if a word is no action.
+            ValueError: if a word is no action, or there is none.
         """
         rows = [tuple(map(_action, line.split())) for line in text.split("\n")]
-        last = max((action.microbatch for row in rows for action in row), default=-1)
+        if not any(rows):
+            raise ValueError(f"{name}: there is no action in {text!r}; a schedule has a line of them for each rank")
+        last = max(action.microbatch for row in rows for action in row)
         return cls(name, last + 1, tuple(rank_of), tuple(rows))
 
     @property

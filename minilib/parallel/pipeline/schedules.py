@@ -60,6 +60,7 @@ def interleaved(num_ranks: int, num_microbatches: int, stages_per_rank: int = 2)
     Raises:
         ImpossibleSchedule: if microbatches do not divide into rounds, each of num_ranks or a few more.
     """
+    _refuse_none("interleaved", num_ranks, num_ranks * stages_per_rank, num_microbatches)
     rows = []
     for rank in range(num_ranks):
         order = _Interleaving(num_ranks, num_microbatches, stages_per_rank, rank)
@@ -73,8 +74,10 @@ def zero_bubble(num_ranks: int, num_microbatches: int, stages_per_rank: int = 1)
     """Weight gradients wait, on rank r for r more backwards, and fill the end: bubble (p-1)(F+I-W), memory as of 1F1B.
 
     Raises:
-        ImpossibleSchedule: as `interleaved`.
+        ImpossibleSchedule: as `interleaved`, with one stage a rank, too: rounds do not matter there, but torch's class
+            refuses such numbers, so there is no order of torch's to compare with.
     """
+    _refuse_none("zero-bubble", num_ranks, num_ranks * stages_per_rank, num_microbatches)
     rows = []
     for rank in range(num_ranks):
         order = _Interleaving(num_ranks, num_microbatches, stages_per_rank, rank)
@@ -179,7 +182,7 @@ class _Interleaving:
     """Which stage and microbatch a rank's n-th forward and n-th backward are of, when several stages take turns."""
 
     def __init__(self, num_ranks: int, num_microbatches: int, stages_per_rank: int, rank: int) -> None:
-        rounds = max(1, num_microbatches // max(1, num_ranks))
+        rounds = max(1, num_microbatches // num_ranks)
         if num_microbatches % rounds:
             raise ImpossibleSchedule(
                 f"{num_microbatches} microbatches do not divide into {rounds} rounds over {num_ranks} ranks; "
@@ -244,9 +247,13 @@ def _v(num_ranks: int) -> list[int]:
 def _schedule(
     name: str, num_microbatches: int, rank_of: Sequence[int], rows: Sequence[Sequence[Action]]
 ) -> PipelineSchedule:
-    if not rank_of or num_microbatches < 1:
+    _refuse_none(name, len(rows), len(rank_of), num_microbatches)
+    return PipelineSchedule(name, num_microbatches, tuple(rank_of), tuple(map(tuple, rows)))
+
+
+def _refuse_none(name: str, num_ranks: int, num_stages: int, num_microbatches: int) -> None:
+    if num_ranks < 1 or num_stages < 1 or num_microbatches < 1:
         raise ImpossibleSchedule(
             f"{name} needs 1 rank or more, 1 stage a rank or more and 1 microbatch or more; "
-            f"got {len(rows)} ranks, {len(rank_of)} stages and {num_microbatches} microbatches"
+            f"got {num_ranks} ranks, {num_stages} stages and {num_microbatches} microbatches"
         )
-    return PipelineSchedule(name, num_microbatches, tuple(rank_of), tuple(map(tuple, rows)))

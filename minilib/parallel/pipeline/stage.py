@@ -46,9 +46,22 @@ class Microbatch(NamedTuple):
 def cut_batch(token_ids: Tensor, positions: Tensor, targets: Tensor, num_microbatches: int) -> list[Microbatch]:
     """Cut a batch into microbatches by sequences, whose numbers differ by at most 1.
 
+    Args:
+        token_ids: (sequences, tokens) int64.
+        positions: the same, or (tokens,) or (1, tokens), those of every sequence.
+        targets: (sequences, tokens) int64.
+        num_microbatches: how many.
+
     Raises:
-        ValueError: if there are fewer sequences than microbatches.
+        ValueError: if there are fewer sequences than microbatches, or for tensors of other shapes.
     """
+    if positions.shape in (token_ids.shape[1:], (1, *token_ids.shape[1:])):
+        positions = positions.expand_as(token_ids)
+    if not token_ids.shape == positions.shape == targets.shape:
+        raise ValueError(
+            f"token_ids, positions and targets are all (sequences, tokens), positions perhaps (tokens,); got "
+            f"{tuple(token_ids.shape)}, {tuple(positions.shape)} and {tuple(targets.shape)}"
+        )
     if not 1 <= num_microbatches <= len(token_ids):
         raise ValueError(
             f"{len(token_ids)} sequences cannot be cut into {num_microbatches} microbatches of at least one; make the "
@@ -77,7 +90,12 @@ def layers_per_stage(num_layers: int, num_stages: int, lighter_ends: bool = Fals
     counts = [each + (stage < more) for stage in range(num_stages)]
     counts[0] -= ends
     counts[-1] -= ends
-    check_layers(counts, num_layers)
+    try:
+        check_layers(counts, num_layers)
+    except StageWithoutLayers as error:
+        if lighter_ends and num_layers >= num_stages:
+            raise StageWithoutLayers(f"{error}, or lighter_ends=False") from None
+        raise
     return counts
 
 

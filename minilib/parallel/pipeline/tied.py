@@ -28,18 +28,33 @@ class TiedCopy:
         self._before, self.weight.grad = self.weight.grad, None
 
     def end(self, mail: PointToPoint) -> None:
-        """After a step: exchange this step's gradients and add them."""
+        """After a step: exchange this step's gradients and add them; of a frozen table there are none.
+
+        Raises:
+            CollectiveMismatch: if only one copy is frozen.
+        """
+        trained = self.weight.requires_grad
+        label = f"gradient of a tied embedding that is {'trained' if trained else 'frozen'}"
         own = self.weight.grad
-        mail.send(own, self._peer, "gradient of a tied embedding")
-        other = mail.receive(torch.empty_like(own), self._peer, "gradient of a tied embedding")
+        if own is None:  # no token counts on the last stage, or the table is frozen
+            own = torch.zeros_like(self.weight) if trained else self.weight.new_zeros(1)
+        mail.send(own, self._peer, label)
+        other = mail.receive(torch.empty_like(own), self._peer, label)
         mail.settle()
+        if not trained:
+            self.undo()
+            return
         total = own + other if self.first else other + own
         self.weight.grad = total if self._before is None else self._before.add_(total)
         self._before = None
 
+    def undo(self) -> None:
+        """After a step that failed: give back what earlier steps have added up."""
+        self.weight.grad, self._before = self._before, None
+
 
 def tied_copy(stages: dict[int, DecoderStage], schedule: PipelineSchedule, rank: int) -> TiedCopy | None:
-    """This rank's copy of a trained, tied table, if its other copy is on another rank.
+    """This rank's copy of a tied table, if its other copy is on another rank.
 
     Args:
         stages: of this rank, of a model with tied embeddings.
@@ -50,4 +65,4 @@ def tied_copy(stages: dict[int, DecoderStage], schedule: PipelineSchedule, rank:
     if first == last or rank not in (first, last):
         return None
     weight = stages[0].embed.weight if rank == first else stages[schedule.num_stages - 1].unembed.weight
-    return TiedCopy(weight, last if rank == first else first, rank == first) if weight.requires_grad else None
+    return TiedCopy(weight, last if rank == first else first, rank == first)

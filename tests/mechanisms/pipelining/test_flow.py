@@ -93,3 +93,14 @@ def test_waiting_is_all_the_time_that_is_not_work():
         assert first == (0, timeline.workers[1][8 - capacity].start - 9) and first.blocked > 0
         assert slowest == (1, 0) and last == (timeline.makespan - 9 * 2, 0)
     assert waiting(timeline_of(flow(0, 2), lambda key: 1)) == [(0, 0), (0, 0)]
+
+
+def test_formulas_without_stages_or_items():
+    assert flow_seconds((1, 2), 0) == 0 and bubble_fraction(1, 1) == 0
+    assert most_in_flight(timeline_of([], lambda key: 1)) == most_in_flight(timeline_of(flow(0, 3), lambda key: 1)) == 0
+    for times, num_items in (((), 3), ((), 0), ((1, 2), -1)):
+        with pytest.raises(ValueError, match="needs the time of 1 stage or more, and num_items ≥ 0; got"):
+            flow_seconds(times, num_items)
+    for num_stages, num_items in ((0, 1), (1, 0), (-3, 9), (4, -3), (4, 0)):
+        with pytest.raises(ValueError, match=f"needs num_stages ≥ 1 and num_items ≥ 1, got {num_stages}, {num_items}"):
+            bubble_fraction(num_stages, num_items)

@@ -70,7 +70,10 @@ def test_an_operation_that_waits_for_itself_or_for_a_later_one_of_its_worker():
         ([[Operation("a", room=("z",))]], 1, 0, "a of worker 0 waits for z, which no worker does"),
         ([[Operation("a")]], -1, 0, "a takes a time of 0 or more, got -1"),
         ([[Operation("a")]], float("nan"), 0, "a takes a time of 0 or more, got nan"),
+        ([[Operation("a")]], float("inf"), 0, "a takes a time of 0 or more, got inf; it has to be finite"),
         ([[Operation("a")]], 1, -1, "transfer is a time, 0 or more, got -1"),
+        ([[Operation("a")]], 1, float("nan"), "transfer is a time, 0 or more, got nan"),
+        ([[Operation("a")]], 1, float("inf"), "transfer is a time, 0 or more, got inf; it has to be finite"),
     ],
 )
 def test_bad_plans_are_refused(plan, time, transfer, message):

@@ -11,6 +11,7 @@ from minilib.parallel.pipeline.schedule import PipelineSchedule
 from minilib.parallel.pipeline.schedules import SCHEDULES
 
 EQUAL = StageTimes()
+NAN, INF = float("nan"), float("inf")
 
 
 def idle(schedule, times):
@@ -80,9 +81,33 @@ def test_what_cannot_be_priced():
     schedule = SCHEDULES["1f1b"](2, 2)
     with pytest.raises(ValueError, match="needs times of 2 stages, or of one for all; got 3"):
         price_schedule(schedule, [EQUAL] * 3)
-    with pytest.raises(ValueError, match="0F0 takes a time of 0 or more, got -1"):
-        price_schedule(schedule, StageTimes(forward=-1))
+    with pytest.raises(TypeError, match="the times of a stage are StageTimes, got 1"):
+        price_schedule(schedule, [1, 1])
+    for name, bad in itertools.product(("forward", "input_gradient", "weight_gradient"), (-1, NAN, INF)):
+        with pytest.raises(ValueError, match=f"{name} takes a time of 0 or more, got {bad}; it has to be finite"):
+            price_schedule(schedule, StageTimes(**{name: bad}))
+    for bad in (-1, NAN, INF):
+        with pytest.raises(ValueError, match=f"transfer is a time, 0 or more, got {bad}"):
+            price_schedule(schedule, EQUAL, bad)
     with pytest.raises(UnsoundSchedule):
         price_schedule(PipelineSchedule("mine", 1, (0,), ((),)), EQUAL)
     with pytest.raises(ValueError, match="no closed form here for zbv with 2 stages a rank"):
         expected_bubble(SCHEDULES["zbv"](2, 4), EQUAL)
+
+
+def test_the_closed_form_is_right_or_refused():
+    """Weight gradients that are too long to hide, too few microbatches, and rounds that are longer than the ranks."""
+    answered = refused = 0
+    for name, ranks, microbatches in itertools.product(SCHEDULES, (1, 2, 4), range(1, 11)):
+        for times in (EQUAL, StageTimes(3, 0, 2), StageTimes(1, 3, 2), StageTimes(1, 1, 3), StageTimes(0, 0, 0)):
+            try:
+                schedule = SCHEDULES[name](ranks, microbatches)
+                expected = expected_bubble(schedule, times)
+            except ValueError:
+                refused += 1
+                continue
+            answered += 1
+            assert idle(schedule, times) == pytest.approx(expected), (name, ranks, microbatches, times)
+    assert answered > 300 and refused > 300
+    with pytest.raises(ValueError, match="no closed form here for zero-bubble with 1 .*weight_gradient=3"):
+        expected_bubble(SCHEDULES["zero-bubble"](4, 8), StageTimes(1, 1, 3))

@@ -73,6 +73,8 @@ def test_every_schedule_passes_their_validators_and_ours():
         ("gpipe", (0, 1), "needs 1 rank or more, 1 stage a rank or more and 1 microbatch or more; got 0 ranks"),
         ("1f1b", (2, 0), "and 0 microbatches"),
         ("breadth-first", (2, 2, 0), "0 stages and 2 microbatches"),
+        ("interleaved", (2, 4, 0), "got 2 ranks, 0 stages and 4 microbatches"),
+        ("zero-bubble", (2, 4, -1), "got 2 ranks, -2 stages and 4 microbatches"),
         ("zbv", (0, 0), "got 0 ranks, 0 stages and 0 microbatches"),
         ("interleaved", (2, 5), "5 microbatches do not divide into 2 rounds over 2 ranks; make them a multiple"),
         ("zero-bubble", (4, 9), "9 microbatches do not divide into 2 rounds over 4 ranks"),
@@ -95,6 +97,11 @@ def test_a_schedule_reads_as_lines_of_actions():
         assert PipelineSchedule.read(one.name, str(one), one.rank_of) == one
     with pytest.raises(ValueError, match="an action is stage, kind and microbatch, such as 2F3; got 'F0'"):
         PipelineSchedule.read("mine", "0F0 F0", [0])
+    for text in ("", "\n", "  "):
+        with pytest.raises(ValueError, match="mine: there is no action in"):
+            PipelineSchedule.read("mine", text, [0])
+    idle = PipelineSchedule.read("mine", "0F0 0B0\n", [0])
+    assert idle.num_ranks == 2 and str(idle) == "0F0 0B0\n", "an empty line is a rank without a stage"
     assert (schedule.num_ranks, schedule.num_stages, schedule.stages_of(1)) == (2, 2, [1])
     assert [str(action) for action in schedule.messages(1, 0)] == ["1B0", "1B1", "1B2"]
     assert SCHEDULES["zbv"](2, 1).stages_of(0) == [0, 3]

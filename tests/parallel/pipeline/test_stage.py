@@ -1,5 +1,7 @@
 """Cutting a decoder by layers, and a batch by sequences; a stage without layers is refused."""
 
+import re
+
 import pytest
 import torch
 
@@ -31,6 +33,8 @@ def test_layers_are_dealt_evenly(num_layers, num_stages, lighter, expected):
         ((3, 4), "stage 3 would have 0 layers of 3 in 4 stages"),
         ((0, 1), "stage 0 would have 0 layers"),
         ((2, 3, True), "stage 0 would have 1|stage 2 would have 0 layers of 2"),
+        ((4, 4, True), "stage 3 would have 0 layers of 4 .* use fewer stages, or lighter_ends=False$"),
+        ((1, 3, True), "use fewer stages$"),
     ],
 )
 def test_a_stage_without_layers(numbers, said):
@@ -71,3 +75,19 @@ def test_a_batch_that_does_not_divide():
     for number in (0, 6):
         with pytest.raises(ValueError, match=f"5 sequences cannot be cut into {number} microbatches of at least one"):
             cut_batch(tokens, tokens, tokens, number)
+
+
+def test_positions_of_every_sequence_and_tensors_that_do_not_match():
+    """Positions that Decoder.loss takes are cut as if each sequence had its own."""
+    batch = whole(microbatches(0, 4))
+    for positions in (batch.positions[0], batch.positions[:1]):
+        parts = cut_batch(batch.token_ids, positions, batch.targets, 3)
+        expected = cut_batch(*batch, 3)
+        assert all(torch.equal(one, other) for mine, theirs in zip(parts, expected, strict=True)
+                   for one, other in zip(mine, theirs, strict=True))  # fmt: skip
+    tokens = torch.zeros(4, 2, dtype=torch.int64)
+    for bad in ((tokens, tokens, tokens[:3]), (tokens, tokens[:3], tokens), (tokens, tokens[0, :1], tokens),
+                (tokens, tokens[:, :1], tokens), (tokens, tokens, tokens[0])):  # fmt: skip
+        shapes = re.escape(f"{tuple(bad[0].shape)}, {tuple(bad[1].shape)} and {tuple(bad[2].shape)}")
+        with pytest.raises(ValueError, match=rf"all \(sequences, tokens\).*got {shapes}"):
+            cut_batch(*bad, 2)
