@@ -71,7 +71,9 @@ def interleaved(num_ranks: int, num_microbatches: int, stages_per_rank: int = 2)
 
 
 def zero_bubble(num_ranks: int, num_microbatches: int, stages_per_rank: int = 1) -> PipelineSchedule:
-    """Weight gradients wait, on rank r for r more backwards, and fill the end: bubble (p-1)(F+I-W), memory as of 1F1B.
+    """Weight gradients wait, on rank r for r more backwards, and fill the end; memory as of 1F1B.
+
+    The bubble is (p-1)(F+I-W) with one stage a rank, where W takes no longer than F.
 
     Raises:
         ImpossibleSchedule: as `interleaved`, with one stage a rank, too: rounds do not matter there, but torch's class
