@@ -40,7 +40,7 @@ def clip_global_norm(max_norm: float, parts: Sequence[Part], copies: Iterable[nn
             comm.all_reduce(squares)
         total += squares.item()
     norm = total**0.5
-    scale = min(1.0, max_norm / (norm + 1e-6))
+    scale = min(max_norm / (norm + 1e-6), 1.0)  # in this order a norm that is NaN makes the scale NaN, as torch does
     for grad in (*gradients, *(parameter.grad for parameter in copies if parameter.grad is not None)):
         grad.mul_(scale)
     return norm
