@@ -69,7 +69,7 @@ NUMBERS = st.floats(-100, 100)
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_table(tmp_path_factory, data):
     rows, columns = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2, 4]))
     table = data.draw(st.lists(st.lists(NUMBERS, min_size=columns, max_size=columns), min_size=rows, max_size=rows))
