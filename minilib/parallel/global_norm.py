@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minilib.ranks.collectives import Communicator
 
@@ -30,17 +30,21 @@ def clip_global_norm(max_norm: float, parts: Sequence[Part], copies: Iterable[nn
     Returns:
         The norm before.
     """
-    total, gradients = 0.0, []
+    total, counted = 0.0, []
     for parameters, comm in parts:
-        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        gradients += own
-        squares = sum((grad.detach().double().square().sum() for grad in own), torch.zeros((), dtype=torch.float64))
+        own = [parameter for parameter in parameters if parameter.grad is not None]
+        squares = squared_norm([parameter.grad for parameter in own])
         if comm is not None:
             squares = squares.reshape(1).to(comm.device)
             comm.all_reduce(squares)
         total += squares.item()
+        counted += own
     norm = total**0.5
-    scale = min(max_norm / (norm + 1e-6), 1.0)  # in this order a norm that is NaN makes the scale NaN, as torch does
-    for grad in (*gradients, *(parameter.grad for parameter in copies if parameter.grad is not None)):
-        grad.mul_(scale)
+    nn.utils.clip_grads_with_norm_([*counted, *copies], max_norm, torch.tensor(norm, dtype=torch.float64))
     return norm
+
+
+def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Σ g² over all, as a float64 scalar; 0 without any."""
+    squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64).square() for gradient in gradients]
+    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from minilib.mechanisms.pipelining import Span
 from minilib.model.decoder import Decoder
+from minilib.parallel.global_norm import squared_norm
 from minilib.parallel.pipeline.batch import batch_checksum, check_batch
 from minilib.parallel.pipeline.checking import check_schedule
 from minilib.parallel.pipeline.messages import StageMessages
 from minilib.parallel.pipeline.pricing import StageTimes, times_of_stages
 from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
-from minilib.parallel.pipeline.stage import DecoderStage, Microbatch, layers_per_stage, squared_norm, trained_parameters
+from minilib.parallel.pipeline.stage import DecoderStage, Microbatch, layers_per_stage, trained_parameters
 from minilib.parallel.pipeline.stage_work import StageWork
 from minilib.parallel.pipeline.tied import tied_copy
 from minilib.ranks.agreement import checksum, gather_texts, same_shapes
@@ -163,13 +164,8 @@ class PipelineParallel:
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scale gradients down if their norm is larger, as torch.nn.utils.clip_grad_norm_ does; the norm before."""
         norm = self.grad_norm()
-        scale = max_norm / (norm + 1e-6)
-        if (
-            not scale >= 1
-        ):  # NaN, too, spoils all gradients, so that no rank takes its part of a step that others cannot
-            for parameter in trained_parameters(list(self.stages.values())):
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
+        trained = trained_parameters(list(self.stages.values()))
+        nn.utils.clip_grads_with_norm_(trained, max_norm, torch.tensor(norm, dtype=torch.float64))
         return norm
 
     def full_state_dict(self) -> dict[str, Tensor]:

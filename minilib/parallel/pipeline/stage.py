@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from minilib.model.decoder import Decoder
@@ -156,9 +155,3 @@ def trained_parameters(stages: Sequence[nn.Module]) -> list[nn.Parameter]:
     """Parameters of some stages that have gradients, each once."""
     every = (parameter for stage in stages for parameter in stage.parameters() if parameter.requires_grad)
     return list(dict.fromkeys(every))
-
-
-def squared_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Σ g² over all, as a float64 scalar; 0 without any."""
-    squares = [torch.linalg.vector_norm(gradient).double().square() for gradient in gradients]
-    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
