@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import torch
 
+from minilib.kernels.workbench.dispatch import DTYPES
 from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine
 from minilib.numbers.price import BYTES, Cost
 from minilib.numbers.workloads import Workload
 from minilib.serving.cache.contiguous import ContiguousCache
-
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def prompt_phase(model: Decoder, tokens: int) -> Workload:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minilib.kernels.workbench.dispatch import DTYPES
 from minilib.mechanisms.paging import OutOfFrames
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
@@ -28,8 +29,6 @@ from minilib.numbers.price import Cost, price
 from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.page_file import PageFile, PageName
 from minilib.serving.cache.paged import PagedCache
-
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Tiers:
         self.cache, self.config, self.machine = cache, model.config, tier.machine
         if not cache.swap_pool.num_frames and tier.path is None:
             raise ValueError("a second tier needs room: give the engine num_swap_pages, or the tier a path")
-        self._dtype = _DTYPES.get(cache.k.dtype, str(cache.k.dtype))
+        self._dtype = DTYPES.get(cache.k.dtype, str(cache.k.dtype))
         if tier.machine is not None:
             _check_figures(tier, self._dtype, cache.k.is_cuda)
         self.pool: KeepingPool = cache.swap_pool
