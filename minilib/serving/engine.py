@@ -33,6 +33,7 @@ from minilib.serving.request import (
     SchedulingParams,
     Sequence,
     TokenOutput,
+    flat_batch,
     token_ids_of,
 )
 from minilib.serving.sampling import sample
@@ -248,15 +249,7 @@ class Engine:
                 raise KeyboardInterrupt
             return paged(layer, *qkv)
 
-        tokens: list[int] = []
-        positions: list[int] = []
-        last = []
-        for sequence, count in work:
-            first = sequence.num_computed_tokens
-            tokens += sequence.token_ids[first : first + count]
-            positions += range(first, first + count)
-            if count == sequence.num_uncomputed_tokens:
-                last.append(len(tokens) - 1)
+        tokens, positions, last = flat_batch(work)
         inputs = (torch.tensor(row, device=self.device) for row in (tokens, positions))
         indices = torch.tensor(last, dtype=torch.int64, device=self.device)
         return self.model(*inputs, attention, logits_indices=indices)

@@ -278,3 +278,24 @@ class Sequence(Task):
     def fork(self, sample: int) -> Sequence:
         """Another sample that has computed the same tokens and shares their pages."""
         return replace(self, sample=sample, token_ids=list(self.token_ids), table=self.table.fork(), num_overtaken=0)
+
+
+def flat_batch(work: list[tuple[Sequence, int]]) -> tuple[list[int], list[int], list[int]]:
+    """One step as the model takes it: tokens of all sequences, one sequence after another.
+
+    Args:
+        work: sequences, and how many of their tokens the step computes.
+
+    Returns:
+        Token ids, their positions, and which of them is the last one of a sequence that the step brings up to date.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    last = []
+    for sequence, count in work:
+        first = sequence.num_computed_tokens
+        tokens += sequence.token_ids[first : first + count]
+        positions += range(first, first + count)
+        if count == sequence.num_uncomputed_tokens:
+            last.append(len(tokens) - 1)
+    return tokens, positions, last

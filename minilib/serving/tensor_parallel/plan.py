@@ -19,7 +19,7 @@ from minilib.mechanisms.paging import Copy, PageTable
 from minilib.ranks.collectives import Communicator
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.paged_attention import Work
-from minilib.serving.request import Sequence
+from minilib.serving.request import Sequence, flat_batch
 
 
 class SentTable(NamedTuple):
@@ -51,13 +51,7 @@ class StepPlan:
     @classmethod
     def of(cls, moves: list[tuple[str, list[Copy]]], work: list[tuple[Sequence, int]]) -> StepPlan:
         """The plan of a step that the scheduler has made."""
-        token_ids: list[int] = []
-        last = []
-        for sequence, count in work:
-            first = sequence.num_computed_tokens
-            token_ids += sequence.token_ids[first : first + count]
-            if count == sequence.num_uncomputed_tokens:
-                last.append(len(token_ids) - 1)
+        token_ids, _, last = flat_batch(work)
         tables = [SentTable(s.table.frames, s.table.length, s.table.page_size) for s, _ in work]
         return cls(moves, token_ids, tables, [count for _, count in work], last)
 
