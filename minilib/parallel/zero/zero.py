@@ -167,7 +167,7 @@ class Zero:
             StepWithoutBackward: if there are none.
         """
         norm = self.grad_norm()
-        if norm + 1e-6 > max_norm:
+        if not norm + 1e-6 <= max_norm:  # a NaN spoils all parts: no rank may take its own of a step that others cannot
             for each in self.gradients.values():
                 each.own.mul_(max_norm / (norm + 1e-6))
         return norm

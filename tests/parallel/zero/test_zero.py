@@ -157,3 +157,21 @@ def test_bf16_updates_fp32_masters(optimizer):
             state = {name: state[name] for name in expected}
             assert all(torch.equal(state[name], stages[0][name]) for name in state), "not the same bits in all stages"
             assert distance(state, expected) < 0.03 * moved
+
+
+def test_a_norm_that_is_no_number_spoils_every_rank_s_part():
+    """As torch's: no rank may take its part of a step that another cannot take."""
+
+    def on_rank():
+        comm = communicator("shared")
+        zero = odd_zero(comm, 2)
+        loss_of(zero.model, *batch(0, comm.rank, comm.world_size)).backward()
+        zero.grad_norm()  # averages
+        if comm.rank == 0:
+            next(each.own for each in zero.gradients.values() if each.own.numel())[0] = math.nan
+        norm = zero.clip_grad_norm(CLIP)
+        return norm, all(each.own.isnan().all().item() for each in zero.gradients.values())
+
+    found = launch.run(on_rank, 2)
+    assert all(math.isnan(norm) for norm, _ in found)
+    assert [spoilt for _, spoilt in found] == [True, True]
