@@ -3,8 +3,8 @@
 Usage: python -m tools.bench [--cpu] [--only PART]; `--help` names the parts
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
-"peers" and "prefix-peers" install other engines into environments of their own below build/, so they run only where
-they are asked for.
+"peers", "prefix-peers" and "servers" install other engines and servers into environments of their own below build/, so
+they run only where they are asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -48,6 +49,9 @@ from tools.bench import (
     prefix_index as bench_prefix_index,
 )
 from tools.bench import (
+    serving_http as bench_serving_http,
+)
+from tools.bench import (
     serving_load as bench_serving_load,
 )
 from tools.bench import (
@@ -57,11 +61,12 @@ from tools.bench import (
     training as bench_training,
 )
 from tools.bench.peers import prefix as bench_prefix_peers
+from tools.bench.peers import servers as bench_servers
 from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "compiled", "kernels", "peers", "prefix-peers",
+    "tensor-parallel", "pipeline", "moe", "serving-http", "compiled", "kernels", "peers", "prefix-peers", "servers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -101,9 +106,13 @@ def main() -> int:
     if options.only in (None, "tensor-parallel") and machine.kind == "cpu":
         _tensor_parallel(machine)
     if options.only in (None, "pipeline") and machine.kind == "cpu":
-        _pipeline(machine)
+        found = bench_pipeline.pipeline()  # chapter 08
+        _measured(machine, "pipeline", found, bench_pipeline.lines(found))
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
+    if options.only in (None, "serving-http") and machine.kind == "cpu":
+        found = bench_serving_http.serving_http()  # chapter 17
+        _measured(machine, "serving-http", found, bench_serving_http.lines(found))
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":
@@ -114,6 +123,9 @@ def main() -> int:
         _peers(machine, options.peers, options.models, options.turns)
     if options.only == "prefix-peers":
         _prefix_peers(machine)
+    if options.only == "servers":
+        found = bench_servers.servers(turns=options.turns)  # chapter 17
+        _measured(machine, "servers", found, bench_servers.lines(found))
     return 0
 
 
@@ -246,12 +258,11 @@ def _tensor_parallel(machine: Machine) -> None:
     _save(machine, "tensor-parallel", found)
 
 
-def _pipeline(machine: Machine) -> None:
-    """Chapter 08: a step beside torch's own, and every schedule's bubble beside its price."""
-    found = bench_pipeline.pipeline()
-    for line in bench_pipeline.lines(found):
+def _measured(machine: Machine, name: str, found: dict, lines: Iterable[str]) -> None:
+    """Print what was found, and record it under a name."""
+    for line in lines:
         print(line)
-    _save(machine, "pipeline", found)
+    _save(machine, name, found)
 
 
 def _moe(machine: Machine) -> None:

@@ -85,13 +85,8 @@ async def stream(port: int, path: str, body: dict, timeout: float = 600.0) -> St
     return _parsed(reader)
 
 
-async def closed_loop(port: int, path: str, bodies: Sequence[dict]) -> list[Stream]:
-    """Send all requests at once."""
-    return list(await asyncio.gather(*(stream(port, path, body) for body in bodies)))
-
-
-async def open_loop(port: int, path: str, bodies: Sequence[dict], arrivals: Sequence[float]) -> list[Stream]:
-    """Send each request at its time, in seconds from now, whatever became of the others."""
+async def load(port: int, path: str, bodies: Sequence[dict], arrivals: Sequence[float] | None = None) -> list[Stream]:
+    """Send all requests, whatever becomes of the others: at once, or each at its time, in seconds from now."""
     clock = asyncio.get_running_loop().time
     start = clock()
 
@@ -99,7 +94,7 @@ async def open_loop(port: int, path: str, bodies: Sequence[dict], arrivals: Sequ
         await asyncio.sleep(start + arrival - clock())
         return await stream(port, path, body)
 
-    return list(await asyncio.gather(*map(at, arrivals, bodies)))
+    return list(await asyncio.gather(*map(at, arrivals or [0.0] * len(bodies), bodies)))
 
 
 def _parsed(reader: _Reader) -> Stream:

@@ -106,7 +106,9 @@ def gguf_file(source: Path, path: Path, matrices: type = np.float32) -> Path:
     writer.add_vocab_size(vocabulary)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if matrices is np.float32 else gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"t{token}".encode() for token in range(vocabulary)])
+    writer.add_token_list([word.encode() for word in words(source)])
+    writer.add_add_space_prefix(False)
+    writer.add_add_bos_token(False)
     writer.add_token_scores([0.0] * vocabulary)
     writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id):
@@ -123,6 +125,12 @@ def gguf_file(source: Path, path: Path, matrices: type = np.float32) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def words(source: Path) -> list[str]:
+    """What tokens stand for, by their ids."""
+    found = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    return sorted(found, key=found.get)
 
 
 def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:

