@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from minilib.serving.asynchronous.async_engine import EngineStopped, QueueFull
-from minilib.serving.asynchronous.token_stream import EngineDied, RequestAborted
+from minilib.serving.asynchronous.errors import EngineDied, EngineNotReady, EngineStopped, QueueFull, RequestAborted
 from minilib.serving.request import InvalidRequest
 
 LONGEST_WAIT = 120  # seconds; after a larger Retry-After the official client does not try again at all
@@ -75,6 +74,8 @@ def as_api_error(error: BaseException, wait: float) -> ApiError:
         case QueueFull():
             message = f"{error.waiting} requests wait already, and no more may; send the request again later"
             return ApiError(429, message, "queue_full", kind=LIMIT, headers=retry_after(wait))
+        case EngineNotReady():
+            return unavailable(str(error), "engine_not_ready", error.retry_after)
         case EngineStopped():
             return unavailable(str(error), "engine_stopped", wait)
         case RequestAborted():
