@@ -1,7 +1,7 @@
 """Errors as clients of OpenAI's API expect them: one body for every status, and the headers that steer a retry.
 
-The official client repeats a request after 408, 409, 429 and everything from 500 on, after `Retry-After` seconds if these
-are at most 120, and not at all where `x-should-retry: false` says so.
+The official client repeats a request after 408, 409, 429 and everything from 500 on, `Retry-After` seconds later if
+these are at most 120, and not at all where `x-should-retry: false` says so.
 """
 
 from __future__ import annotations

@@ -85,9 +85,11 @@ def completion_logprobs(outputs: list[TokenOutput], texts: TokenTexts, offset: i
     written: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for output in outputs:
         if output.token_id is not None:
-            written["tokens"].append(texts.of(output.token_id)[0])
-            written["token_logprobs"].append(_number(output.logprob))
-            written["top_logprobs"].append({texts.of(token)[0]: _number(value) for token, value in output.top_logprobs})
+            text, logprob = texts.of(output.token_id)[0], _number(output.logprob)
+            likely = {texts.of(token)[0]: _number(value) for token, value in output.top_logprobs}
+            written["tokens"].append(text)
+            written["token_logprobs"].append(logprob)
+            written["top_logprobs"].append(likely | {text: logprob})  # OpenAI's API always has the chosen one
             written["text_offset"].append(offset)
         offset += len(output.text)
     return written

@@ -92,7 +92,8 @@ class PromptEncoder:
         tokenizer = self._known(self.tokenizer)
         size = tokenizer.get_vocab_size()
         if wrong := [token for token in token_ids if token >= size]:
-            raise ApiError(400, f"the tokenizer knows token ids 0 … {size - 1}, got {wrong[0]}", "invalid_value", "tokens")
+            message = f"the tokenizer knows token ids 0 … {size - 1}, got {wrong[0]}"
+            raise ApiError(400, message, "invalid_value", "tokens")
         return tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _known(self, tokenizer: tokenizers.Tokenizer | None) -> tokenizers.Tokenizer:

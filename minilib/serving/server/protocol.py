@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from minilib.serving.server.errors import ApiError
 
@@ -17,6 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Empty = Annotated[list[None], Field(max_length=0)]
@@ -42,6 +43,47 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
+class Unserved(Strict):
+    """Fields of both endpoints with the values that change nothing, which are all that is taken."""
+
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: NoBias | None = None
+
+
+class UnservedOfCompletions(Unserved):
+    """The same of /v1/completions."""
+
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+class UnservedOfChats(Unserved):
+    """The same of /v1/chat/completions."""
+
+    response_format: TextFormat | None = None
+    tools: Empty | None = None
+    tool_choice: Literal["none"] | None = None
+    parallel_tool_calls: None = None
+    functions: Empty | None = None
+    function_call: Literal["none"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    audio: None = None
+    prediction: None = None
+    metadata: NoBias | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+    prompt_cache_key: None = None
+    prompt_cache_retention: None = None
+    safety_identifier: None = None
+
+
+UNSERVED = UnservedOfCompletions.model_fields.keys() | UnservedOfChats.model_fields.keys()
+
+
 class GenerationRequest(Strict):
     """What completions and chats have in common."""
 
@@ -60,19 +102,14 @@ class GenerationRequest(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     priority: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     cache_salt: Annotated[str, Field(max_length=512)] | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: NoBias | None = None
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(GenerationRequest, UnservedOfCompletions):
     """POST /v1/completions."""
 
-    prompt: Text | TokenIds | Annotated[list[Text], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Text | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
 
 
 class TextPart(Strict):
@@ -98,31 +135,13 @@ class Message(Strict):
 Messages = Annotated[list[Message], Field(min_length=1)]
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, UnservedOfChats):
     """POST /v1/chat/completions."""
 
     messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: TextFormat | None = None
-    tools: Empty | None = None
-    tool_choice: Literal["none"] | None = None
-    parallel_tool_calls: None = None
-    functions: Empty | None = None
-    function_call: Literal["none"] | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    audio: None = None
-    prediction: None = None
-    metadata: NoBias | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    reasoning_effort: None = None
-    verbosity: None = None
-    web_search_options: None = None
-    prompt_cache_key: None = None
-    prompt_cache_retention: None = None
-    safety_identifier: None = None
 
 
 class TokenizeTextRequest(Strict):
@@ -139,6 +158,12 @@ class TokenizeChatRequest(Strict):
     model: str | None = None
     messages: Messages
     add_generation_prompt: bool = True
+
+
+class TokenizeRequest(RootModel[TokenizeTextRequest | TokenizeChatRequest]):
+    """POST /tokenize."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class DetokenizeRequest(Strict):
@@ -158,10 +183,10 @@ def parse(model: type[Model], body: bytes) -> Model:
         return model.model_validate_json(body)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
-        raise _refusal(model, wrong) from None
+        raise _refusal(wrong) from None
 
 
-def _refusal(model: type[BaseModel], wrong: list[dict]) -> ApiError:
+def _refusal(wrong: list[dict]) -> ApiError:
     first = wrong[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}", "invalid_json")
@@ -176,7 +201,7 @@ def _refusal(model: type[BaseModel], wrong: list[dict]) -> ApiError:
         return ApiError(400, f"{param!r} is missing", "missing_field", param)
     said = dict.fromkeys(_lower(each["msg"]) for each in wrong if each["loc"][0] == first["loc"][0])
     message = f"{param}: {', or '.join(list(said)[:4])}"
-    if param in UNSUPPORTED and param in model.model_fields:
+    if param in UNSERVED:
         message = f"this server does not support {param}; leave it out ({message})"
         return ApiError(400, message, "unsupported_parameter", param)
     return ApiError(400, message, "invalid_value", param)
@@ -184,10 +209,3 @@ def _refusal(model: type[BaseModel], wrong: list[dict]) -> ApiError:
 
 def _lower(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
-
-
-UNSUPPORTED = frozenset(
-    "frequency_penalty presence_penalty logit_bias best_of suffix response_format tools tool_choice parallel_tool_calls "
-    "functions function_call modalities audio prediction metadata store service_tier reasoning_effort verbosity "
-    "web_search_options prompt_cache_key prompt_cache_retention safety_identifier".split()
-)

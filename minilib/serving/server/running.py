@@ -1,7 +1,7 @@
 """A job while it runs: submitted to the engine, read as tokens come, and aborted when its client goes away.
 
-    submit ──→ stream.get_many() ──→ one write for all tokens that have come ──→ …        the client reads
-    receive ─→ http.disconnect: the job is cancelled, its requests are aborted            the client has gone
+submit ──→ stream.get_many() ──→ one write for all tokens that have come ──→ …        the client reads
+receive ─→ http.disconnect: the job is cancelled, its requests are aborted            the client has gone
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 
+from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
@@ -38,8 +39,8 @@ class SlowClient(Exception):
     """A client did not read what was written to it."""
 
 
-class Answer:
-    """The answer to one job, an ASGI application for one response.
+class Answer(Response):
+    """The answer to one job, whole or as a stream of events.
 
     Args:
         engine: `AsyncEngine`, or one that has its interface.
@@ -50,6 +51,7 @@ class Answer:
     """
 
     def __init__(self, engine, job: Job, writer: Writer, limits: Limits, metrics: ServerMetrics) -> None:
+        super().__init__()
         self._engine, self._job, self._writer = engine, job, writer
         self._limits, self._metrics = limits, metrics
         self._usage = Usage(sum(map(len, job.prompts)))

@@ -64,7 +64,7 @@ class Writer:
         self._written: dict[int, int] = {}  # choice → characters of its text in chunks so far
         head = json.dumps({**self._head, "object": self.chunk_kind})[:-1]
         self._before = f'data: {head}, "choices": [{{"index": '
-        self._after = ']' + (', "usage": null' if include_usage else "") + "}\n\n"
+        self._after = "]" + (', "usage": null' if include_usage else "") + "}\n\n"
 
     def whole(self, choices: list[list[TokenOutput]], usage: Usage) -> dict[str, Any]:
         """An answer that is not streamed.
@@ -88,7 +88,7 @@ class Writer:
         self._written[index] += len(text)
         ended = f'"{reason}"' if reason else "null"
         piece = self._piece(encode_basestring_ascii(text))
-        return f'{first}{self._before}{index}, {piece}, "logprobs": {logprobs}, "finish_reason": {ended}}}{self._after}'.encode()
+        return (first + self._event(index, piece, logprobs, ended)).encode()
 
     def usage_chunk(self, usage: Usage) -> bytes:
         """The last event before the end, without choices."""
@@ -108,8 +108,8 @@ class Writer:
     def _choice(self, index: int, outputs: list[TokenOutput]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _event(self, index: int, piece: str) -> str:
-        return f'{self._before}{index}, {piece}, "logprobs": null, "finish_reason": null}}{self._after}'
+    def _event(self, index: int, piece: str, logprobs: str = "null", ended: str = "null") -> str:
+        return f'{self._before}{index}, {piece}, "logprobs": {logprobs}, "finish_reason": {ended}}}{self._after}'
 
 
 class CompletionWriter(Writer):
