@@ -202,7 +202,7 @@ def _refusal(wrong: list[dict]) -> ApiError:
     said = dict.fromkeys(_lower(each["msg"]) for each in wrong if each["loc"][0] == first["loc"][0])
     message = f"{param}: {', or '.join(list(said)[:4])}"
     if param in UNSERVED:
-        message = f"this server does not support {param}; leave it out ({message})"
+        message = f"this server does not support {param} with this value; leave it out"
         return ApiError(400, message, "unsupported_parameter", param)
     return ApiError(400, message, "invalid_value", param)
 
