@@ -24,13 +24,11 @@ from contextlib import suppress
 from functools import cached_property, partial
 
 from minilib.serving.asynchronous.counted_steps import CountedSteps
-from minilib.serving.asynchronous.errors import EngineDied, EngineStopped, QueueFull, RequestAborted
+from minilib.serving.asynchronous.errors import NEW_ENGINE, EngineDied, EngineStopped, QueueFull, RequestAborted
 from minilib.serving.asynchronous.status import EngineStatus, ModelDescription, State
 from minilib.serving.asynchronous.token_stream import Mailbox, TokenStream
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams, TokenOutput, whole
-
-NEW_ENGINE = "send the request to another engine"
 
 
 class AsyncEngine:

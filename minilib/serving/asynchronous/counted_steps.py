@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Sequence as Row
-from typing import NamedTuple
 
 from minilib.serving.asynchronous.fault_isolation import FaultIsolation
-from minilib.serving.asynchronous.status import ModelDescription
+from minilib.serving.asynchronous.status import Counts, ModelDescription
 from minilib.serving.cache.tiers import fingerprint
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams, TokenOutput
-
-
-class Counts(NamedTuple):
-    """What an engine does now, and what it has done; the names are those of `EngineStatus`."""
-
-    num_running: int = 0
-    num_free_pages: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
 
 
 class CountedSteps:

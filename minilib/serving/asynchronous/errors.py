@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NEW_ENGINE = "send the request to another engine"  # what to do, in each message
+
 
 class QueueFull(RuntimeError):
     """Too many requests wait already; the message says how many, and what to do.

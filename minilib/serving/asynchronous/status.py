@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 
@@ -57,3 +57,19 @@ class EngineStatus:
     preemptions: int = 0
     steps: int = 0
     restarts: int = 0
+
+
+class Counts(NamedTuple):
+    """What an engine does now, and what it has done; the names are those of `EngineStatus`."""
+
+    num_running: int = 0
+    num_free_pages: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+
+    def after(self, earlier: Counts) -> Counts:
+        """What counts since the start where an earlier engine, which has ended, has done this already."""
+        return Counts(*self[:2], *(mine + before for mine, before in zip(self[2:], earlier[2:], strict=True)))
