@@ -52,6 +52,8 @@ def check_request(
         )
     if params.n > max_sequences:
         raise InvalidRequest(f"n is {params.n}, and max_sequences is {max_sequences}")
+    if (params.logprobs or 0) > config.vocab_size:
+        raise InvalidRequest(f"logprobs is {params.logprobs}, and the model knows {config.vocab_size} tokens")
     if params.stop and not text:
         raise InvalidRequest("stop strings need text: give the engine a tokenizer, or use stop_token_ids")
 

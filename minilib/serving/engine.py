@@ -27,17 +27,10 @@ from minilib.serving.cache.prefix import prefix_cache_as_asked
 from minilib.serving.cache.tiers import SecondTier
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.detokenizer import TextStream
-from minilib.serving.request import (
-    InvalidRequest,
-    SamplingParams,
-    SchedulingParams,
-    Sequence,
-    TokenOutput,
-    flat_batch,
-    token_ids_of,
-)
-from minilib.serving.sampling import sample
+from minilib.serving.request import InvalidRequest, SamplingParams, SchedulingParams, TokenOutput, token_ids_of
+from minilib.serving.sampling import NO_LOGPROBS, Logprobs, log_probabilities, sample
 from minilib.serving.scheduler import Scheduler
+from minilib.serving.sequence import Sequence, flat_batch
 
 
 class Engine:
@@ -223,7 +216,7 @@ class Engine:
                     self.prefix.store(sequence)
             caught_up = [sequence for sequence, _ in work if not sequence.num_uncomputed_tokens]
             due = [(row, sequence, k) for row, sequence in enumerate(caught_up) for k in sequence.samples_due]
-            tokens = sample(logits[[row for row, _, _ in due]], *self._chances(due)) if due else []
+            tokens, scores = self._choose(logits, due)
             members = self._members(due)
         except BaseException:
             self.failed_batch = frozenset(sequence.request_id for sequence in self.scheduler.running)
@@ -235,8 +228,8 @@ class Engine:
                 self.requests[member.request_id].append(member)
                 self.scheduler.add(member, sequence)
         self.scheduler.charge(members)
-        for member, token in zip(members, tokens, strict=True):
-            self._made.append(self._append(member, token))
+        for member, token, score in zip(members, tokens, scores, strict=True):
+            self._made.append(self._append(member, token, score))
 
     def _forward(self, work: list[tuple[Sequence, int]], interrupts: list[int]) -> torch.Tensor:
         """Logits (rows, vocab_size) of the sequences that this batch brings up to date, in their order."""
@@ -255,9 +248,15 @@ class Engine:
         return self.model(*inputs, attention, logits_indices=indices)
 
     @staticmethod
-    def _chances(due: list[tuple[int, Sequence, int]]) -> tuple[list[SamplingParams], list[float]]:
-        chances = [0.0 if sequence.params.greedy else sequence.chance(k) for _, sequence, k in due]
-        return [sequence.params for _, sequence, _ in due], chances
+    def _choose(logits: torch.Tensor, due: list[tuple[int, Sequence, int]]) -> tuple[list[int | None], list[Logprobs]]:
+        """A token for each sample that is due, and log-probabilities for those that ask for them."""
+        if not due:
+            return [], []
+        logits, params = logits[[row for row, _, _ in due]], [sequence.params for _, sequence, _ in due]
+        tokens = sample(logits, params, [0.0 if s.params.greedy else s.chance(k) for _, s, k in due])
+        if all(p.logprobs is None for p in params):
+            return tokens, [NO_LOGPROBS] * len(due)
+        return tokens, log_probabilities(logits, params, tokens)
 
     @staticmethod
     def _members(due: list[tuple[int, Sequence, int]]) -> list[Sequence]:
@@ -272,7 +271,7 @@ class Engine:
             raise
         return members
 
-    def _append(self, sequence: Sequence, token: int | None) -> TokenOutput:
+    def _append(self, sequence: Sequence, token: int | None, score: Logprobs) -> TokenOutput:
         """Give a sequence its new token, and free it if that was the last one, or if there is none."""
         stream = self._texts.get(sequence)
         if stream is None:
@@ -291,7 +290,7 @@ class Engine:
         if reason:
             self._remove(sequence, keep=token is not None)
         cached = sequence.num_cached_tokens or 0
-        return TokenOutput(sequence.request_id, sequence.sample, token, text, reason, error, cached)
+        return TokenOutput(sequence.request_id, sequence.sample, token, text, reason, error, cached, *score)
 
     def _remove(self, sequence: Sequence, keep: bool) -> None:
         """Free a finished sequence, and forget its request with the last one."""

@@ -1,23 +1,16 @@
-"""What a client asks for, what the engine keeps about it, and what comes back."""
+"""What a client asks for, and what comes back."""
 
 from __future__ import annotations
 
 import math
 import operator
-import random
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import NamedTuple
 
-from minilib.mechanisms.paging import PageTable
-from minilib.mechanisms.scheduling import Task
 from minilib.mechanisms.scheduling.task import InvalidTask, check_priority
-
-# Units of work of one token; a generated one costs more, as in price lists and in Sheng et al. 2024, arXiv:2401.00588.
-PROMPT_UNITS, OUTPUT_UNITS = 1, 2
 
 
 class InvalidRequest(ValueError):
@@ -51,15 +44,6 @@ def whole(value: object) -> int | None:
         return None
 
 
-class Status(Enum):
-    """Where a sequence is. Pages are held in RUNNING (by the fast pool) and SWAPPED (by the slow one) only."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    SWAPPED = "swapped"
-    FINISHED = "finished"
-
-
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose tokens, and when to stop.
@@ -75,6 +59,8 @@ class SamplingParams:
         stop_token_ids: tokens that end the sequence; they are part of it.
         ignore_eos: go on after the model's end token.
         cache_salt: kept pages are shared among requests with this salt alone, such as those of one tenant.
+        logprobs: log-probabilities of the chosen token and of so many of the likeliest ones come with each token; None
+            computes none. They are the model's own: before temperature, top_k and top_p.
 
     Raises:
         InvalidRequest: if a value makes no sense.
@@ -90,6 +76,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     cache_salt: str = ""
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("n", 1), ("top_k", 0)):
@@ -99,6 +86,11 @@ class SamplingParams:
             self._set(name, value)
         if self.seed is not None and whole(self.seed) is None:
             raise InvalidRequest(f"seed must be a whole number or None, got {self.seed!r}")
+        if self.logprobs is not None:
+            count = whole(self.logprobs)
+            if count is None or count < 0:
+                raise InvalidRequest(f"logprobs must be a whole number ≥ 0 or None, got {self.logprobs!r}")
+            self._set("logprobs", count)
         for name in ("temperature", "top_p"):
             if not isinstance(getattr(self, name), Real):
                 raise InvalidRequest(f"{name} must be a number, got {getattr(self, name)!r}")
@@ -162,8 +154,7 @@ class SchedulingParams:
             raise InvalidRequest(f"deadline must be a time on the engine's clock, got {self.deadline!r}")
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(NamedTuple):
     """One new token of one sample, or its end by an error; the engine returns these as they come.
 
     Args:
@@ -174,6 +165,8 @@ class TokenOutput:
         finish_reason: "stop", "length" or "error" with the last output, None before.
         error: what went wrong, if finish_reason is "error".
         cached_tokens: of the prompt, those that were taken from kept pages when the request was first let in.
+        logprob: of the new token, if the request asks for it.
+        top_logprobs: pairs of a token and its log-probability, as many as the request asks for, the likeliest first.
     """
 
     request_id: str
@@ -183,119 +176,5 @@ class TokenOutput:
     finish_reason: str | None
     error: str | None = None
     cached_tokens: int = 0
-
-
-@dataclass(eq=False)
-class Sequence(Task):
-    """One sample of one request while the engine serves it: a task for the scheduling policy.
-
-    Args:
-        request_id: the client's name for the request.
-        sample: number of the sample.
-        token_ids: the prompt's tokens, then those generated.
-        num_prompt_tokens: how many of them are the prompt's.
-        params: how to choose and when to stop.
-        table: which pages hold its keys and values.
-        num_computed_tokens: tokens whose keys and values are in those pages.
-        num_charged_tokens: tokens of the prompt that the policy knows to be computed; if they are lost and computed
-            once more, that is no service.
-        status: where it is.
-        seed: the request's, or one drawn for it.
-        num_cached_tokens: those that were taken from kept pages when it was first let in; None before.
-        num_overtaken: sequences that came later and were let in before it.
-        stored: up to where its pages are kept, a position in the index of the prefix cache; None while it has no pages.
-    """
-
-    request_id: str
-    sample: int
-    token_ids: list[int]
-    num_prompt_tokens: int
-    params: SamplingParams
-    table: PageTable
-    num_computed_tokens: int = 0
-    num_charged_tokens: int = 0
-    status: Status = Status.WAITING
-    seed: int | None = None
-    num_cached_tokens: int | None = None
-    stored: Any = None
-    num_overtaken: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seed is None:
-            self.seed = random.randrange(2**63) if self.params.seed is None else self.params.seed
-
-    @classmethod
-    def of(
-        cls,
-        request_id: str,
-        prompt: list[int],
-        params: SamplingParams,
-        scheduling: SchedulingParams,
-        table: PageTable,
-        arrival: float,
-    ) -> Sequence:
-        """The first sample of a new request, which stands for all of them until their first token is chosen.
-
-        Raises:
-            InvalidTask: if its deadline has passed.
-        """
-        tokens = scheduling.predicted_tokens or params.max_tokens
-        return cls(
-            request_id,
-            0,
-            prompt,
-            len(prompt),
-            params,
-            table,
-            key=request_id,
-            arrival=arrival,
-            tenant=scheduling.tenant,
-            priority=scheduling.priority,
-            predicted=PROMPT_UNITS * len(prompt) + OUTPUT_UNITS * tokens,
-            deadline=scheduling.deadline,
-        )
-
-    @property
-    def num_uncomputed_tokens(self) -> int:
-        """Tokens whose keys and values are not in the cache: a whole prompt at first, one while decoding."""
-        return len(self.token_ids) - self.num_computed_tokens
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
-    def samples_due(self) -> range:
-        """The samples that this sequence stands for: all of them until their first token is chosen, then its own."""
-        return range(self.sample, self.sample + 1) if self.num_output_tokens else range(self.params.n)
-
-    def chance(self, sample: int) -> float:
-        """The number in [0, 1) that chooses the next token of a sample: a function of the seed and the place alone."""
-        return random.Random(f"{self.seed}/{sample}/{self.num_output_tokens}").random()
-
-    def fork(self, sample: int) -> Sequence:
-        """Another sample that has computed the same tokens and shares their pages."""
-        return replace(self, sample=sample, token_ids=list(self.token_ids), table=self.table.fork(), num_overtaken=0)
-
-
-def flat_batch(work: list[tuple[Sequence, int]]) -> tuple[list[int], list[int], list[int]]:
-    """One step as the model takes it: tokens of all sequences, one sequence after another.
-
-    Args:
-        work: sequences, and how many of their tokens the step computes.
-
-    Returns:
-        Token ids, their positions, and which of them is the last one of a sequence that the step brings up to date.
-    """
-    tokens: list[int] = []
-    positions: list[int] = []
-    last = []
-    for sequence, count in work:
-        first = sequence.num_computed_tokens
-        tokens += sequence.token_ids[first : first + count]
-        positions += range(first, first + count)
-        if count == sequence.num_uncomputed_tokens:
-            last.append(len(tokens) - 1)
-    return tokens, positions, last
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()

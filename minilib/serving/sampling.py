@@ -1,4 +1,4 @@
-"""From logits to tokens: greedy, temperature, top-k, top-p, for many sequences at once."""
+"""From logits to tokens and their log-probabilities: greedy, temperature, top-k, top-p, for many sequences at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from minilib.serving.request import SamplingParams
+
+Logprobs = tuple[float | None, tuple[tuple[int, float], ...]]  # of the token, and of the likeliest ones
+NO_LOGPROBS: Logprobs = (None, ())
 
 
 def sample(logits: Tensor, params: list[SamplingParams], uniform: list[float]) -> list[int | None]:
@@ -27,6 +30,33 @@ def sample(logits: Tensor, params: list[SamplingParams], uniform: list[float]) -
     if not all(p.greedy for p in params):
         tokens = _draw(logits.where(usable[:, None], 0.0), params, uniform)
     return [token if good else None for token, good in zip(tokens.tolist(), usable.tolist(), strict=True)]
+
+
+def log_probabilities(logits: Tensor, params: list[SamplingParams], tokens: list[int | None]) -> list[Logprobs]:
+    """Log-probabilities under the model's own distribution, whatever the token was drawn from.
+
+    Args:
+        logits: (rows, vocab_size), as `sample` had them.
+        params: one per row; a row that does not ask for logprobs is not computed.
+        tokens: what `sample` chose.
+
+    Returns:
+        For each row that of its token, and the `logprobs` likeliest tokens with theirs, in descending order, without
+        tokens that are impossible; `NO_LOGPROBS` for a row that did not ask, or has no token. Rows are computed in fp32
+        or wider.
+    """
+    found = [NO_LOGPROBS] * len(params)
+    asking = [row for row, p in enumerate(params) if p.logprobs is not None and tokens[row] is not None]
+    if not asking:
+        return found
+    scores = logits[asking]
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(-1)
+    chosen = scores.gather(-1, torch.tensor([[tokens[row]] for row in asking], device=scores.device))[:, 0].tolist()
+    values, ids = (part.tolist() for part in scores.topk(max(params[row].logprobs for row in asking)))
+    for place, row in enumerate(asking):
+        likeliest = list(zip(ids[place], values[place], strict=True))[: params[row].logprobs]
+        found[row] = (chosen[place], tuple(pair for pair in likeliest if pair[1] > -math.inf))
+    return found
 
 
 def _draw(logits: Tensor, params: list[SamplingParams], uniform: list[float]) -> Tensor:

@@ -23,7 +23,7 @@ from minilib.mechanisms.scheduling import SchedulingPolicy, make_policy
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.prefix import PrefixCache
 from minilib.serving.cache.prefix_order import count_overtaken, longest_prefix_first
-from minilib.serving.request import OUTPUT_UNITS, PROMPT_UNITS, Sequence, Status
+from minilib.serving.sequence import OUTPUT_UNITS, PROMPT_UNITS, Sequence, Status
 
 PREEMPTIONS = ("recompute", "swap")
 
@@ -68,6 +68,7 @@ class Scheduler:
         self.max_batch_tokens, self.max_sequences = max_batch_tokens, max_sequences
         self.preemption = preemption
         self.policy = make_policy(policy)
+        self.num_preemptions = 0  # so far
         self.running: list[Sequence] = []  # in the policy's order at the end of the last step
 
     @property
@@ -135,6 +136,7 @@ class Scheduler:
 
     def preempt(self, sequence: Sequence) -> None:
         """Make a running sequence give its pages back; it goes on when there is room again."""
+        self.num_preemptions += 1
         if self.preemption == "swap":
             try:
                 self.cache.swap_out(sequence.table)

@@ -5,7 +5,8 @@ import torch
 
 from minilib.mechanisms.paging import OutOfFrames
 from minilib.serving.cache import paged
-from minilib.serving.request import SamplingParams, Status
+from minilib.serving.request import SamplingParams
+from minilib.serving.sequence import Status
 from tests.serving.served import (
     Results,
     alone,

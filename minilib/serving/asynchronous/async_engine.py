@@ -21,33 +21,14 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Row
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 
-from minilib.serving.asynchronous.fault_isolation import FaultIsolation
-from minilib.serving.asynchronous.token_stream import EngineDied, Mailbox, RequestAborted, TokenStream
+from minilib.serving.asynchronous.counted_steps import CountedSteps
+from minilib.serving.asynchronous.errors import NEW_ENGINE, EngineDied, EngineStopped, QueueFull, RequestAborted
+from minilib.serving.asynchronous.status import EngineStatus, ModelDescription, State
+from minilib.serving.asynchronous.token_stream import Mailbox, TokenStream
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams, TokenOutput, whole
-
-NEW_ENGINE = "send the request to another engine"
-
-
-class QueueFull(RuntimeError):
-    """Too many requests wait already; the message says how many, and what to do.
-
-    Args:
-        waiting: requests that wait.
-    """
-
-    def __init__(self, waiting: int) -> None:
-        super().__init__(
-            f"{waiting} requests wait already, and no more may; send the request again later or to another engine, or "
-            "give AsyncEngine a larger max_waiting"
-        )
-        self.waiting = waiting
-
-
-class EngineStopped(RuntimeError):
-    """The engine takes no more requests: it drains, was shut down, or died."""
 
 
 class AsyncEngine:
@@ -67,10 +48,8 @@ class AsyncEngine:
     def __init__(self, engine: Engine, max_waiting: int = 1024) -> None:
         if (whole(max_waiting) or 0) < 1:
             raise ValueError(f"max_waiting must be a whole number ≥ 1, got {max_waiting!r}")
-        if engine.has_unfinished:
-            raise ValueError("the engine has unfinished requests; step it until there are none, or give a new engine")
         self.engine, self.max_waiting = engine, max_waiting
-        self._isolation = FaultIsolation(engine)
+        self._steps = CountedSteps(engine)
         self._mailboxes: dict[str, Mailbox] = {}  # of the requests that the engine has; the thread's own
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # of the thread; __del__ may put
         self._lock = threading.Lock()  # of the four that follow
@@ -94,6 +73,17 @@ class AsyncEngine:
     def num_waiting(self) -> int:
         """Requests that have been submitted and have never run."""
         return len(self._waiting)
+
+    @cached_property
+    def description(self) -> ModelDescription:
+        """What the model and its engine are. Cost: all weights are read, the first time."""
+        return self._steps.description()
+
+    def status(self) -> EngineStatus:
+        """The newest that is known, without waiting for a step."""
+        state: State = "ready" if self._taking else "stopped" if self._stopping or self._done.done() else "draining"
+        pages = self.engine.cache.pool.num_frames
+        return EngineStatus(state, num_waiting=self.num_waiting, num_pages=pages, **self._steps.counts()._asdict())
 
     async def submit(
         self,
@@ -175,7 +165,7 @@ class AsyncEngine:
         death = None
         try:
             while self._attend():
-                self._hand_out(self._isolation.step())
+                self._hand_out(self._steps.step())
         except BaseException as error:  # also a panic of somebody's compiled code
             death = error
         finally:
@@ -198,7 +188,7 @@ class AsyncEngine:
 
     def _add(self, mailbox: Mailbox, prompt: Row[int], params: SamplingParams | None, options: dict) -> None:
         try:
-            self.engine.add_request(mailbox.request_id, prompt, params, **options)
+            self._steps.add(mailbox.request_id, prompt, params, options)
         except Exception as error:  # InvalidRequest, or whatever a wrong argument raises: the others go on
             with self._lock:
                 self._waiting.discard(mailbox)
@@ -212,17 +202,13 @@ class AsyncEngine:
             self._waiting.discard(mailbox)
         if self._mailboxes.get(mailbox.request_id) is mailbox:
             del self._mailboxes[mailbox.request_id]
-            self.engine.abort(mailbox.request_id)
+            self._steps.abort(mailbox.request_id)
 
-    def _hand_out(self, outputs: list[TokenOutput]) -> None:
+    def _hand_out(self, made: dict[str, list[TokenOutput]]) -> None:
         """Send the outputs of a step to whoever waits for them, and note who has run."""
-        made: dict[str, list[TokenOutput]] = {}
-        for output in outputs:
-            made.setdefault(output.request_id, []).append(output)
-        with self._lock:
-            if self._waiting:
-                ran = {*made, *(sequence.request_id for sequence in self.engine.scheduler.running)}
-                self._waiting -= {self._mailboxes[request_id] for request_id in ran}
+        if started := self._steps.started(made):
+            with self._lock:
+                self._waiting.difference_update(self._mailboxes[request_id] for request_id in started)
         calls = []
         for request_id, of_request in made.items():
             ended, mailbox = request_id not in self.engine.requests, self._mailboxes[request_id]
@@ -251,7 +237,7 @@ class AsyncEngine:
             self._waiting.clear()
         for request_id in self._mailboxes:
             with suppress(Exception):  # a broken engine may fail at this, too
-                self.engine.abort(request_id)
+                self._steps.abort(request_id)
         self._mailboxes.clear()
         self._post([(mailbox.loop, partial(mailbox.fail, self._abortion(death))) for mailbox in left])
 
@@ -279,8 +265,7 @@ class AsyncEngine:
         return error
 
     def _check(self) -> None:
-        self.engine.check_invariants()
-        self._isolation.check_invariants()
+        self._steps.check_invariants()
         assert self._mailboxes.keys() == self.engine.requests.keys(), "a request has nobody who waits, or the reverse"
         assert len(self._waiting) <= self.max_waiting, "more requests wait than may"
         running = {sequence.request_id for sequence in self.engine.scheduler.running}

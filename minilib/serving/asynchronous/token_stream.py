@@ -9,14 +9,6 @@ from collections.abc import Callable
 from minilib.serving.request import TokenOutput
 
 
-class RequestAborted(RuntimeError):
-    """The engine stopped before the request was finished; what came before counts."""
-
-
-class EngineDied(RuntimeError):
-    """The thread that steps the engine died; `__cause__` says of what."""
-
-
 class Mailbox:
     """What came for one request and was not read; filled and read in one event loop, which may not be closed.
 
@@ -54,8 +46,8 @@ class Mailbox:
         self.ended, self.error = True, error
         self._news.set()
 
-    async def get(self) -> TokenOutput | None:
-        """The next output, as soon as there is one; None at the end.
+    async def wait(self) -> None:
+        """Return as soon as there are outputs; without any at the end.
 
         Raises:
             BaseException: the error that the request ended by, once.
@@ -63,12 +55,9 @@ class Mailbox:
         while not (self.outputs or self.ended):
             self._news.clear()
             await self._news.wait()
-        if self.outputs:
-            return self.outputs.popleft()
-        error, self.error = self.error, None
-        if error:
+        if not self.outputs and self.error:
+            error, self.error = self.error, None
             raise error
-        return None
 
 
 class TokenStream:
@@ -93,17 +82,33 @@ class TokenStream:
             RequestAborted: if the engine stopped before the request was finished.
             EngineDied: if the thread that steps the engine died.
         """
-        if not self._listening:
+        if not await self._wait():
             raise StopAsyncIteration
+        return self._mailbox.outputs.popleft()
+
+    async def get_many(self) -> list[TokenOutput]:
+        """All outputs that have come, as soon as there is one; none at the end.
+
+        Raises:
+            RequestAborted, EngineDied: as reading one by one.
+        """
+        if not await self._wait():
+            return []
+        outputs = list(self._mailbox.outputs)
+        self._mailbox.outputs.clear()
+        return outputs
+
+    async def _wait(self) -> bool:
+        """Wait for outputs; False at the end."""
+        if not self._listening:
+            return False
         try:
-            output = await self._mailbox.get()
+            await self._mailbox.wait()
         except BaseException:
             self.close()
             raise
-        if output is None:
-            self._listening = False
-            raise StopAsyncIteration
-        return output
+        self._listening = bool(self._mailbox.outputs)
+        return self._listening
 
     def close(self) -> None:
         """Stop listening; a request that is not finished is aborted, and has freed its pages before the next step."""

@@ -25,7 +25,7 @@ from minilib.model.decoder import Decoder
 from minilib.serving.cache.page_file import PageName
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.tiers import SecondTier, Tiers
-from minilib.serving.request import Sequence, Status
+from minilib.serving.sequence import Sequence, Status
 
 DESIGNS: dict[str, type[PrefixIndex]] = {"hash": HashChain, "radix": RadixTree}
 

@@ -7,7 +7,7 @@ Source: Zheng et al., "SGLang: Efficient Execution of Structured Language Model 
 from __future__ import annotations
 
 from minilib.serving.cache.prefix import PrefixCache
-from minilib.serving.request import Sequence, Status
+from minilib.serving.sequence import Sequence, Status
 
 LOOKED_AT = 32  # of the queue: to look tokens up takes time, too
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from minilib.serving.asynchronous.async_engine import AsyncEngine, EngineStopped, QueueFull
-from minilib.serving.asynchronous.token_stream import EngineDied, RequestAborted
+from minilib.serving.asynchronous.async_engine import AsyncEngine
+from minilib.serving.asynchronous.errors import EngineDied, EngineStopped, QueueFull, RequestAborted
 from minilib.serving.engine import Engine
 from minilib.serving.load.arrivals import Arrival
 from minilib.serving.load.clock import VirtualClock, WallClock

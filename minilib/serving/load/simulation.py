@@ -29,7 +29,8 @@ from minilib.numbers.price import BYTES, Cost, Prediction, price
 from minilib.serving.cache.paged import GPU_SHARE
 from minilib.serving.engine import Engine
 from minilib.serving.load.clock import VirtualClock
-from minilib.serving.request import Sequence, TokenOutput
+from minilib.serving.request import TokenOutput
+from minilib.serving.sequence import Sequence
 
 LAYER_CALLS = 9  # norm, q-k-v, rotary, store, attention, output; norm, gate and up, down
 

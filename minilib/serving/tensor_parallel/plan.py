@@ -19,7 +19,7 @@ from minilib.mechanisms.paging import Copy, PageTable
 from minilib.ranks.collectives import Communicator
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.paged_attention import Work
-from minilib.serving.request import Sequence, flat_batch
+from minilib.serving.sequence import Sequence, flat_batch
 
 
 class SentTable(NamedTuple):

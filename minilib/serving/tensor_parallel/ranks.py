@@ -22,7 +22,7 @@ from minilib.ranks.collectives import Communicator
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.paged_attention import PagedAttention
 from minilib.serving.engine import Engine
-from minilib.serving.request import Sequence
+from minilib.serving.sequence import Sequence
 from minilib.serving.tensor_parallel.plan import RecordedPages, StepPlan, broadcast
 
 KEEP_WAITING, DISMISSED = "keep waiting", "dismissed"

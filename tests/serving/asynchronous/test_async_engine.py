@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from minilib.numbers.records import ROOT
-from minilib.serving.asynchronous.async_engine import AsyncEngine, EngineStopped, QueueFull
-from minilib.serving.asynchronous.token_stream import EngineDied, RequestAborted
+from minilib.serving.asynchronous.async_engine import AsyncEngine
+from minilib.serving.asynchronous.errors import EngineDied, EngineStopped, QueueFull, RequestAborted
 from minilib.serving.llm import LLM
 from minilib.serving.request import InvalidRequest, SamplingParams
 from tests.serving import faults

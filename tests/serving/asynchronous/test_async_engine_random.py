@@ -10,8 +10,8 @@ from collections import Counter
 
 import pytest
 
-from minilib.serving.asynchronous.async_engine import AsyncEngine, EngineStopped, QueueFull
-from minilib.serving.asynchronous.token_stream import RequestAborted
+from minilib.serving.asynchronous.async_engine import AsyncEngine
+from minilib.serving.asynchronous.errors import EngineStopped, QueueFull, RequestAborted
 from minilib.serving.engine import Engine
 from tests.serving.asynchronous.test_async_engine import run, until
 from tests.serving.faults import Broken

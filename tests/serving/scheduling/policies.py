@@ -16,7 +16,8 @@ from minilib.mechanisms.scheduling import (
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.engine import Engine
-from minilib.serving.request import SamplingParams, SchedulingParams, Status
+from minilib.serving.request import SamplingParams, SchedulingParams
+from minilib.serving.sequence import Status
 from tests.model.random_weights import randomize
 
 TENANTS = {"a": 1, "b": 2, "c": 0.5}

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from minilib.mechanisms.scheduling import AgedPriority, FairShare, Load, ShortestRemaining
-from minilib.serving.request import OUTPUT_UNITS, PROMPT_UNITS, SchedulingParams
+from minilib.serving.request import SchedulingParams
+from minilib.serving.sequence import OUTPUT_UNITS, PROMPT_UNITS
 from tests.serving.scheduling.policies import (
     POLICIES,
     TENANTS,

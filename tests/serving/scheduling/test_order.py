@@ -3,7 +3,8 @@
 import pytest
 
 from minilib.mechanisms.scheduling import AgedPriority, FairShare, FirstComeFirstServed, ShortestRemaining, Task
-from minilib.serving.request import PROMPT_UNITS, SchedulingParams, Status
+from minilib.serving.request import SchedulingParams
+from minilib.serving.sequence import PROMPT_UNITS, Status
 from tests.mechanisms.scheduling.single_server import serve
 from tests.serving.scheduling.policies import POLICIES, NoModel, counted, drawn, greedy, numbers
 from tests.serving.served import Results, assert_idle, finish, step
