@@ -1,5 +1,6 @@
 """Load balancing: the policies that choose a target for a request or a token."""
 
+from minilib.mechanisms.balancing.by_key import BoundedHashing, Sticky, hash_affinity
 from minilib.mechanisms.balancing.policies import (
     Affinity,
     Feedback,
@@ -17,6 +18,7 @@ from minilib.mechanisms.balancing.policies import (
 
 __all__ = [
     "Affinity",
+    "BoundedHashing",
     "Feedback",
     "Heedless",
     "LeastLoaded",
@@ -24,8 +26,10 @@ __all__ = [
     "Policy",
     "Random",
     "RoundRobin",
+    "Sticky",
     "TwoChoices",
     "Weighted",
     "assign",
+    "hash_affinity",
     "up_among",
 ]
