@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -65,7 +66,7 @@ class RoutingKey:
 class HeldPrefixes(Protocol):
     """Which prefixes are held where, as far as the router knows."""
 
-    def depths(self, key: RoutingKey) -> Sequence[int]:
+    def depths(self, key: RoutingKey, num_targets: int) -> Sequence[int]:
         """Blocks of the longest prefix of a key's prompt that each target holds."""
 
     def sent(self, target: int, key: RoutingKey) -> None:
@@ -79,35 +80,38 @@ class SentPrefixes:
     """An estimate: a target holds what was sent there, the newest of it.
 
     Args:
-        num_targets: 1 or more.
-        max_blocks: most blocks that are remembered of each target; what was used longest ago is forgotten, the last
+        max_blocks: most blocks that are remembered of each target, about as many as it has pages; what was used longest ago is forgotten, the last
             block of a prompt before those in front of it.
 
     Raises:
-        ValueError: if there is no target or no block.
+        ValueError: if there may be no block.
 
     Cost: 1 hash a block of the prompt, however many targets there are, and memory for max_blocks names a target.
     """
 
-    def __init__(self, num_targets: int, max_blocks: int) -> None:
-        if num_targets < 1 or max_blocks < 1:
-            raise ValueError(f"1 target and 1 block or more are needed, got {num_targets!r} and {max_blocks!r}")
+    def __init__(self, max_blocks: int) -> None:
+        if max_blocks < 1:
+            raise ValueError(f"1 block or more must be remembered, got max_blocks={max_blocks!r}")
         self.max_blocks = max_blocks
-        self._held = [Cache(max_blocks, Lru()) for _ in range(num_targets)]
+        self._held: defaultdict[int, Cache] = defaultdict(lambda: Cache(max_blocks, Lru()))
 
-    def depths(self, key: RoutingKey) -> list[int]:
-        return [sum(1 for _ in itertools.takewhile(held.__contains__, key.names)) for held in self._held]
+    def depths(self, key: RoutingKey, num_targets: int) -> list[int]:
+        """As `HeldPrefixes`."""
+        held = [self._held[target] for target in range(num_targets)]
+        return [sum(1 for _ in itertools.takewhile(names.__contains__, key.names)) for names in held]
 
     def sent(self, target: int, key: RoutingKey) -> None:
+        """As `HeldPrefixes`."""
         for name in reversed(key.names[: self.max_blocks]):
             self._held[target].put(name, None)
 
     def forget(self, target: int) -> None:
-        self._held[target] = Cache(self.max_blocks, Lru())
+        """As `HeldPrefixes`."""
+        self._held.pop(target, None)
 
     def check_invariants(self) -> None:
         """No more blocks are remembered than may be."""
-        for held in self._held:
+        for held in self._held.values():
             held.check_invariants()
             assert len(held) <= self.max_blocks, f"{len(held)} blocks are remembered, {self.max_blocks} may be"
 
@@ -119,8 +123,9 @@ class PrefixAware(Heedless):
     5 requests beside 1 are no imbalance, and neither are 105 beside 100. Among equals the least loaded is chosen,
     among these the next in turn.
 
+    Targets may be added at any time.
+
     Args:
-        num_targets: 1 or more.
         max_blocks: of `SentPrefixes`.
         least_share: share of the prompt's blocks that must be held for a match to count, so that a few words which all
             prompts begin with attract nobody.
@@ -140,7 +145,6 @@ class PrefixAware(Heedless):
 
     def __init__(
         self,
-        num_targets: int,
         max_blocks: int = 2**15,
         least_share: float = 0.25,
         gap: float = 4,
@@ -153,23 +157,22 @@ class PrefixAware(Heedless):
                 "least_share in (0, 1], gap ≥ 0, ratio ≥ 1 and num_routers ≥ 1 are needed, got "
                 f"{least_share!r}, {gap!r}, {ratio!r} and {num_routers!r}"
             )
-        self.held = SentPrefixes(num_targets, max_blocks) if held is None else held
-        self.num_targets, self.least_share = num_targets, least_share
-        self.gap, self.ratio = gap / num_routers, ratio
+        self.held = SentPrefixes(max_blocks) if held is None else held
+        self.least_share, self.gap, self.ratio = least_share, gap / num_routers, ratio
         self.turn = self.matched_blocks = self.asked_blocks = 0
 
     def choose(self, key: RoutingKey, loads: Sequence[float]) -> int:
         """The longest match within the bound, or the least load."""
-        up = up_among(loads, self.num_targets)
+        up = up_among(loads)
         least = min(loads[target] for target in up)
         within = [t for t in up if loads[t] - least <= self.gap or loads[t] <= self.ratio * least]
-        depths = self.held.depths(key)
+        depths = self.held.depths(key, len(loads))
         best = max(depths[target] for target in within)
         if best and best >= self.least_share * len(key.blocks):
             candidates = [target for target in within if depths[target] == best]
         else:
             candidates = up
-        chosen = min(candidates, key=lambda target: (loads[target], (target - self.turn) % self.num_targets))
+        chosen = min(candidates, key=lambda target: (loads[target], (target - self.turn) % len(loads)))
         self.turn = chosen + 1
         self.matched_blocks += depths[chosen]
         self.asked_blocks += len(key.blocks)
@@ -185,18 +188,24 @@ class BySession(Heedless):
     """A policy that is asked with a request's session in the place of its key.
 
     Args:
-        policy: one by key, such as Sticky or BoundedHashing.
+        make_policy: number of targets → a policy by key, such as Sticky or BoundedHashing; it is made anew when there
+            are more targets, and moves few sessions if its hashing is consistent.
 
     Attributes:
         others: where requests without a session go: to the least load.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.others = policy, LeastLoaded()
+    def __init__(self, make_policy: Callable[[int], Policy]) -> None:
+        self.make_policy, self.others = make_policy, LeastLoaded()
+        self._policy, self._num_targets = None, 0
 
     def choose(self, key: RoutingKey, loads: Sequence[float]) -> int:
         """As the policy chooses for the session."""
-        return self.policy.choose(key.session, loads) if key.session else self.others.choose(key, loads)
+        if not key.session:
+            return self.others.choose(key, loads)
+        if self._num_targets != len(loads):
+            self._policy, self._num_targets = self.make_policy(len(loads)), len(loads)
+        return self._policy.choose(key.session, loads)
 
 
 def _blocks(content: bytes | tuple[int, ...], size: int) -> tuple[Block, ...]:

@@ -85,7 +85,7 @@ class ExactPrefixes:
     def __init__(self, replicas: Row[SimulatedEngine]) -> None:
         self.replicas = replicas
 
-    def depths(self, key: RoutingKey) -> list[int]:
+    def depths(self, key: RoutingKey, num_targets: int) -> list[int]:
         """Pages of the longest prefix that each replica holds."""
         return [len(replica.prefix.index.match(key.blocks, key.salt).values) for replica in self.replicas]
 
