@@ -13,10 +13,9 @@ from urllib.parse import quote
 import pytest
 
 from minilib.classic.http.backend import Backend
-from minilib.classic.http.policies_by_key import BoundedHashing, Sticky
 from minilib.classic.http.proxy import Proxy
 from minilib.classic.http.wire import Client, SharedTimeout
-from minilib.mechanisms.balancing import LeastLoaded, RoundRobin, TwoChoices
+from minilib.mechanisms.balancing import BoundedHashing, LeastLoaded, RoundRobin, Sticky, TwoChoices
 from tests.classic.http.http_cases import ask, bad_backend, held, raw, run, until
 from tests.classic.http.test_http_wire import BAD_REQUESTS
 
