@@ -149,6 +149,7 @@ class DecodeEngine(Engine):
             content = torch.tensor(sequence.token_ids[:-1], dtype=torch.int64).view(torch.uint8)
             salt = sequence.params.cache_salt
             self._post(peer, Packet("compute", {"number": transfer.number, "salt": salt}, content))
+            self._pull()  # so that pages leave from the first layer on, if there is room for them
 
     def abort(self, request_id: str) -> bool:
         """As `Engine.abort`; the prefill worker frees what it has, and what is on its way is thrown away."""

@@ -4,9 +4,8 @@ import pytest
 
 from minilib.serving.disaggregation.page_format import pages_to_move
 from minilib.serving.request import SamplingParams
-from tests.serving.disaggregation.workers import LAYER_PAGE_BYTES, PAGE, one_engine, pair, prompt
+from tests.serving.disaggregation.workers import CONFIG, LAYER_PAGE_BYTES, PAGE, one_engine, pair, prompt
 from tests.serving.served import likeliest
-from tests.serving.test_engine_random import CONFIG
 
 LENGTHS = (1, 2, PAGE - 1, PAGE, PAGE + 1, PAGE + 2, 3 * PAGE - 1, 3 * PAGE, 3 * PAGE + 1, 3 * PAGE + 2, 20)
 
@@ -39,7 +38,8 @@ def test_one_message_a_layer_and_chunk_that_fills_a_page(chunk, chunks):
 def test_pages_leave_before_the_next_layer_is_computed():
     """When layer l + 1 begins to compute, the pages of layer l have been posted."""
     with pair() as workers:
-        posted, engine = [], workers.prefill
+        posted: list[int] = []
+        engine = workers.prefill
         attention = engine._attention
 
         def watched(work):
@@ -53,7 +53,6 @@ def test_pages_leave_before_the_next_layer_is_computed():
 
         engine._attention = watched
         workers.decode.add_request("a", prompt(9), likeliest(1))
-        workers.decode.step()
         engine.turn()
         assert posted == list(range(CONFIG.num_layers))
 

@@ -1,20 +1,29 @@
 """Two workers in one process, in lockstep: what one posts the other receives at its next turn."""
 
 import contextlib
+import functools
 import threading
 
 import torch
 
+from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.disaggregation.decode import DecodeEngine
 from minilib.serving.disaggregation.meeting import ChannelListener, connect
 from minilib.serving.disaggregation.prefill import PrefillEngine
 from minilib.serving.engine import Engine
 from tests.serving.served import Results, assert_idle
-from tests.serving.test_engine_random import CONFIG, model
+from tests.model.random_weights import randomize
 
+CONFIG = ModelConfig(31, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, max_position=64)
 PAGE = 4
 LAYER_PAGE_BYTES = 2 * CONFIG.num_kv_heads * PAGE * CONFIG.head_dim * 4  # keys and values in fp32
+
+
+@functools.cache
+def model(seed=5):
+    """Weights so large that no rounding decides which token is likeliest."""
+    return randomize(Decoder(CONFIG), seed=seed, scale=2)
 
 
 class FakeClock:
@@ -97,7 +106,3 @@ def prompt(length, seed=0):
     draws = torch.Generator().manual_seed(1000 * seed + length)
     return torch.randint(CONFIG.vocab_size, (length,), generator=draws).tolist()
 
-
-def another_model():
-    torch.manual_seed(77)
-    return Decoder(CONFIG)
