@@ -8,7 +8,7 @@ been chosen are handed out by the next step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Row
 
 import tokenizers
@@ -16,9 +16,9 @@ import torch
 
 from minilib.mechanisms.basics.interrupts import held
 from minilib.mechanisms.caching import EvictionPolicy
-from minilib.mechanisms.paging import FramePool
+from minilib.mechanisms.paging import FramePool, PageTable
 from minilib.mechanisms.scheduling import InvalidTask, SchedulingPolicy
-from minilib.model.decoder import Decoder
+from minilib.model.decoder import Attention, Decoder
 from minilib.serving.admission import check_independence, check_request, end_tokens
 from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.paged import PagedCache, default_num_pages
@@ -193,11 +193,12 @@ class Engine:
         outputs, self._made = self._made, []
         return outputs
 
-    def check_invariants(self) -> None:
-        """What must hold between steps: the scheduler's pages balance, and every sequence belongs to a request."""
-        self.scheduler.check_invariants()
+    def check_invariants(self, others: Iterable[PageTable] = ()) -> None:
+        """What must hold between steps: pages balance over sequences and further tables; requests own all sequences."""
+        self.scheduler.check_invariants(others)
         owned = {sequence for sequences in self.requests.values() for sequence in sequences}
-        assert owned == {*self.scheduler.running, *self.scheduler.waiting}, "a sequence was lost or left behind"
+        known = {*self.scheduler.running, *self.scheduler.arriving, *self.scheduler.waiting}
+        assert owned == known, "a sequence was lost or left behind"
         assert self._texts.keys() <= owned, "text of a finished sequence was kept"
         assert all(self.requests.values()), "a finished request was kept"
 
@@ -235,7 +236,7 @@ class Engine:
         """Logits (rows, vocab_size) of the sequences that this batch brings up to date, in their order."""
         if self.steps and self.steps.suit(len(work)) and all(s.num_uncomputed_tokens == 1 for s, _ in work):
             return self.steps.logits([s.token_ids[-1] for s, _ in work], [s.table for s, _ in work])
-        paged = PagedAttention(self.cache, [Work(s.table, count) for s, count in work], self.model.ops.compiled)
+        paged = self._attention(work)
 
         def attention(layer: int, *qkv: torch.Tensor) -> torch.Tensor:
             if interrupts:  # a step may be long, and between layers it can be given up
@@ -246,6 +247,10 @@ class Engine:
         inputs = (torch.tensor(row, device=self.device) for row in (tokens, positions))
         indices = torch.tensor(last, dtype=torch.int64, device=self.device)
         return self.model(*inputs, attention, logits_indices=indices)
+
+    def _attention(self, work: list[tuple[Sequence, int]]) -> Attention:
+        """What stores and reads the keys and values of a step."""
+        return PagedAttention(self.cache, [Work(s.table, count) for s, count in work], self.model.ops.compiled)
 
     @staticmethod
     def _choose(logits: torch.Tensor, due: list[tuple[int, Sequence, int]]) -> tuple[list[int | None], list[Logprobs]]:

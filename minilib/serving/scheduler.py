@@ -3,7 +3,8 @@ tokens that are not computed yet, and catches up as far as the step's token budg
 
     running ──(pages run out)── last first ─→ waiting (its pages dropped, to be recomputed) or swapped (moved to host)
        ↑                                            │
-       └────────────── first first ─────────────────┘
+       ↑└────────────── first first ─────────────────┘
+       └──(all are there)── arriving ←──(its keys and values come from another process)── waiting
 
 Who is first and who is last is up to a scheduling policy, the same object that schedules processes
 (classic/process_queue.py). Under every policy the first that waits is admitted next, and nobody before it; a sequence
@@ -16,9 +17,10 @@ Source: vLLM's v1 scheduler (`num_computed_tokens` catching up); Kwon et al. 202
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
-from minilib.mechanisms.paging import OutOfFrames
+from minilib.mechanisms.paging import OutOfFrames, PageTable
 from minilib.mechanisms.scheduling import SchedulingPolicy, make_policy
 from minilib.serving.cache.paged import PagedCache
 from minilib.serving.cache.prefix import PrefixCache
@@ -70,11 +72,18 @@ class Scheduler:
         self.policy = make_policy(policy)
         self.num_preemptions = 0  # so far
         self.running: list[Sequence] = []  # in the policy's order at the end of the last step
+        self.arriving: list[Sequence] = []  # first expected first; those with pages take part in `width`
 
     @property
     def waiting(self) -> list[Sequence]:
         """WAITING without pages, or SWAPPED; in the policy's order. Cost: O(n log n)."""
         return list(self.policy)
+
+    @property
+    def width(self) -> int:
+        """Samples that run, or will as soon as their keys and values have arrived."""
+        expected = [sequence for sequence in self.arriving if sequence.table.frames]
+        return sum(len(sequence.samples_due) for sequence in (*self.running, *expected))
 
     def add(self, sequence: Sequence, parent: Sequence | None = None) -> None:
         """Queue a new sequence, or let a fork of a running one run beside its parent.
@@ -90,13 +99,40 @@ class Scheduler:
 
     def remove(self, sequence: Sequence, keep: bool = True) -> None:
         """Take a sequence out, wherever it is, and free its pages; if not `keep`, nobody is to find them."""
-        if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
+        self._leave(sequence)
         self.policy.remove(sequence)
         sequence.table.release()
         sequence.status = Status.FINISHED
         if self.prefix and not keep:
             self.prefix.discard(sequence)
+
+    def expect(self, sequence: Sequence) -> None:
+        """Take a new sequence out of the line: its keys and values will arrive from another process."""
+        self.policy.admit(sequence)
+        sequence.status = Status.ARRIVING
+        self.arriving.append(sequence)
+
+    def reserve(self, sequence: Sequence) -> int | None:
+        """Give an expected sequence the pages of all its tokens but the last, which computes its logits here.
+
+        Returns:
+            The page from which on they are missing, as the others are kept here; None if there is no room now, or
+            somebody who comes first waits for it.
+        """
+        too_wide = self.width + len(sequence.samples_due) > self.max_sequences
+        if too_wide or not self._is_next(sequence) or not self._has_room_for_all_of(sequence):
+            return None
+        first, table = len(sequence.table.frames), sequence.table
+        self.cache.copy(table.append(len(sequence.token_ids) - 1 - table.length))
+        return first
+
+    def arrive(self, sequence: Sequence) -> None:
+        """Let an expected sequence run, as if it had computed here what is in its pages by now."""
+        self._leave(sequence)
+        sequence.num_computed_tokens, sequence.status = sequence.table.length, Status.RUNNING
+        insort(self.running, sequence, key=self.policy.place)
+        if self.prefix:
+            self.prefix.store(sequence)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
         """What the next forward pass computes, (sequence, number of its tokens), its pages taken."""
@@ -148,24 +184,31 @@ class Scheduler:
             self.drop(sequence)
 
     def drop(self, sequence: Sequence) -> None:
-        """Make a running sequence forget its keys and values; it will recompute them."""
+        """Make a running or arriving sequence forget its keys and values; it will compute them here."""
         sequence.table.release()
         sequence.table = self.cache.new_table()  # if swapping failed, the old one belongs to the other pool
         sequence.num_computed_tokens = 0
         self._to_waiting(sequence, Status.WAITING)
 
-    def check_invariants(self) -> None:
-        """Pages balance over all sequences, tables hold what was computed, and nobody wastes a whole page."""
+    def check_invariants(self, others: Iterable[PageTable] = ()) -> None:
+        """Pages balance over all sequences, tables hold what was computed, and nobody wastes a whole page.
+
+        Args:
+            others: further tables that hold pages of the pool.
+        """
         waiting = self.waiting
         everybody = [*self.running, *waiting]
-        tables = [sequence.table for sequence in everybody]
+        tables = [*others, *(sequence.table for sequence in (*everybody, *self.arriving))]
         self.cache.pool.check_invariants(tables)
         self.cache.swap_pool.check_invariants(tables)
         self.policy.check_invariants()
-        assert self.policy.num_tasks == len(self.running) + len(self.policy), "the policy has another sequence"
+        assert self.policy.num_tasks == len(everybody) + len(self.arriving), "the policy has another sequence"
         assert self.policy.reorders or self.running == self.policy.order(self.running), "sequences are out of order"
         assert all(sequence.status is Status.RUNNING for sequence in self.running)
         assert all(sequence.status in (Status.WAITING, Status.SWAPPED) for sequence in waiting)
+        for sequence in self.arriving:
+            assert sequence.status is Status.ARRIVING and not sequence.num_output_tokens
+            assert sequence.table.length in (0, len(sequence.token_ids) - 1), "pages for a part of what arrives"
         for sequence in everybody:
             table = sequence.table
             pool = self.cache.swap_pool if sequence.status is Status.SWAPPED else self.cache.pool
@@ -181,17 +224,30 @@ class Scheduler:
 
     def _has_room_for_all_of(self, sequence: Sequence) -> bool:
         """Whether all tokens of a waiting sequence have room; if so, it takes over the pages that are kept for it."""
-        if self.prefix and sequence.status is Status.WAITING:
+        if self.prefix and sequence.status is not Status.SWAPPED:
             return self.prefix.attach(sequence)
         return ceil_div(len(sequence.token_ids), self.cache.page_size) <= self.cache.pool.num_free
+
+    def _is_next(self, sequence: Sequence) -> bool:
+        """Whether nobody before it waits for room, in the line or for keys and values to come."""
+        line = self.policy.first()
+        others = [other for other in self.arriving if not other.table.frames] + ([line] if line else [])
+        return all(self.policy.place(sequence) <= self.policy.place(other) for other in others)
 
     def _take(self, work: list[tuple[Sequence, int]], sequence: Sequence, count: int) -> int:
         self.cache.copy(sequence.table.append(count))
         work.append((sequence, count))
         return count
 
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a sequence out of the list that it is in; those that wait are in the policy's line."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is Status.ARRIVING:
+            self.arriving.remove(sequence)
+
     def _to_waiting(self, sequence: Sequence, status: Status) -> None:
-        self.running.remove(sequence)
+        self._leave(sequence)
         sequence.status, sequence.stored = status, None
         self.policy.preempt(sequence)
 
@@ -201,8 +257,8 @@ class Scheduler:
         Room for the next step's tokens is what vLLM asks for: sequences then start earlier, and more of them have to
         give way half-computed (115 preemptions against 47 on the same trace).
         """
-        sequence, width = self.policy.first(), sum(len(other.samples_due) for other in self.running)
-        if sequence is None or width >= self.max_sequences:
+        sequence, width = self.policy.first(), self.width
+        if sequence is None or width >= self.max_sequences or not self._is_next(sequence):
             return None
         queue = [sequence]
         if self.most_overtakes:

@@ -16,9 +16,10 @@ PROMPT_UNITS, OUTPUT_UNITS = 1, 2
 
 
 class Status(Enum):
-    """Where a sequence is. Pages are held in RUNNING (by the fast pool) and SWAPPED (by the slow one) only."""
+    """Where a sequence is. Pages are held in ARRIVING and RUNNING (by the fast pool) and SWAPPED (by the slow one)."""
 
     WAITING = "waiting"
+    ARRIVING = "arriving"  # its keys and values come from another process, see serving/disaggregation/
     RUNNING = "running"
     SWAPPED = "swapped"
     FINISHED = "finished"

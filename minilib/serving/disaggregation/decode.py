@@ -1,0 +1,313 @@
+"""The decode worker: an engine whose prompts are computed elsewhere.
+
+    waiting ──expect──→ arriving ──reserve──→ (has pages, pulls) ──all are there──→ running
+       ↑                   │                        │
+       └───── recompute ───┴────────────────────────┘  or "fail": the request ends with an error
+
+The engine asks a prefill worker for every prompt, gives it frames of its own pool when it has room, and puts the pages
+that come into those frames, between two steps and without waiting for any. When all are there the sequence runs as if
+its prompt had been computed here: its last token is computed here, so whatever chooses the first token is here, too.
+
+What comes for a request that has ended is thrown away: its frames may be another's by then, and only the number of a
+transfer that is open leads to frames.
+
+Sources: vLLM's NIXL connector (`kv_load_failure_policy`); Zhong et al., "DistServe", OSDI 2024.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
+
+import torch
+
+from minilib.mechanisms.basics.interrupts import held
+from minilib.serving.disaggregation.channel import Channel, ChannelClosed, Packet, wait_for_packets
+from minilib.serving.disaggregation.page_format import PageFormat, PagesRefused, pages_to_move
+from minilib.serving.disaggregation.prefill import BEATS
+from minilib.serving.engine import Engine
+from minilib.serving.request import SamplingParams, SchedulingParams, TokenOutput
+from minilib.serving.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+ON_FAILURE = ("fail", "recompute")
+
+
+@dataclass(eq=False)
+class PrefillPeer:
+    """A prefill worker, as a decode worker knows it.
+
+    Args:
+        channel: to it.
+        epoch: of its life; requests name it, so that a worker that was restarted refuses them.
+        lease: seconds that it holds pages without a sign of life.
+        heard: when it was heard of last.
+    """
+
+    channel: Channel
+    epoch: int
+    lease: float
+    heard: float
+
+
+@dataclass(eq=False)
+class Transfer:
+    """One prompt on its way here.
+
+    Args:
+        number: what both workers call it.
+        peer: who computes it.
+        sequence: whose prompt it is; it has pages once it is pulled.
+        pulled: whether the pages were asked for.
+        next_pages: the next page that is missing, by layer.
+    """
+
+    number: int
+    peer: PrefillPeer
+    sequence: Sequence
+    pulled: bool = False
+    next_pages: list[int] = field(default_factory=list)
+
+
+class DecodeEngine(Engine):
+    """Serves requests as `Engine` does, with prompts that prefill workers compute.
+
+    Args:
+        model: as of `Engine`, with the weights that the prefill workers have.
+        channels: to the prefill workers, one or more.
+        arguments, options: of `Engine`.
+        timeout: seconds of silence after which a prefill worker counts as dead.
+        on_failure: what becomes of a request whose pages do not come: "fail" ends it with an error, "recompute"
+            computes its prompt here.
+        least_tokens: prompts with fewer tokens to compute are computed here.
+        patience: seconds that a step sleeps at most where there is nothing to compute.
+
+    Attributes:
+        transfers: prompts on their way here, by number.
+        num_late: packets of pages that came for requests that had ended, and were thrown away.
+        failures: why transfers failed, in their order.
+
+    Raises:
+        ValueError: for another policy, or a number that makes no sense; as `Engine` in all else.
+        PagesRefused: if a prefill worker has another model, dtype, page size or shape.
+        ChannelClosed: if a prefill worker is gone, or says nothing within the timeout.
+    """
+
+    def __init__(
+        self,
+        model,
+        channels: Iterable[Channel],
+        *arguments,
+        timeout: float = 30.0,
+        on_failure: str = "fail",
+        least_tokens: int = 1,
+        patience: float = 0.005,
+        **options,
+    ) -> None:
+        if on_failure not in ON_FAILURE:
+            raise ValueError(f"on_failure is one of {', '.join(ON_FAILURE)}; got {on_failure!r}")
+        if not timeout > 0 or least_tokens < 1 or patience < 0:
+            raise ValueError(
+                f"timeout > 0, least_tokens ≥ 1 and patience ≥ 0 are needed, got {timeout}, {least_tokens}, {patience}"
+            )
+        super().__init__(model, *arguments, **options)
+        self.timeout, self.on_failure = timeout, on_failure
+        self.least_tokens, self.patience = least_tokens, patience
+        self.format = PageFormat.of(self.model, self.cache)
+        self.peers = [self._meet(channel) for channel in channels]
+        self.transfers: dict[int, Transfer] = {}
+        self.num_late, self.failures = 0, []
+        self._numbers, self._beaten = itertools.count(), self.clock()
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Row[int],
+        params: SamplingParams | None = None,
+        scheduling: SchedulingParams | None = None,
+    ) -> None:
+        """As `Engine.add_request`; a prefill worker begins with the prompt at once."""
+        with held():
+            super().add_request(request_id, prompt_token_ids, params, scheduling)
+            sequence = self.requests[request_id][0]
+            missing = sequence.num_prompt_tokens - 1
+            missing -= min(missing, self.prefix.num_matching(sequence)) if self.prefix else 0
+            if missing < self.least_tokens:
+                return
+            self.scheduler.expect(sequence)
+            if not self.peers:
+                self._give_up(sequence, "no prefill worker is left")
+                return
+            load = [sum(transfer.peer is peer for transfer in self.transfers.values()) for peer in self.peers]
+            peer = self.peers[load.index(min(load))]
+            transfer = Transfer(next(self._numbers), peer, sequence)
+            self.transfers[transfer.number] = transfer
+            content = torch.tensor(sequence.token_ids[:-1], dtype=torch.int64).view(torch.uint8)
+            salt = sequence.params.cache_salt
+            self._post(peer, Packet("compute", {"number": transfer.number, "salt": salt}, content))
+            self._pull()  # so that pages leave from the first layer on, if there is room for them
+
+    def abort(self, request_id: str) -> bool:
+        """As `Engine.abort`; the prefill worker frees what it has, and what is on its way is thrown away."""
+        with held():
+            for transfer in [each for each in self.transfers.values() if each.sequence.request_id == request_id]:
+                self._close(transfer)
+            return super().abort(request_id)
+
+    def step(self) -> list[TokenOutput]:
+        """As `Engine.step`, after what has arrived was put into its pages; where nothing runs it waits for more."""
+        with held():
+            self._hear()
+            self._pull()
+        if self.transfers and not (self._made or self.scheduler.running or len(self.scheduler.policy)):
+            wait_for_packets([peer.channel for peer in self.peers], self.patience)
+        return super().step()
+
+    def close(self) -> None:
+        """End all requests, and let the prefill workers go."""
+        for request_id in list(self.requests):
+            self.abort(request_id)
+        for peer in self.peers:
+            peer.channel.close()
+        self.peers = []
+
+    def check_invariants(self, others=()) -> None:
+        """As `Engine.check_invariants`; whoever arrives has a transfer, and pages if it was pulled."""
+        super().check_invariants(others)
+        arriving = [transfer.sequence for transfer in self.transfers.values()]
+        assert set(arriving) == set(self.scheduler.arriving), "a sequence waits for pages that nobody sends"
+        assert all(bool(each.sequence.table.frames) == each.pulled for each in self.transfers.values())
+        assert all(each.peer in self.peers for each in self.transfers.values()), "a worker that is gone is awaited"
+
+    def _pull(self) -> None:
+        """Give prompts pages, in the policy's order, and ask for what belongs into them."""
+        unpulled = {each.sequence: each for each in self.transfers.values() if not each.pulled}
+        for sequence in self.scheduler.policy.order(unpulled):
+            first, transfer = self.scheduler.reserve(sequence), unpulled[sequence]
+            if first is None:
+                return
+            transfer.pulled = True
+            transfer.next_pages = [first] * self.cache.config.num_layers
+            if first >= self._num_pages(transfer):  # kept here since the request came
+                self._complete(transfer)
+            else:
+                self._post(transfer.peer, Packet("pull", {"numbers": [transfer.number], "first": first}))
+
+    def _hear(self) -> None:
+        """Take what has come from prefill workers, and give up those that are gone or silent."""
+        now = self.clock()
+        for peer in list(self.peers):
+            try:
+                for packet in peer.channel.receive():
+                    peer.heard = now
+                    self._take(peer, packet)
+                waited = any(transfer.peer is peer for transfer in self.transfers.values())
+                if not waited:
+                    peer.heard = now
+                elif now - peer.heard > self.timeout:
+                    raise ChannelClosed(f"{peer.channel.name} has said nothing for {self.timeout:g} s")
+            except (ChannelClosed, PagesRefused) as error:
+                self._lose(peer, str(error))
+        if now - self._beaten > min((peer.lease for peer in self.peers), default=0.0) / BEATS:
+            self._beaten = now
+            for peer in self.peers:
+                numbers = [transfer.number for transfer in self.transfers.values() if transfer.peer is peer]
+                self._post(peer, Packet("renew", {"numbers": numbers}))
+
+    def _take(self, peer: PrefillPeer, packet: Packet) -> None:
+        if packet.kind == "alive":
+            return
+        transfer = self.transfers.get(packet.fields["number"])
+        if transfer is None or transfer.peer is not peer:
+            self.num_late += packet.kind == "pages"
+        elif packet.kind == "pages":
+            self._put(transfer, packet)
+        elif packet.kind == "failed":
+            self._fail_transfer(transfer, f"{peer.channel.name}: {packet.fields['why']}")
+        elif packet.kind == "done":
+            missing = [layer for layer, page in enumerate(transfer.next_pages) if page != self._num_pages(transfer)]
+            if missing:
+                self._fail_transfer(transfer, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come")
+            else:
+                self._complete(transfer)
+
+    def _put(self, transfer: Transfer, packet: Packet) -> None:
+        """Put one layer's pages into the frames of the sequence that they belong to."""
+        layer, first, stop = (packet.fields[name] for name in ("layer", "first", "stop"))
+        k, v = self.cache.k[layer], self.cache.v[layer]
+        expected = 2 * (stop - first) * k[0].nbytes
+        if not transfer.pulled or not first <= transfer.next_pages[layer] <= stop <= self._num_pages(transfer):
+            raise PagesRefused(f"pages {first} … {stop} of layer {layer} came, and nobody has asked for them")
+        if len(packet.content) != expected:
+            raise PagesRefused(f"{stop - first} pages came in {len(packet.content)} bytes, and take {expected}")
+        frames = torch.tensor(transfer.sequence.table.frames[first:stop], device=k.device)
+        k[frames], v[frames] = packet.content.view(k.dtype).view(2, stop - first, *k.shape[1:]).to(k.device)
+        transfer.next_pages[layer] = stop
+
+    def _complete(self, transfer: Transfer) -> None:
+        """All pages are there: the sequence runs, and the prefill worker may forget them."""
+        self._close(transfer)
+        self.scheduler.arrive(transfer.sequence)
+
+    def _close(self, transfer: Transfer) -> None:
+        """Forget a transfer at both ends."""
+        del self.transfers[transfer.number]
+        self._post(transfer.peer, Packet("release", {"numbers": [transfer.number]}))
+
+    def _fail_transfer(self, transfer: Transfer, why: str) -> None:
+        self._close(transfer)
+        self._give_up(transfer.sequence, why)
+
+    def _give_up(self, sequence: Sequence, why: str) -> None:
+        """A prompt will not come: end its request, or compute it here."""
+        self.failures.append(why)
+        if self.on_failure == "recompute":
+            self.scheduler.drop(sequence)
+        else:
+            self._made += self.fail(sequence.request_id, f"its prompt did not arrive: {why}")
+
+    def _lose(self, peer: PrefillPeer, why: str) -> None:
+        """Go on without a prefill worker."""
+        self.peers.remove(peer)
+        lost = [transfer for transfer in self.transfers.values() if transfer.peer is peer]
+        for transfer in lost:
+            del self.transfers[transfer.number]
+            self._give_up(transfer.sequence, why)
+        peer.channel.close()
+
+    def _num_pages(self, transfer: Transfer) -> int:
+        return pages_to_move(transfer.sequence.num_prompt_tokens, self.cache.page_size)
+
+    def _post(self, peer: PrefillPeer, packet: Packet) -> None:
+        """Post to a worker that may be gone: `_hear` notices when it reads from it next."""
+        packet.fields["epoch"] = peer.epoch
+        try:
+            peer.channel.post(packet)
+        except ChannelClosed as error:
+            logger.info("%s was not sent: %s", packet.kind, error)
+
+    def _meet(self, channel: Channel) -> PrefillPeer:
+        """Exchange formats with a prefill worker, before anything else.
+
+        Raises:
+            PagesRefused, ChannelClosed: see the class.
+        """
+        hello = {"patience": self.timeout, "format": self.format.to_dict()}
+        deadline = time.monotonic() + self.timeout
+        try:
+            channel.post(Packet("hello", hello))
+            while not (packets := channel.receive()):
+                if time.monotonic() >= deadline:
+                    raise ChannelClosed(f"{channel.name} has said nothing for {self.timeout:g} s")
+                wait_for_packets([channel], self.patience)
+            fields = packets[0].fields
+            self.format.check(fields["format"], channel.name)
+        except BaseException:
+            channel.close()
+            raise
+        return PrefillPeer(channel, fields["epoch"], fields["patience"], self.clock())
