@@ -80,8 +80,8 @@ class SentPrefixes:
     """An estimate: a target holds what was sent there, the newest of it.
 
     Args:
-        max_blocks: most blocks that are remembered of each target, about as many as it has pages; what was used longest ago is forgotten, the last
-            block of a prompt before those in front of it.
+        max_blocks: most blocks that are remembered of each target, about as many as it has pages; what was used
+            longest ago is forgotten, the last block of a prompt before those in front of it.
 
     Raises:
         ValueError: if there may be no block.

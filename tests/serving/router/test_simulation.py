@@ -1,4 +1,4 @@
-"""Routing simulated: exact where that can be counted, and the policies as they compare where it is a matter of loads."""
+"""Routing simulated: exact where it can be counted, and the policies compared where it is a matter of loads."""
 
 import pytest
 
