@@ -211,7 +211,7 @@ def setups() -> list[str]:
     return [name for name, (proxy, _, _) in SETUPS.items() if proxy in here]
 
 
-def compare(row: Callable[[str], Coroutine[Any, Any, Result]], names: Sequence[str] = ()) -> dict[str, Result]:
+def compare_proxies(row: Callable[[str], Coroutine[Any, Any, Result]], names: Sequence[str] = ()) -> dict[str, Result]:
     """One row of the comparison, all setups at once, in an event loop of its own.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 
 from minilib.classic.gateway.experiment import (
     TROUBLES,
-    compare,
+    compare_proxies,
     connections_for,
     cut_short,
     left_behind,
@@ -48,7 +48,7 @@ def there(names):
     ids=str,
 )  # fmt: skip
 def test_who_passes_the_first_chunk_on_before_the_second_is_made(names, comes_at_once):
-    for name, said in compare(streamed, there(names)).items():
+    for name, said in compare_proxies(streamed, there(names)).items():
         assert said.status == 200 and said.proper
         first = said.made[0]
         assert (first <= 2) if comes_at_once else (first == 6), f"{name}: {said.made}"
@@ -56,7 +56,7 @@ def test_who_passes_the_first_chunk_on_before_the_second_is_made(names, comes_at
 
 @pytest.mark.parametrize("name, opened", [("nobody", 8), ("gateway", 0), ("nginx", 8), ("nginx, HTTP/1.1", 0)])
 def test_connections_to_a_backend(name, opened):
-    assert compare(connections_for, there([name])) == {name: opened}
+    assert compare_proxies(connections_for, there([name])) == {name: opened}
 
 
 SEEN = {  # backends of three that see a GET, and a POST
@@ -71,31 +71,33 @@ SEEN = {  # backends of three that see a GET, and a POST
 def test_who_sends_what_again(trouble):
     names = there(PLAIN)
     for place, method in enumerate(("GET", "POST")):
-        seen = compare(lambda name, method=method: sent_again(name, method, TROUBLES[trouble]), names)
+        seen = compare_proxies(lambda name, method=method: sent_again(name, method, TROUBLES[trouble]), names)
         expected = {name: SEEN[trouble][name][place] for name in names}
         assert {name: count for name, (count, _) in seen.items()} == expected, method
 
 
 def test_who_tells_that_a_response_was_cut():
-    assert all(told for told, _ in compare(cut_short, there(NAMES)).values()), "chunks say so to everybody"
-    told = {name: told for name, (told, _) in compare(lambda name: cut_short(name, b"1.0"), there(PLAIN)).items()}
+    assert all(told for told, _ in compare_proxies(cut_short, there(NAMES)).values()), "chunks say so to everybody"
+    told = {
+        name: told for name, (told, _) in compare_proxies(lambda name: cut_short(name, b"1.0"), there(PLAIN)).items()
+    }
     assert told == {name: name == "gateway" for name in told}, "HTTP/1.0 has no chunks: only a reset says so"
 
 
 def test_who_tells_the_backend_that_its_client_left():
-    found = compare(left_behind, there([name for name in NAMES if name not in ("nginx", "gateway, held")]))
+    found = compare_proxies(left_behind, there([name for name in NAMES if name not in ("nginx", "gateway, held")]))
     assert all(told for told, _ in found.values())
-    found = compare(left_behind, there(["nginx", "gateway, held"]))
+    found = compare_proxies(left_behind, there(["nginx", "gateway, held"]))
     assert {made for _, made in found.values()} == {80}, "who holds the response learns it at the end"
 
 
 def test_streams_go_on_when_backends_are_exchanged():
-    found = compare(moved_away, there(["gateway", "nginx", "nginx, HTTP/1.1", "haproxy"]))
+    found = compare_proxies(moved_away, there(["gateway", "nginx", "nginx, HTTP/1.1", "haproxy"]))
     assert set(found.values()) == {(True, True)}
 
 
 def test_slow_heads_are_closed_and_not_everybody_is_told():
-    found = compare(slow_heads, there(PLAIN))
+    found = compare_proxies(slow_heads, there(PLAIN))
     assert found == {name: (5, 0 if name == "nginx" else 5) for name in found}
 
 
@@ -111,4 +113,4 @@ def test_what_is_not_there_is_said():
 
     run(main)
     with pytest.raises(KeyError, match="no setup"):
-        compare(streamed, ["nobody", "somebody"])
+        compare_proxies(streamed, ["nobody", "somebody"])
