@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def test_refusals_and_the_end():
         with pytest.raises((AttributeError, TypeError)):  # what does not pickle stays here
             await far.submit((9,), LONG, scheduling=lambda: None)
         assert far.num_waiting == 0
-        with pytest.raises(RuntimeError, match="the event loop that it was started in"):
-            await asyncio.to_thread(asyncio.run, far.submit((9,)))
+        with pytest.raises(RuntimeError, match="the event loop that it was started in"), ThreadPoolExecutor(1) as other:
+            other.submit(asyncio.run, far.submit((9,))).result(LIMIT)
         streams = [await far.submit((9, 10), LONG, request_id="a")]
         await until(lambda: far.status().num_running)
         with pytest.raises(InvalidRequest, match="'a' is being served already"):
