@@ -60,8 +60,8 @@ class PromptEncoder:
         Raises:
             ApiError: 400 if there is no template or no tokenizer, or if the template refuses the messages.
         """
-        tokenizer = self._known(self._controlled)
         rendered, mark = self.render(messages, add_generation_prompt)
+        tokenizer = self._known(self._controlled)
         ids: list[int] = []
         for part in rendered.split(mark):
             ids += await self._encode(tokenizer, part, False)

@@ -88,8 +88,7 @@ class Running:
     def post(self, connection, document, path="/v1/completions"):
         """Send a request on a connection, and leave it at that."""
         body = json.dumps(document).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+        connection.sendall(head_of(path, len(body)) + body)
 
     def until(self, holds):
         """Wait until something holds of the engine's status."""
@@ -129,6 +128,20 @@ def running(engine=None, max_waiting=64, limits=None, template="shipped", api_ke
         server.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive(), "the server did not end"
+
+
+def head_of(path, length):
+    """The head of a request with a body of so many bytes."""
+    kind = "Host: x\r\nContent-Type: application/json"
+    return f"POST {path} HTTP/1.1\r\n{kind}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def read_all(connection):
+    """What comes until the server closes."""
+    found = b""
+    while data := connection.recv(65536):
+        found += data
+    return found
 
 
 def slowed(engine, seconds):

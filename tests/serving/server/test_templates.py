@@ -28,7 +28,8 @@ HEADERS = """{{- bos_token }}
 {{ system }}{{ eos_token }}
 {% for message in messages %}
     {%- if message.name is defined %}{{ message | tojson }}{% endif %}
-    {% generation %}{{ '<|header|>' + message['role'] + '<|/header|>\\n\\n'+ message['content'] | trim }}{% endgeneration %}
+    {{ '<|header|>' + message['role'] + '<|/header|>\\n\\n' }}
+    {% generation %}{{ message['content'] | trim }}{% endgeneration %}
 {{ eos_token }}
 {% endfor %}
 {% if add_generation_prompt %}{{ '<|header|>assistant<|/header|>\\n\\n' }}{% endif %}"""
@@ -89,7 +90,10 @@ def write(folder, config=None, jinja=None):
 def test_where_templates_are(tmp_path):
     assert write(tmp_path) is None
     assert write(tmp_path, {"bos_token": "<s>"}) is None
-    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "{{ bos_token }}|{{ eos_token }}"}]
+    named = [
+        {"name": "tool_use", "template": "tools"},
+        {"name": "default", "template": "{{ bos_token }}|{{ eos_token }}"},
+    ]
     config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "chat_template": named}
     assert write(tmp_path, config).render([]) == "<s>|</s>"
     assert write(tmp_path, config | {"chat_template": "plain"}).render([]) == "plain"
