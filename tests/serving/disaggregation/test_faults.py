@@ -44,10 +44,10 @@ def test_a_lease_that_nobody_renews_expires_and_a_late_read_fails_by_name():
     clock = FakeClock()
     with pair(prefill={"clock": clock, "lease": 30.0}) as workers:
         hog = computed(workers)
-        held = workers.prefill.cache.pool.num_used
+        leased = set(next(iter(workers.prefill.handovers.values())).lease.frames)
         clock.now = 29.9
         workers.prefill.turn()
-        assert workers.prefill.cache.pool.num_used == held == 4
+        assert workers.prefill.cache.pool.num_used == len(leased) == 4
         clock.now = 30.0
         workers.prefill.turn()
         assert workers.prefill.cache.pool.num_used == 0 and workers.prefill.expired == 1
@@ -57,6 +57,8 @@ def test_a_lease_that_nobody_renews_expires_and_a_late_read_fails_by_name():
             other = DecodeEngine(model(), [far], num_pages=32, page_size=PAGE)
             other.add_request("other", prompt(LONG, 5), likeliest(3))
             workers.prefill.turn()
+            frames = set(next(iter(workers.prefill.handovers.values())).lease.frames)
+            assert frames == leased
             moved = workers.near.content_bytes_sent
             hog.release()
             workers.decode.step()  # has room now, and pulls
