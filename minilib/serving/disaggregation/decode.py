@@ -231,7 +231,9 @@ class DecodeEngine(Engine):
         elif packet.kind == "done":
             missing = [layer for layer, page in enumerate(transfer.next_pages) if page != self._num_pages(transfer)]
             if missing:
-                self._fail_transfer(transfer, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come")
+                self._fail_transfer(
+                    transfer, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come"
+                )
             else:
                 self._complete(transfer)
 

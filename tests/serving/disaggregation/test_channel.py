@@ -71,7 +71,8 @@ def test_what_was_sent_before_the_end_is_received_and_then_the_end(transport):
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", b"kv 1" + b"\xff" * 12, b"kv 1" + b"\0" * 12, b"kv 1\x02\0\0\0" + b"\0" * 8 + b"[]"]
+    "data",
+    [b"GET / HTTP/1.1\r\n\r\n", b"kv 1" + b"\xff" * 12, b"kv 1" + b"\0" * 12, b"kv 1\x02\0\0\0" + b"\0" * 8 + b"[]"],
 )
 def test_what_is_no_packet_is_refused(data):
     ends = socket.socketpair()

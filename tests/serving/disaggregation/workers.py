@@ -105,4 +105,3 @@ def one_engine(requests, **options):
 def prompt(length, seed=0):
     draws = torch.Generator().manual_seed(1000 * seed + length)
     return torch.randint(CONFIG.vocab_size, (length,), generator=draws).tolist()
-
