@@ -9,8 +9,8 @@
 N workers do N / (P + D) requests a second mixed, and min(x / P, y / D) split, which is never more: a split shortens the
 time between tokens, and pays for that wherever x : y is not P : D.
 
-Sources: Zhong et al., "DistServe", OSDI 2024, sections 2 and 3 (interference, placement); Pope et al. 2022, "Efficiently
-Scaling Transformer Inference" (prices of both phases).
+Sources: Zhong et al., "DistServe", OSDI 2024, sections 2 and 3 (interference, placement); Pope et al. 2022,
+"Efficiently Scaling Transformer Inference" (prices of both phases).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Move:
 
 
 def kv_links(gpu: str = "h100-sxm") -> dict[str, Link]:
-    """The ways that pages may take between two GPUs, one direction: data sheets' and quoted figures, with sources there.
+    """The ways that pages may take between two GPUs, in one direction, from data sheets and quoted figures.
 
     A link to a network is one port, of one GPU.
     """

@@ -1,7 +1,7 @@
 """Packets arrive whole, in order and once, however the bytes are cut; what is no packet, and who is gone, is named."""
 
-import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,13 +103,13 @@ def test_an_unknown_transport(make):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_nothing_is_left_behind(transport, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    memory = set(os.listdir("/dev/shm"))
+    memory = set(Path("/dev/shm").iterdir())
     with channels(transport):
         pass
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with channels(transport) as (near, far):
             near.post(Packet("pages", {}, ramp(5 * 2**20)))
             far.receive()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert not list(tmp_path.iterdir()) and set(os.listdir("/dev/shm")) <= memory
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert not list(tmp_path.iterdir()) and set(Path("/dev/shm").iterdir()) <= memory
