@@ -219,9 +219,11 @@ class PrefillEngine(Engine):
 
     def _lose(self, channel: Channel, error: Exception) -> None:
         """Free everything that is held for a decode worker."""
-        logger.warning("a decode worker is given up: %s", error)
+        lost = [each for each in self.handovers.values() if each.channel is channel]
+        normal = isinstance(error, ChannelClosed) and not lost
+        logger.log(logging.INFO if normal else logging.WARNING, "%d prompts are given up: %s", len(lost), error)
         del self.channels[channel]
-        for handover in [each for each in self.handovers.values() if each.channel is channel]:
+        for handover in lost:
             self._forget(handover)
         channel.close()
 

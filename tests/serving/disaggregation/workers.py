@@ -66,6 +66,9 @@ class Pair:
     def turn(self):
         self.prefill.turn()
         self.prefill.check_invariants()
+        self.decode_turn()
+
+    def decode_turn(self):
         self.results.take(self.decode.step())
         self.decode.check_invariants()
 
