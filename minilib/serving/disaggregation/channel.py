@@ -125,9 +125,11 @@ class Channel:
         return False
 
     def close(self) -> None:
-        """Close this end, which the other one notices."""
+        """Close this end, which the other one notices, and free what it holds."""
         self.socket.close()
         self._leaving.clear()
+        self._arriving.close()
+        self._failure = self._failure or ChannelClosed(f"the channel to {self.name} was closed here")
 
     def _fill(self) -> None:
         """Read what has come."""
@@ -200,17 +202,19 @@ class SharedMemoryChannel(Channel):
 
     def __init__(self, peer: Peer, name: str) -> None:
         super().__init__(peer.socket, name)
-        self._peer = peer
+        self._peer: Peer | None = peer
         self._slot, self._gone = memoryview(b""), ""
 
     @property
     def has_received(self):
-        return bool(self._peer.filled or self._slot)
+        return bool(self._slot or (self._peer and self._peer.filled))
 
     def close(self):
-        self._slot = memoryview(b"")
-        self._peer.close()
-        self._leaving.clear()
+        super().close()
+        self._gone = self._gone or str(self._failure)
+        if self._peer:
+            self._peer.close()
+        self._slot, self._peer = memoryview(b""), None  # the last to map the slots
 
     def _write(self, buffers):
         self._hear()

@@ -21,14 +21,13 @@ import logging
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
 
 import torch
 
 from minilib.mechanisms.basics.interrupts import held
 from minilib.serving.disaggregation.channel import Channel, ChannelClosed, Packet, wait_for_packets
+from minilib.serving.disaggregation.handover import BEATS, PrefillPeer, Transfer
 from minilib.serving.disaggregation.page_format import PageFormat, PagesRefused, pages_to_move
-from minilib.serving.disaggregation.prefill import BEATS
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams, SchedulingParams, TokenOutput
 from minilib.serving.sequence import Sequence
@@ -36,42 +35,6 @@ from minilib.serving.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 ON_FAILURE = ("fail", "recompute")
-
-
-@dataclass(eq=False)
-class PrefillPeer:
-    """A prefill worker, as a decode worker knows it.
-
-    Args:
-        channel: to it.
-        epoch: of its life; requests name it, so that a worker that was restarted refuses them.
-        lease: seconds that it holds pages without a sign of life.
-        heard: when it was heard of last.
-    """
-
-    channel: Channel
-    epoch: int
-    lease: float
-    heard: float
-
-
-@dataclass(eq=False)
-class Transfer:
-    """One prompt on its way here.
-
-    Args:
-        number: what both workers call it.
-        peer: who computes it.
-        sequence: whose prompt it is; it has pages once it is pulled.
-        pulled: whether the pages were asked for.
-        next_pages: the next page that is missing, by layer.
-    """
-
-    number: int
-    peer: PrefillPeer
-    sequence: Sequence
-    pulled: bool = False
-    next_pages: list[int] = field(default_factory=list)
 
 
 class DecodeEngine(Engine):
@@ -232,7 +195,9 @@ class DecodeEngine(Engine):
         elif packet.kind == "done":
             missing = [layer for layer, page in enumerate(transfer.next_pages) if page != self._num_pages(transfer)]
             if missing:
-                self._fail_transfer(transfer, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come")
+                self._fail_transfer(
+                    transfer, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come"
+                )
             else:
                 self._complete(transfer)
 

@@ -61,5 +61,5 @@ class PageFormat:
 
 
 def pages_to_move(num_prompt_tokens: int, page_size: int) -> int:
-    """Pages of all tokens of a prompt but its last, whose keys and values the decode worker computes with its logits."""
+    """Pages of all tokens of a prompt but its last, which the decode worker computes for the logits behind it."""
     return ceil_div(num_prompt_tokens - 1, page_size)

@@ -4,8 +4,8 @@
                  └─ pages ─→ └─ pages ─→ └─ pages ─→ …      travelling to the decode worker
 
 A prompt that is computed before the decode worker has pages for it is held under a lease. The decode worker renews its
-leases as long as it wants the pages, and releases each when all pages are there; a lease that nobody renews expires, and
-its pages are free. Whoever asks for them then is refused by name: the number of a transfer is never used twice.
+leases as long as it wants the pages, and releases each when all pages are there. A lease that nobody renews expires,
+and its pages are free; whoever asks for them then is refused by name, as the number of a transfer is never used twice.
 
 Sources: Zhong et al., "DistServe", OSDI 2024; Qin et al., "Mooncake", FAST 2025, section 5.2 (layer-wise prefill); the
 leases are those of vLLM's NIXL connector.
@@ -16,47 +16,19 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from minilib.mechanisms.paging import PageTable
 from minilib.model.decoder import Attention
 from minilib.serving.asynchronous.fault_isolation import FaultIsolation
 from minilib.serving.disaggregation.channel import Channel, ChannelClosed, Packet, wait_for_packets
+from minilib.serving.disaggregation.handover import BEATS, Handover
 from minilib.serving.disaggregation.page_format import PageFormat, PagesRefused
 from minilib.serving.engine import Engine
 from minilib.serving.request import InvalidRequest, SamplingParams
 from minilib.serving.sequence import Sequence
 
-BEATS = 3  # signs of life within the time after which silence counts as death
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Handover:
-    """One prompt on its way to a decode worker.
-
-    Args:
-        channel: to the decode worker.
-        number: what that worker calls it, never used twice on a channel.
-        request_id: what the engine calls it.
-        num_tokens: tokens to be computed here.
-        pulled: whether the decode worker has pages for it.
-        next_page: the first page that was not sent in all layers.
-        lease: the pages, once all are computed.
-        expires: when the lease ends, unless it is renewed.
-    """
-
-    channel: Channel
-    number: int
-    request_id: str
-    num_tokens: int
-    pulled: bool = False
-    next_page: int = 0
-    lease: PageTable | None = None
-    expires: float = 0.0
 
 
 class PrefillEngine(Engine):
@@ -248,9 +220,11 @@ class PrefillEngine(Engine):
 
     def _lose(self, channel: Channel, error: Exception) -> None:
         """Free everything that is held for a decode worker."""
-        logger.warning("a decode worker is given up: %s", error)
+        lost = [each for each in self.handovers.values() if each.channel is channel]
+        normal = isinstance(error, ChannelClosed) and not lost
+        logger.log(logging.INFO if normal else logging.WARNING, "%d prompts are given up: %s", len(lost), error)
         del self.channels[channel]
-        for handover in [each for each in self.handovers.values() if each.channel is channel]:
+        for handover in lost:
             self._forget(handover)
         channel.close()
 

@@ -38,7 +38,7 @@ def run_open_loop(engine: Engine, arrivals: Iterable[Arrival], clock: WallClock 
         raise ValueError("the engine has unfinished requests; step it until there are none, or give a new engine")
     load = list(arrivals)
     notes = [_Notes(arrival.due) for arrival in load]
-    later = sorted(range(len(load)), key=lambda number: load[number].due, reverse=True)
+    later = sorted(range(len(load)), key=lambda number: (load[number].due, number), reverse=True)
     try:
         while later or engine.has_unfinished:
             if not engine.has_unfinished:

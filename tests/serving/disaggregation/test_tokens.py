@@ -120,3 +120,22 @@ def test_a_full_prefill_worker_computes_later():
         for name, request in requests.items():
             workers.decode.add_request(name, *request)
         assert workers.finish().tokens == one_engine(requests)
+
+
+def test_a_long_prompt_makes_no_step_longer_where_others_decode():
+    """The decode worker computes one token of each sequence in every step; one engine computes the prompt, too."""
+    with pair() as workers:
+        longest, schedule = [], workers.decode.scheduler.schedule
+
+        def watched():
+            work = schedule()
+            longest.append(max((count for _, count in work), default=0))
+            return work
+
+        workers.decode.scheduler.schedule = watched
+        workers.decode.add_request("chat", prompt(2), likeliest(30))
+        for _ in range(5):
+            workers.turn()
+        workers.decode.add_request("long", prompt(50), likeliest(3))
+        workers.finish()
+        assert max(longest) == 1 and len(longest) >= 30

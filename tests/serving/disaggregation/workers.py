@@ -12,8 +12,8 @@ from minilib.serving.disaggregation.decode import DecodeEngine
 from minilib.serving.disaggregation.meeting import ChannelListener, connect
 from minilib.serving.disaggregation.prefill import PrefillEngine
 from minilib.serving.engine import Engine
-from tests.serving.served import Results, assert_idle
 from tests.model.random_weights import randomize
+from tests.serving.served import Results, assert_idle
 
 CONFIG = ModelConfig(31, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, max_position=64)
 PAGE = 4
@@ -66,6 +66,9 @@ class Pair:
     def turn(self):
         self.prefill.turn()
         self.prefill.check_invariants()
+        self.decode_turn()
+
+    def decode_turn(self):
         self.results.take(self.decode.step())
         self.decode.check_invariants()
 
@@ -105,4 +108,3 @@ def one_engine(requests, **options):
 def prompt(length, seed=0):
     draws = torch.Generator().manual_seed(1000 * seed + length)
     return torch.randint(CONFIG.vocab_size, (length,), generator=draws).tolist()
-

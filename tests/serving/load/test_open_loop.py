@@ -50,6 +50,14 @@ def test_no_omission_is_coordinated():
     assert ServingMetrics.of(times).ttft.p50 > 70
 
 
+def test_requests_that_are_due_at_one_time_keep_their_order():
+    clock = VirtualClock()
+    times = run_open_loop(
+        simulated(lambda counts: 1.0, clock, max_sequences=1), load([2.0] * 3, [3] * 3, [1] * 3), clock
+    )
+    assert [one.token_times for one in times] == [(3.0,), (4.0,), (5.0,)]
+
+
 def test_the_order_of_the_load_does_not_matter():
     arrivals = load([3.0, 0.0, 1.0, 1.0], [3, 4, 5, 6], [2, 3, 4, 5])
     found = []
