@@ -131,5 +131,5 @@ def test_an_engine_that_is_killed_is_a_503_and_a_restart():
     ],
 )
 def test_what_cannot_be_served_is_told(arguments, told, caplog):
-    assert command_line.main(arguments) == 2
+    assert command_line.serve_from(arguments) == 2
     assert told in caplog.text
