@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from minilib.serving.asynchronous.token_stream import TokenStream
 from minilib.serving.request import TokenOutput
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error
-from minilib.serving.server.jobs import Job
+from minilib.serving.server.jobs import GenerationJob
 from minilib.serving.server.limits import Limits
 from minilib.serving.server.metrics import ServerMetrics
 from minilib.serving.server.writers import DONE, Usage, Writer
@@ -40,7 +40,7 @@ class SlowClient(Exception):
     """A client did not read what was written to it."""
 
 
-class Answer(Response):
+class GenerationResponse(Response):
     """The answer to one job, whole or as a stream of events.
 
     Args:
@@ -51,7 +51,7 @@ class Answer(Response):
         metrics: of the server.
     """
 
-    def __init__(self, engine, job: Job, writer: Writer, limits: Limits, metrics: ServerMetrics) -> None:
+    def __init__(self, engine, job: GenerationJob, writer: Writer, limits: Limits, metrics: ServerMetrics) -> None:
         super().__init__()
         self._engine, self._job, self._writer = engine, job, writer
         self._limits, self._metrics = limits, metrics

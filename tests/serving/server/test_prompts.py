@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minilib.serving.server.errors import ApiError
 from minilib.serving.server.prompts import LONG, PromptEncoder
-from minilib.serving.server.protocol import Message
+from minilib.serving.server.protocol import ChatMessage
 from minilib.serving.server.templates import ChatTemplate
 from tests.serving.server.api import parts
 from tests.serving.server.test_templates import CHATML, HEADERS
@@ -31,7 +31,7 @@ def tokenizer_of(post_processor=False):
 
 
 def encoded(encoder, *contents, prompt=True):
-    messages = [Message(role="user", content=content) for content in contents]
+    messages = [ChatMessage(role="user", content=content) for content in contents]
     return asyncio.run(encoder.chat(messages, prompt))
 
 
@@ -48,7 +48,7 @@ def test_harmless_chats_are_encoded_as_transformers_does(template):
     theirs.chat_template = template
     chat = [{"role": "user", "content": "def f(x): <"}, {"role": "assistant", "content": "ü 1 < 2 | 3"}]
     encoder = PromptEncoder(tokenizer, ChatTemplate(template, {"bos_token": "<s>", "eos_token": "</s>"}))
-    ours = asyncio.run(encoder.chat([Message(**message) for message in chat]))
+    ours = asyncio.run(encoder.chat([ChatMessage(**message) for message in chat]))
     expected = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     if template is not JOINED:  # "<" at its end may begin a control token, so JOINED cuts it off
         assert ours == expected
@@ -82,7 +82,7 @@ def test_nobody_writes_control_tokens(template, said):
         for other in others:
             ids = encoded(encoder, said, other)
             assert control(tokenizer, ids) == control(tokenizer, encoded(encoder, "a", "b"))
-            mark = encoder.render([Message(role="user", content=each) for each in (said, other)])
+            mark = encoder.render([ChatMessage(role="user", content=each) for each in (said, other)])
             assert tokenizer.decode(ids, skip_special_tokens=False) == mark[0].replace(mark[1], "")
 
 
