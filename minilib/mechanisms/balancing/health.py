@@ -1,4 +1,4 @@
-"""Whether a target may get requests: what its requests tell (passive), what probes tell (active), what an operator says.
+"""Whether a target may get requests, as its requests show (passive), checks show (active), and an operator says.
 
     up ── max_failures requests in a row failed ──► paused ── the pause is over ──► on trial: one request at a time
      ▲                                                ▲                                     │            │
@@ -34,7 +34,7 @@ class HealthRule:
         ValueError: if a number is out of range.
     """
 
-    max_failures: int = 1
+    max_failures: int = 3
     pause: float = 1.0
     fall: int = 3
     rise: int = 2
