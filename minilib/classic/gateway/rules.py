@@ -75,6 +75,7 @@ class RetryRule:
         max_attempts: backends that a request is sent to, at most.
         refusals: statuses with which a backend says that it has not begun; 503 counts only with a Retry-After.
         methods: that may be sent again when nobody knows what the first attempt has done.
+        timeouts: whether they may be after a backend was too slow, too: the next one has as much to do.
 
     Raises:
         ValueError: if max_attempts is below 1.
@@ -83,14 +84,15 @@ class RetryRule:
     max_attempts: int = 3
     refusals: frozenset[int] = frozenset({429, 503})
     methods: frozenset[str] = IDEMPOTENT
+    timeouts: bool = True
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"a request is attempted at least once, got {self.max_attempts!r}")
 
-    def after_failure(self, method: str, was_sent: bool) -> bool:
+    def after_failure(self, method: str, was_sent: bool, timed_out: bool = False) -> bool:
         """Whether a request may go elsewhere, of which a part was sent to a backend that failed, or nothing."""
-        return not was_sent or method in self.methods
+        return not was_sent or (method in self.methods and (self.timeouts or not timed_out))
 
     def after_refusal(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether a response says that the request has not begun and may go elsewhere; names are in lower case."""

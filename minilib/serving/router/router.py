@@ -25,11 +25,11 @@ from minilib.mechanisms.balancing import Policy, RetryBudget
 from minilib.serving.router.discovery import Discover, ReplicaAddress
 from minilib.serving.router.keys import routing_key
 from minilib.serving.router.metrics import RouterMetrics
-from minilib.serving.router.prefix_aware import PrefixAware
+from minilib.serving.router.prefix_aware import PrefixAware, RoutingKey
 from minilib.serving.router.watch import ReplicaWatch
 
 JSON = [(b"content-type", b"application/json")]
-RETRIES = RetryRule(max_attempts=3, methods=IDEMPOTENT | {"POST"})
+RETRIES = RetryRule(max_attempts=3, methods=IDEMPOTENT | {"POST"}, timeouts=False)
 
 
 def openai_error(error: GatewayError) -> Reply:
@@ -75,7 +75,7 @@ class Router(GatewayHooks):
         self.policy, self.every = PrefixAware() if policy is None else policy, every
         self.gateway = Gateway(
             self.policy,
-            key_of=routing_key,
+            key_of=self._key_of,
             hooks=self,
             limits=limits,
             retries=retries,
@@ -144,8 +144,10 @@ class Router(GatewayHooks):
         return []
 
     def ended(self, request: GatewayRequest, target: int, ending: Ending) -> None:
-        """Count."""
+        """Count; what was refused, or failed before its first byte, has left nothing at its replica."""
         self.metrics.ended(target, ending)
+        if ending in (Ending.REFUSED, Ending.FAILED) and isinstance(self.policy, PrefixAware):
+            self.policy.withdraw(target, request.notes["key"])
 
     def last_words(self, request: GatewayRequest, target: int) -> bytes:
         """An error event, behind the end of whatever event was cut."""
@@ -153,6 +155,9 @@ class Router(GatewayHooks):
             return b""
         reason = f"{self.metrics.name(target)} failed in the middle of this answer, which is not complete; ask again"
         return b"\n\ndata: " + _error_body(reason, "server_error", "replica_failed") + b"\n\n"
+
+    def _key_of(self, request: GatewayRequest) -> RoutingKey:
+        return request.notes.setdefault("key", routing_key(request))
 
     def _ready(self) -> Reply:
         """200 while a replica gets requests; why the others do not is said in any case."""
@@ -185,6 +190,7 @@ class Router(GatewayHooks):
             self.gateway.backends.drain(target)
 
     def _lost(self, target: int) -> None:
+        self.gateway.backends.dispatcher.health[target].succeeded()  # the next process owes nothing to this one's past
         if isinstance(self.policy, PrefixAware):
             self.policy.forget(target)
 

@@ -73,7 +73,7 @@ class ReplicaWatch:
         fall: checks in a row without an answer after which a replica is unreachable. Its requests tell sooner.
         add: address → number; a replica that takes no requests as yet.
         allow: number, whether it may have new requests.
-        lost: number; what a replica held is gone.
+        lost: number; the process that failed is gone, and so is what it held.
         remove: number; a replica that never comes back.
 
     Attributes:

@@ -92,22 +92,28 @@ class FakeReplica:
             return await self._json(send, 200, {"object": "list", "data": [model]})
         if self.full:
             return await self._json(send, 429, {"error": {"message": "full", "code": "queue_full"}})
-        return await self._generate(json.loads(body), dict(head.headers), send)
+        try:
+            asked = json.loads(body)
+            prompt, count = str(asked["prompt"]), int(asked.get("max_tokens", 4))
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            return await self._json(send, 400, {"error": {"message": str(error), "code": "unreadable"}})
+        return await self._generate(prompt, count, asked.get("stream"), dict(head.headers), send)
 
     async def _json(self, send, status, content) -> None:
         encoded = json.dumps(content).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(encoded))), ("x-replica", self.name)]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(encoded))),
+            ("x-replica", self.name),
+        ]
         headers += [("retry-after", "1")] if status in (429, 503) else []
         await send(h11.Response(status_code=status, headers=headers), h11.Data(data=encoded), h11.EndOfMessage())
 
-    async def _generate(self, asked, headers, send) -> None:
-        prompt, count = asked["prompt"], asked.get("max_tokens", 4)
+    async def _generate(self, prompt, count, stream, headers, send) -> None:
         self._begin(headers.get(b"x-request-id", b"-").decode())
         try:
-            if self.before_tokens and not asked.get("stream"):
-                await asyncio.sleep(self.before_tokens)
-            if not asked.get("stream"):
-                await asyncio.sleep(self.pace * count)
+            if not stream:
+                await asyncio.sleep(self.before_tokens + self.pace * count)
                 text = " ".join(tokens_of(prompt, count))
                 return await self._json(send, 200, {"choices": [{"text": text, "finish_reason": "length"}]})
             kind = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked"), ("x-replica", self.name)]
