@@ -26,7 +26,7 @@ class GatewayLimits:
         max_head: start line and headers, of requests and of responses.
         max_body: body of a request.
         replay_body: as much of a request's body as is received before a backend is chosen; what fits can be retried.
-        max_connections: of clients; the next ones are told 503.
+        max_connections: of clients; as many again are told 503, and further ones are closed at once.
         max_idle: connections kept open to each backend.
         idle_within: until an idle client begins its next request.
         head_within: from the first byte of a request's head to its last.
