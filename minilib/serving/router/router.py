@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
 
 from minilib.classic.gateway.gateway import Gateway
@@ -28,6 +29,7 @@ from minilib.serving.router.metrics import RouterMetrics
 from minilib.serving.router.prefix_aware import PrefixAware, RoutingKey
 from minilib.serving.router.watch import ReplicaWatch
 
+log = logging.getLogger(__name__)
 JSON = [(b"content-type", b"application/json")]
 RETRIES = RetryRule(max_attempts=3, methods=IDEMPOTENT | {"POST"}, timeouts=False)
 
@@ -38,7 +40,7 @@ def openai_error(error: GatewayError) -> Reply:
     return Reply(error.status, _error_body(str(error), kind, _code(error.status)), JSON)
 
 
-class Router(GatewayHooks):
+class ReplicaRouter(GatewayHooks):
     """Serves OpenAI's protocol with replicas that serve it.
 
     Use it as an async context manager, or `start` and `stop` it.
@@ -47,7 +49,7 @@ class Router(GatewayHooks):
         discover: where replicas are, such as `in_list(urls)`.
         policy: its keys are `RoutingKey`s, its loads requests in flight; prefix-aware if left out.
         fingerprint: of the weights that replicas must have, see `ReplicaWatch`.
-        every: seconds between two rounds of checks.
+        every, within: seconds between two rounds of checks, and for one.
         limits, retries, budget: as of `Gateway`.
 
     Attributes:
@@ -66,6 +68,7 @@ class Router(GatewayHooks):
         *,
         fingerprint: str | None = None,
         every: float = 0.5,
+        within: float = 2.0,
         limits: GatewayLimits | None = None,
         retries: RetryRule = RETRIES,
         budget: RetryBudget | None = None,
@@ -84,7 +87,13 @@ class Router(GatewayHooks):
             render_error=openai_error,
         )
         self.watch = ReplicaWatch(
-            discover, add=self._add, allow=self._allow, lost=self._lost, remove=self._remove, fingerprint=fingerprint
+            discover,
+            add=self._add,
+            allow=self._allow,
+            lost=self._lost,
+            remove=self._remove,
+            fingerprint=fingerprint,
+            within=within,
         )
         self.metrics = RouterMetrics(self.gateway.backends.dispatcher, self.policy)
         self._watching: asyncio.Task | None = None
@@ -106,7 +115,7 @@ class Router(GatewayHooks):
         await asyncio.gather(*tasks, return_exceptions=True)
         return cut
 
-    async def __aenter__(self) -> Router:
+    async def __aenter__(self) -> ReplicaRouter:
         await self.start()
         return self
 
@@ -174,7 +183,10 @@ class Router(GatewayHooks):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.every)
-            await self.watch.round()
+            try:
+                await self.watch.round()
+            except Exception:  # a router that looks after nobody any more would send requests to the dead
+                log.exception("a round of checks failed")
 
     def _add(self, address: ReplicaAddress) -> int:
         target = self.gateway.backends.add(*address)

@@ -42,7 +42,7 @@ class ModelIdentity(NamedTuple):
 
 
 @dataclass
-class Replica:
+class WatchedReplica:
     """A replica as its router sees it.
 
     Args:
@@ -100,11 +100,11 @@ class ReplicaWatch:
             raise ValueError(f"within is above 0 seconds and fall 1 or more, got {within!r} and {fall!r}")
         self.discover, self.fingerprint, self.within, self.fall = discover, fingerprint, within, fall
         self._add, self._allow, self._lost, self._remove = add, allow, lost, remove
-        self.replicas: dict[ReplicaAddress, Replica] = {}
+        self.replicas: dict[ReplicaAddress, WatchedReplica] = {}
         self.identity: ModelIdentity | None = None
 
     @property
-    def ready(self) -> list[Replica]:
+    def ready(self) -> list[WatchedReplica]:
         """Replicas that get new requests."""
         return [replica for replica in self.replicas.values() if replica.state == "ready"]
 
@@ -143,9 +143,9 @@ class ReplicaWatch:
             self._remove(self.replicas.pop(address).target)
         for address in addresses:
             if address not in self.replicas:
-                self.replicas[address] = Replica(self._add(address), address)
+                self.replicas[address] = WatchedReplica(self._add(address), address)
 
-    def _agree(self, replicas: list[Replica]) -> None:
+    def _agree(self, replicas: list[WatchedReplica]) -> None:
         """Settle once which model it is that this router serves."""
         seen = Counter(replica.identity for replica in replicas if replica.identity)
         if self.fingerprint is not None:
@@ -161,7 +161,7 @@ class ReplicaWatch:
             return f"serves {identity}, the others serve {self.identity}"
         return ""
 
-    async def _check(self, replica: Replica) -> tuple[str, str, ModelIdentity | None]:
+    async def _check(self, replica: WatchedReplica) -> tuple[str, str, ModelIdentity | None]:
         """State, reason and identity as the replica says them."""
         try:
             async with asyncio.timeout(self.within):

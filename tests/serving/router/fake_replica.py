@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import h11
@@ -27,6 +28,7 @@ class FakeReplica:
         self.name, self.fingerprint, self.pace, self.journal = name, fingerprint, pace, journal
         self.ready, self.begun, self.running, self.port = True, [], 0, 0
         self.full = False  # answers 429
+        self.hangs = False  # answers nothing
         self.before_tokens = 0.0  # seconds
         self._tasks = set()
 
@@ -80,6 +82,8 @@ class FakeReplica:
 
     async def _answer(self, head, body, send) -> None:
         path, _, query = head.target.decode().partition("?")
+        if self.hangs:
+            await asyncio.sleep(60)
         if path == "/control":
             self.ready = parse_qs(query)["ready"] == ["1"]
         if path in ("/health", "/control"):
@@ -130,7 +134,7 @@ class FakeReplica:
         self.begun.append(request_id)
         self.running += 1
         if self.journal:
-            with open(self.journal, "a", encoding="utf-8") as journal:
+            with Path(self.journal).open("a", encoding="utf-8") as journal:
                 journal.write(f"{request_id} {self.name}\n")
 
 

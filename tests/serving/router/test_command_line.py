@@ -13,7 +13,7 @@ from minilib.mechanisms.balancing import TwoChoices
 from minilib.serving.router.__main__ import parse
 from minilib.serving.router.discovery import ReplicaAddress, in_dns, in_file, in_list
 from minilib.serving.router.prefix_aware import BySession, PrefixAware
-from minilib.serving.router.router import Router
+from minilib.serving.router.router import ReplicaRouter
 from tests.serving.router.fake_replica import FakeReplica, tokens_of
 
 
@@ -80,4 +80,4 @@ def test_addresses(tmp_path):
 @pytest.mark.parametrize("every", [0, -1, float("nan")])
 def test_rounds_take_time(every):
     with pytest.raises(ValueError, match="above 0"):
-        Router(in_list([]), every=every)
+        ReplicaRouter(in_list([]), every=every)

@@ -19,7 +19,7 @@ from minilib.classic.gateway.rules import GatewayLimits
 from minilib.mechanisms.balancing import RetryBudget
 from minilib.serving.router.discovery import in_list
 from minilib.serving.router.prefix_aware import PrefixAware
-from minilib.serving.router.router import Router
+from minilib.serving.router.router import ReplicaRouter
 from tests.serving.router import fake_replica
 from tests.serving.router.fake_replica import tokens_of
 from tests.serving.router.test_router import run, stream
@@ -91,14 +91,14 @@ async def drill(tmp_path, num_routers, disturb):
         for _ in range(num_routers):
             policy, budget = PrefixAware(num_routers=num_routers), RetryBudget(ratio=1, most=100)
             limits = GatewayLimits(answer_within=5, stall_within=5)
-            router = Router(in_list(urls), policy, every=0.05, budget=budget, limits=limits)
+            router = ReplicaRouter(in_list(urls), policy, every=0.05, budget=budget, limits=limits)
             await router.start()
             stack.push_async_callback(router.stop)
             routers.append(router)
         ports = [routers[number % num_routers].gateway.port for number in range(CLIENTS)]
         clients = [asyncio.create_task(told.client(f"http://127.0.0.1:{port}", going)) for port in ports]
         for number in range(TIMES):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
             await disturb(replicas[number % 3], routers)
         going.set()
         await asyncio.wait_for(asyncio.gather(*clients), 10)
@@ -109,7 +109,7 @@ async def drill(tmp_path, num_routers, disturb):
     return told, begun
 
 
-async def becomes_ready(replica, routers, count=3):
+async def becomes_ready(routers, count=3):
     async with asyncio.timeout(5):
         while any(len(router.watch.ready) != count for router in routers):
             await asyncio.sleep(0.01)
@@ -118,9 +118,9 @@ async def becomes_ready(replica, routers, count=3):
 async def kill(replica, routers):
     os.kill(replica.process.pid, signal.SIGKILL)
     await asyncio.to_thread(replica.close)
-    await becomes_ready(replica, routers, 2)
+    await becomes_ready(routers, 2)
     await asyncio.to_thread(replica.start)
-    await becomes_ready(replica, routers)
+    await becomes_ready(routers)
 
 
 async def drain(replica, routers):
@@ -128,9 +128,9 @@ async def drain(replica, routers):
     replica.send(signal.SIGTERM)
     assert await asyncio.to_thread(replica.process.wait, 5) == 0
     await asyncio.to_thread(replica.close)
-    await becomes_ready(replica, routers, 2)
+    await becomes_ready(routers, 2)
     await asyncio.to_thread(replica.start)
-    await becomes_ready(replica, routers)
+    await becomes_ready(routers)
 
 
 def test_a_replica_killed_twenty_times_under_load(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from minilib.classic.gateway.hooks import Ending
 from minilib.classic.gateway.rules import GatewayLimits
 from minilib.mechanisms.balancing import RetryBudget, RoundRobin
+from minilib.serving.router.discovery import ReplicaAddress
 from minilib.serving.router.prefix_aware import RoutingKey
 from tests.serving.router.fake_replica import FakeReplica, tokens_of
 from tests.serving.router.test_router import before, complete, run, stream
@@ -139,6 +140,37 @@ def test_checks_that_fail_once_change_nothing_and_twice_they_do():
             assert watched.state == "ready" and str(watched.identity) == "tiny good of 512 tokens"
 
     run(drill())
+
+
+def test_a_replica_that_hangs_is_found_out():
+    async def drill():
+        hanging, other = FakeReplica("hanging"), FakeReplica("other")
+        async with before(hanging, other, within=0.3) as (router, client):
+            hanging.hangs = True
+            for _ in range(2):
+                await router.watch.round()
+            assert [one.state for one in router.watch.replicas.values()] == ["unreachable", "ready"]
+            assert {(await complete(client, str(n))).headers["x-replica"] for n in range(4)} == {"other"}
+
+    run(drill())
+
+
+def test_a_round_that_fails_is_not_the_last_one(caplog):
+    async def drill():
+        replica, rounds = FakeReplica("r"), []
+
+        async def discover():
+            rounds.append(len(rounds))
+            if len(rounds) == 2:
+                raise RuntimeError("nobody thought of this")
+            return [ReplicaAddress("127.0.0.1", replica.port)]
+
+        async with before(replica, discover=discover, every=0.01) as (router, client):
+            await until(lambda: len(rounds) >= 4)
+            assert (await complete(client, "x")).status_code == 200
+
+    run(drill())
+    assert "nobody thought of this" in caplog.text
 
 
 def test_stop_lets_streams_finish():

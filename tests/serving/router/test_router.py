@@ -11,20 +11,21 @@ from minilib.classic.gateway.hooks import Ending
 from minilib.mechanisms.balancing import LeastLoaded, RoundRobin
 from minilib.serving.router.discovery import in_file, in_list
 from minilib.serving.router.prefix_aware import PrefixAware
-from minilib.serving.router.router import Router
+from minilib.serving.router.router import ReplicaRouter
 from tests.serving.router.fake_replica import FakeReplica, tokens_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 @asynccontextmanager
-async def before(*replicas, policy=None, discover=None, **options):
+async def before(*replicas, policy=None, discover=None, every=30.0, **options):
     """A router before fake replicas, and a client of it."""
     async with AsyncExitStack() as stack:
         for replica in replicas:
             await replica.start()
             stack.push_async_callback(replica.kill)
-        router = Router(discover or in_list([replica.url for replica in replicas]), policy, every=30.0, **options)
+        discover = discover or in_list([replica.url for replica in replicas])
+        router = ReplicaRouter(discover, policy, every=every, **options)
         await router.start()
         stack.push_async_callback(router.stop)
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{router.gateway.port}", timeout=10.0, trust_env=False)

@@ -6,7 +6,7 @@ from minilib.mechanisms.balancing import LeastLoaded, RoundRobin, Sticky, TwoCho
 from minilib.model.config import ModelConfig
 from minilib.serving.load.arrivals import Arrival
 from minilib.serving.load.clock import VirtualClock
-from minilib.serving.load.conversations import ChatSession, Turn, chat_sessions, working_set
+from minilib.serving.load.conversations import ChatSession, ChatTurn, chat_sessions, working_set
 from minilib.serving.load.open_loop import run_open_loop
 from minilib.serving.load.simulation import SimulatedEngine
 from minilib.serving.request import SamplingParams
@@ -53,7 +53,7 @@ def test_one_replica_is_the_open_loop():
 
 def test_hits_are_counted_to_the_page():
     """A conversation alone: everything before the question was computed by the turn before, whole pages of it."""
-    turns = tuple(Turn(tuple(range(n * 50, n * 50 + 50)), 4, float(n > 0)) for n in range(3))
+    turns = tuple(ChatTurn(tuple(range(n * 50, n * 50 + 50)), 4, float(n > 0)) for n in range(3))
     sessions = [ChatSession(0.0, 0, tuple(range(40)), turns)]
     report = routed(sessions, lambda: BySession(Sticky))
     assert [turn.prompt_tokens for turn in report.turns] == [90, 144, 198]
@@ -72,7 +72,7 @@ def test_loads_are_those_of_the_moment():
             seen.append(tuple(loads))
             return super().choose(key, loads)
 
-    sessions = [ChatSession(due, 0, (), (Turn((1, 2), 2, 0.0),)) for due in (0.0, 0.0, 0.0, 0.001, 50.0)]
+    sessions = [ChatSession(due, 0, (), (ChatTurn((1, 2), 2, 0.0),)) for due in (0.0, 0.0, 0.0, 0.001, 50.0)]
     report = routed(sessions, Watched)
     assert seen == [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)]
     assert [turn.times.due for turn in report.turns][-1] == 50.0
