@@ -29,6 +29,7 @@ class FakeReplica:
         self.ready, self.begun, self.running, self.port = True, [], 0, 0
         self.full = False  # answers 429
         self.hangs = False  # answers nothing
+        self.api_key = None  # that models are shown for
         self.before_tokens = 0.0  # seconds
         self._tasks = set()
 
@@ -92,6 +93,8 @@ class FakeReplica:
             state = {"state": "ready" if self.ready else "draining"}
             return await self._json(send, 200 if self.ready else 503, state)
         if path == "/v1/models":
+            if self.api_key and dict(head.headers).get(b"authorization") != f"Bearer {self.api_key}".encode():
+                return await self._json(send, 401, {"error": {"message": "no key"}})
             model = {"id": "tiny", "object": "model", "fingerprint": self.fingerprint, "max_model_len": 512}
             return await self._json(send, 200, {"object": "list", "data": [model]})
         if self.full:
@@ -145,10 +148,13 @@ async def main() -> None:
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--journal")
+    parser.add_argument("--wait", action="store_true", help="for the end of stdin before it listens")
     asked = parser.parse_args()
     replica = FakeReplica(asked.name, asked.fingerprint, asked.pace, asked.journal)
     term = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, term.set)
+    if asked.wait:
+        os.read(0, 1)
     os.write(1, f"{await replica.start(asked.port)}\n".encode())
     await term.wait()
     replica.ready = False
