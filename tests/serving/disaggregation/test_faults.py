@@ -185,7 +185,7 @@ def test_a_prefill_worker_that_is_silent_counts_as_dead(on_failure):
         workers.decode.add_request("a", prompt(LONG), likeliest(3))
         workers.decode.step()
         clock.now = 10.0
-        assert not workers.decode.step() and workers.decode.transfers
+        assert not workers.decode.step() and workers.decode.deliveries
         clock.now = 10.1
         outputs = workers.decode.step()
         assert "has said nothing for 10 s" in workers.decode.failures[0] and not workers.decode.peers
