@@ -193,10 +193,9 @@ class DecodeEngine(Engine):
             self._fail_delivery(delivery, f"{peer.channel.name}: {packet.fields['why']}")
         elif packet.kind == "done":
             missing = [layer for layer, page in enumerate(delivery.next_pages) if page != self._num_pages(delivery)]
-            if missing:
-                self._fail_delivery(
-                    delivery, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come"
-                )
+            if missing or not delivery.pulled:
+                what = f"no pages of layer {missing[0]}" if missing else "pages that nobody has asked for"
+                self._fail_delivery(delivery, f"{peer.channel.name} sent {what}, and no more will come")
             else:
                 self._complete(delivery)
 
