@@ -47,7 +47,7 @@ class Packet:
     content: Tensor = NOTHING
 
 
-class Channel:
+class PacketChannel:
     """One end of a way between two workers; subclasses move bytes.
 
     Args:
@@ -169,7 +169,7 @@ class Channel:
         raise NotImplementedError
 
 
-class StreamChannel(Channel):
+class StreamChannel(PacketChannel):
     """Over a stream socket: TCP between hosts."""
 
     def _write(self, buffers):
@@ -192,12 +192,12 @@ class StreamChannel(Channel):
         return count
 
 
-class SharedMemoryChannel(Channel):
+class SharedMemoryChannel(PacketChannel):
     """Through slots of memory that both processes map, as ranks of one host exchange messages.
 
     Args:
         peer: the worker at the other end, its slots and the socket for notices about them.
-        name: see `Channel`.
+        name: see `PacketChannel`.
     """
 
     def __init__(self, peer: Peer, name: str) -> None:
@@ -261,7 +261,7 @@ class SharedMemoryChannel(Channel):
             self._gone = f"{self.name} is gone: {error}"
 
 
-def wait_for_packets(channels: Iterable[Channel], timeout: float) -> None:
+def wait_for_packets(channels: Iterable[PacketChannel], timeout: float) -> None:
     """Sleep until one of the channels has received something or can send more, at most `timeout` seconds."""
     channels = list(channels)
     if any(channel.has_received for channel in channels):

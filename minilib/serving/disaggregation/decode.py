@@ -9,7 +9,7 @@ that come into those frames, between two steps and without waiting for any. When
 its prompt had been computed here: its last token is computed here, so whatever chooses the first token is here, too.
 
 What comes for a request that has ended is thrown away: its frames may be another's by then, and only the number of a
-transfer that is open leads to frames.
+delivery that is open leads to frames.
 
 Sources: vLLM's NIXL connector (`kv_load_failure_policy`); Zhong et al., "DistServe", OSDI 2024.
 """
@@ -25,8 +25,8 @@ from collections.abc import Sequence as Row
 import torch
 
 from minilib.mechanisms.basics.interrupts import held
-from minilib.serving.disaggregation.channel import Channel, ChannelClosed, Packet, wait_for_packets
-from minilib.serving.disaggregation.handover import BEATS, PrefillPeer, Transfer
+from minilib.serving.disaggregation.channel import ChannelClosed, Packet, PacketChannel, wait_for_packets
+from minilib.serving.disaggregation.handover import BEATS, Delivery, PrefillPeer
 from minilib.serving.disaggregation.page_format import PageFormat, PagesRefused, pages_to_move
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams, SchedulingParams, TokenOutput
@@ -51,9 +51,9 @@ class DecodeEngine(Engine):
         patience: seconds that a step sleeps at most where there is nothing to compute.
 
     Attributes:
-        transfers: prompts on their way here, by number.
+        deliveries: prompts on their way here, by number.
         num_late: packets of pages that came for requests that had ended, and were thrown away.
-        failures: why transfers failed, in their order.
+        failures: why deliveries failed, in their order.
 
     Raises:
         ValueError: for another policy, or a number that makes no sense; as `Engine` in all else.
@@ -64,7 +64,7 @@ class DecodeEngine(Engine):
     def __init__(
         self,
         model,
-        channels: Iterable[Channel],
+        channels: Iterable[PacketChannel],
         *arguments,
         timeout: float = 30.0,
         on_failure: str = "fail",
@@ -83,7 +83,7 @@ class DecodeEngine(Engine):
         self.least_tokens, self.patience = least_tokens, patience
         self.format = PageFormat.of(self.model, self.cache)
         self.peers = [self._meet(channel) for channel in channels]
-        self.transfers: dict[int, Transfer] = {}
+        self.deliveries: dict[int, Delivery] = {}
         self.num_late, self.failures = 0, []
         self._numbers, self._beaten = itertools.count(), self.clock()
 
@@ -106,20 +106,20 @@ class DecodeEngine(Engine):
             if not self.peers:
                 self._give_up(sequence, "no prefill worker is left")
                 return
-            load = [sum(transfer.peer is peer for transfer in self.transfers.values()) for peer in self.peers]
+            load = [sum(delivery.peer is peer for delivery in self.deliveries.values()) for peer in self.peers]
             peer = self.peers[load.index(min(load))]
-            transfer = Transfer(next(self._numbers), peer, sequence)
-            self.transfers[transfer.number] = transfer
+            delivery = Delivery(next(self._numbers), peer, sequence)
+            self.deliveries[delivery.number] = delivery
             content = torch.tensor(sequence.token_ids[:-1], dtype=torch.int64).view(torch.uint8)
             salt = sequence.params.cache_salt
-            self._post(peer, Packet("compute", {"number": transfer.number, "salt": salt}, content))
+            self._post(peer, Packet("compute", {"number": delivery.number, "salt": salt}, content))
             self._pull()  # so that pages leave from the first layer on, if there is room for them
 
     def abort(self, request_id: str) -> bool:
         """As `Engine.abort`; the prefill worker frees what it has, and what is on its way is thrown away."""
         with held():
-            for transfer in [each for each in self.transfers.values() if each.sequence.request_id == request_id]:
-                self._close(transfer)
+            for delivery in [each for each in self.deliveries.values() if each.sequence.request_id == request_id]:
+                self._close(delivery)
             return super().abort(request_id)
 
     def step(self) -> list[TokenOutput]:
@@ -127,7 +127,7 @@ class DecodeEngine(Engine):
         with held():
             self._hear()
             self._pull()
-        if self.transfers and not (self._made or self.scheduler.running or len(self.scheduler.policy)):
+        if self.deliveries and not (self._made or self.scheduler.running or len(self.scheduler.policy)):
             wait_for_packets([peer.channel for peer in self.peers], self.patience)
         return super().step()
 
@@ -140,26 +140,26 @@ class DecodeEngine(Engine):
         self.peers = []
 
     def check_invariants(self, others=()) -> None:
-        """As `Engine.check_invariants`; whoever arrives has a transfer, and pages if it was pulled."""
+        """As `Engine.check_invariants`; whoever arrives has a delivery, and pages if it was pulled."""
         super().check_invariants(others)
-        arriving = [transfer.sequence for transfer in self.transfers.values()]
+        arriving = [delivery.sequence for delivery in self.deliveries.values()]
         assert set(arriving) == set(self.scheduler.arriving), "a sequence waits for pages that nobody sends"
-        assert all(bool(each.sequence.table.frames) == each.pulled for each in self.transfers.values())
-        assert all(each.peer in self.peers for each in self.transfers.values()), "a worker that is gone is awaited"
+        assert all(bool(each.sequence.table.frames) == each.pulled for each in self.deliveries.values())
+        assert all(each.peer in self.peers for each in self.deliveries.values()), "a worker that is gone is awaited"
 
     def _pull(self) -> None:
         """Give prompts pages, in the policy's order, and ask for what belongs into them."""
-        unpulled = {each.sequence: each for each in self.transfers.values() if not each.pulled}
+        unpulled = {each.sequence: each for each in self.deliveries.values() if not each.pulled}
         for sequence in self.scheduler.policy.order(unpulled):
-            first, transfer = self.scheduler.reserve(sequence), unpulled[sequence]
+            first, delivery = self.scheduler.reserve(sequence), unpulled[sequence]
             if first is None:
                 return
-            transfer.pulled = True
-            transfer.next_pages = [first] * self.cache.config.num_layers
-            if first >= self._num_pages(transfer):  # kept here since the request came
-                self._complete(transfer)
+            delivery.pulled = True
+            delivery.next_pages = [first] * self.cache.config.num_layers
+            if first >= self._num_pages(delivery):  # kept here since the request came
+                self._complete(delivery)
             else:
-                self._post(transfer.peer, Packet("pull", {"numbers": [transfer.number], "first": first}))
+                self._post(delivery.peer, Packet("pull", {"numbers": [delivery.number], "first": first}))
 
     def _hear(self) -> None:
         """Take what has come from prefill workers, and give up those that are gone or silent."""
@@ -169,7 +169,7 @@ class DecodeEngine(Engine):
                 for packet in peer.channel.receive():
                     peer.heard = now
                     self._take(peer, packet)
-                waited = any(transfer.peer is peer for transfer in self.transfers.values())
+                waited = any(delivery.peer is peer for delivery in self.deliveries.values())
                 if not waited:
                     peer.heard = now
                 elif now - peer.heard > self.timeout:
@@ -179,54 +179,53 @@ class DecodeEngine(Engine):
         if now - self._beaten > min((peer.lease for peer in self.peers), default=0.0) / BEATS:
             self._beaten = now
             for peer in self.peers:
-                numbers = [transfer.number for transfer in self.transfers.values() if transfer.peer is peer]
+                numbers = [delivery.number for delivery in self.deliveries.values() if delivery.peer is peer]
                 self._post(peer, Packet("renew", {"numbers": numbers}))
 
     def _take(self, peer: PrefillPeer, packet: Packet) -> None:
         if packet.kind == "alive":
             return
-        transfer = self.transfers.get(packet.fields["number"])
-        if transfer is None or transfer.peer is not peer:
+        delivery = self.deliveries.get(packet.fields["number"])
+        if delivery is None or delivery.peer is not peer:
             self.num_late += packet.kind == "pages"
         elif packet.kind == "pages":
-            self._put(transfer, packet)
+            self._put(delivery, packet)
         elif packet.kind == "failed":
-            self._fail_transfer(transfer, f"{peer.channel.name}: {packet.fields['why']}")
+            self._fail_delivery(delivery, f"{peer.channel.name}: {packet.fields['why']}")
         elif packet.kind == "done":
-            missing = [layer for layer, page in enumerate(transfer.next_pages) if page != self._num_pages(transfer)]
-            if missing:
-                self._fail_transfer(
-                    transfer, f"{peer.channel.name} sent no pages of layer {missing[0]}, and no more come"
-                )
+            missing = [layer for layer, page in enumerate(delivery.next_pages) if page != self._num_pages(delivery)]
+            if missing or not delivery.pulled:
+                what = f"no pages of layer {missing[0]}" if missing else "pages that nobody has asked for"
+                self._fail_delivery(delivery, f"{peer.channel.name} sent {what}, and no more will come")
             else:
-                self._complete(transfer)
+                self._complete(delivery)
 
-    def _put(self, transfer: Transfer, packet: Packet) -> None:
+    def _put(self, delivery: Delivery, packet: Packet) -> None:
         """Put one layer's pages into the frames of the sequence that they belong to."""
         layer, first, stop = (packet.fields[name] for name in ("layer", "first", "stop"))
         k, v = self.cache.k[layer], self.cache.v[layer]
         expected = 2 * (stop - first) * k[0].nbytes
-        if not transfer.pulled or not first <= transfer.next_pages[layer] <= stop <= self._num_pages(transfer):
+        if not delivery.pulled or not first <= delivery.next_pages[layer] <= stop <= self._num_pages(delivery):
             raise PagesRefused(f"pages {first} … {stop} of layer {layer} came, and nobody has asked for them")
         if len(packet.content) != expected:
             raise PagesRefused(f"{stop - first} pages came in {len(packet.content)} bytes, and take {expected}")
-        frames = torch.tensor(transfer.sequence.table.frames[first:stop], device=k.device)
+        frames = torch.tensor(delivery.sequence.table.frames[first:stop], device=k.device)
         k[frames], v[frames] = packet.content.view(k.dtype).view(2, stop - first, *k.shape[1:]).to(k.device)
-        transfer.next_pages[layer] = stop
+        delivery.next_pages[layer] = stop
 
-    def _complete(self, transfer: Transfer) -> None:
+    def _complete(self, delivery: Delivery) -> None:
         """All pages are there: the sequence runs, and the prefill worker may forget them."""
-        self._close(transfer)
-        self.scheduler.arrive(transfer.sequence)
+        self._close(delivery)
+        self.scheduler.arrive(delivery.sequence)
 
-    def _close(self, transfer: Transfer) -> None:
-        """Forget a transfer at both ends."""
-        del self.transfers[transfer.number]
-        self._post(transfer.peer, Packet("release", {"numbers": [transfer.number]}))
+    def _close(self, delivery: Delivery) -> None:
+        """Forget a delivery at both ends."""
+        del self.deliveries[delivery.number]
+        self._post(delivery.peer, Packet("release", {"numbers": [delivery.number]}))
 
-    def _fail_transfer(self, transfer: Transfer, why: str) -> None:
-        self._close(transfer)
-        self._give_up(transfer.sequence, why)
+    def _fail_delivery(self, delivery: Delivery, why: str) -> None:
+        self._close(delivery)
+        self._give_up(delivery.sequence, why)
 
     def _give_up(self, sequence: Sequence, why: str) -> None:
         """A prompt will not come: end its request, or compute it here."""
@@ -239,14 +238,14 @@ class DecodeEngine(Engine):
     def _lose(self, peer: PrefillPeer, why: str) -> None:
         """Go on without a prefill worker."""
         self.peers.remove(peer)
-        lost = [transfer for transfer in self.transfers.values() if transfer.peer is peer]
-        for transfer in lost:
-            del self.transfers[transfer.number]
-            self._give_up(transfer.sequence, why)
+        lost = [delivery for delivery in self.deliveries.values() if delivery.peer is peer]
+        for delivery in lost:
+            del self.deliveries[delivery.number]
+            self._give_up(delivery.sequence, why)
         peer.channel.close()
 
-    def _num_pages(self, transfer: Transfer) -> int:
-        return pages_to_move(transfer.sequence.num_prompt_tokens, self.cache.page_size)
+    def _num_pages(self, delivery: Delivery) -> int:
+        return pages_to_move(delivery.sequence.num_prompt_tokens, self.cache.page_size)
 
     def _post(self, peer: PrefillPeer, packet: Packet) -> None:
         """Post to a worker that may be gone: `_hear` notices when it reads from it next."""
@@ -256,7 +255,7 @@ class DecodeEngine(Engine):
         except ChannelClosed as error:
             logger.info("%s was not sent: %s", packet.kind, error)
 
-    def _meet(self, channel: Channel) -> PrefillPeer:
+    def _meet(self, channel: PacketChannel) -> PrefillPeer:
         """Exchange formats with a prefill worker, before anything else.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minilib.mechanisms.paging import PageTable
-from minilib.serving.disaggregation.channel import Channel
+from minilib.serving.disaggregation.channel import PacketChannel
 from minilib.serving.request import Sequence
 
 BEATS = 3  # signs of life within the time after which silence counts as death
@@ -26,7 +26,7 @@ class Handover:
         expires: when the lease ends, unless it is renewed.
     """
 
-    channel: Channel
+    channel: PacketChannel
     number: int
     request_id: str
     num_tokens: int
@@ -47,14 +47,14 @@ class PrefillPeer:
         heard: when it was heard of last.
     """
 
-    channel: Channel
+    channel: PacketChannel
     epoch: int
     lease: float
     heard: float
 
 
 @dataclass(eq=False)
-class Transfer:
+class Delivery:
     """One prompt on its way here.
 
     Args:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from minilib.ranks.transport.base import CollectiveFailed
 from minilib.ranks.transport.shared_memory import Peer, meet
-from minilib.serving.disaggregation.channel import Channel, ChannelClosed, SharedMemoryChannel, StreamChannel
+from minilib.serving.disaggregation.channel import ChannelClosed, PacketChannel, SharedMemoryChannel, StreamChannel
 
 Address = tuple[str, int] | str  # host and port for TCP; a path for shared memory
 TRANSPORTS = ("shared", "tcp")
@@ -28,7 +28,7 @@ class ChannelListener:
         host: the interface that TCP connections come in by.
 
     Attributes:
-        address: for `connect`.
+        address: for `connect_to_worker`.
 
     Raises:
         ValueError: for another transport.
@@ -52,7 +52,7 @@ class ChannelListener:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def accept(self, timeout: float = 30.0, name: str = "the other worker") -> Channel:
+    def accept(self, timeout: float = 30.0, name: str = "the other worker") -> PacketChannel:
         """The channel to the next worker that comes.
 
         Raises:
@@ -72,7 +72,7 @@ class ChannelListener:
             self._folder.cleanup()
 
 
-def connect(address: Address, timeout: float = 30.0, name: str = "the other worker") -> Channel:
+def connect_to_worker(address: Address, timeout: float = 30.0, name: str = "the other worker") -> PacketChannel:
     """The channel to a worker that listens.
 
     Args:
@@ -93,7 +93,7 @@ def connect(address: Address, timeout: float = 30.0, name: str = "the other work
     return _channel(connection, timeout, name)
 
 
-def meet_ranks(transport: str = "shared", timeout: float = 30.0) -> dict[int, Channel]:
+def meet_ranks(transport: str = "shared", timeout: float = 30.0) -> dict[int, PacketChannel]:
     """Channels to all other ranks of the default group, by rank. A collective: every rank calls it.
 
     Args:
@@ -109,13 +109,13 @@ def meet_ranks(transport: str = "shared", timeout: float = 30.0) -> dict[int, Ch
     if transport == "shared":
         peers = meet(rank, world_size, None, timeout)
         return {other: SharedMemoryChannel(peer, f"rank {other}") for other, peer in peers.items()}
-    channels: dict[int, Channel] = {}
+    channels: dict[int, PacketChannel] = {}
     with ChannelListener("tcp") as listener:
         addresses: list = [None] * world_size
         dist.all_gather_object(addresses, listener.address)
         for pair in ((low, high) for high in range(world_size) for low in range(high)):
             if rank == pair[1]:
-                channels[pair[0]] = connect(addresses[pair[0]], timeout, f"rank {pair[0]}")
+                channels[pair[0]] = connect_to_worker(addresses[pair[0]], timeout, f"rank {pair[0]}")
             elif rank == pair[0]:
                 channels[pair[1]] = listener.accept(timeout, f"rank {pair[1]}")
             dist.barrier()  # one pair at a time, so that each knows who comes
@@ -132,7 +132,7 @@ def check_transport(transport: str) -> None:
         raise ValueError(f"transport is one of {', '.join(TRANSPORTS)}; got {transport!r}")
 
 
-def _channel(connection: socket.socket, timeout: float, name: str) -> Channel:
+def _channel(connection: socket.socket, timeout: float, name: str) -> PacketChannel:
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return StreamChannel(connection, name)

@@ -5,7 +5,7 @@
 
 A prompt that is computed before the decode worker has pages for it is held under a lease. The decode worker renews its
 leases as long as it wants the pages, and releases each when all pages are there. A lease that nobody renews expires,
-and its pages are free; whoever asks for them then is refused by name, as the number of a transfer is never used twice.
+and its pages are free; whoever asks for them then is refused by name, as the number of a handover is never used twice.
 
 Sources: Zhong et al., "DistServe", OSDI 2024; Qin et al., "Mooncake", FAST 2025, section 5.2 (layer-wise prefill); the
 leases are those of vLLM's NIXL connector.
@@ -21,7 +21,7 @@ import torch
 
 from minilib.model.decoder import Attention
 from minilib.serving.asynchronous.fault_isolation import FaultIsolation
-from minilib.serving.disaggregation.channel import Channel, ChannelClosed, Packet, wait_for_packets
+from minilib.serving.disaggregation.channel import ChannelClosed, Packet, PacketChannel, wait_for_packets
 from minilib.serving.disaggregation.handover import BEATS, Handover
 from minilib.serving.disaggregation.page_format import PageFormat, PagesRefused
 from minilib.serving.engine import Engine
@@ -53,13 +53,13 @@ class PrefillEngine(Engine):
         self.steps = None  # a recorded step passes no layer on
         self.lease, self.epoch = lease, secrets.randbits(62)
         self.format = PageFormat.of(self.model, self.cache)
-        self.channels: dict[Channel, float | None] = {}  # → patience of the decode worker, None before its hello
+        self.channels: dict[PacketChannel, float | None] = {}  # → patience of the decode worker, None before its hello
         self.handovers: dict[str, Handover] = {}
         self.expired = 0
         self._beaten = self.clock()
         self._isolation = FaultIsolation(self)  # a prompt that makes the model raise ends alone
 
-    def attach(self, channel: Channel) -> None:
+    def attach(self, channel: PacketChannel) -> None:
         """Serve a decode worker, too.
 
         Raises:
@@ -160,7 +160,7 @@ class PrefillEngine(Engine):
                 self._send(handover, layer, frames, len(frames))
             self._post(handover.channel, Packet("done", {"number": handover.number}))
 
-    def _take(self, channel: Channel, packet: Packet) -> None:
+    def _take(self, channel: PacketChannel, packet: Packet) -> None:
         """Do what a decode worker asks for."""
         if packet.kind == "hello":
             self.format.check(packet.fields["format"], channel.name)
@@ -186,7 +186,7 @@ class PrefillEngine(Engine):
             elif packet.kind == "release":
                 self._forget(handover)
 
-    def _compute(self, channel: Channel, packet: Packet) -> None:
+    def _compute(self, channel: PacketChannel, packet: Packet) -> None:
         """Begin a prompt; one token behind it ends the request, and is thrown away."""
         number, tokens = packet.fields["number"], packet.content.view(torch.int64).tolist()
         request_id = self._name(channel, number)
@@ -198,10 +198,10 @@ class PrefillEngine(Engine):
         else:
             self.handovers[request_id] = Handover(channel, number, request_id, len(tokens))
 
-    def _name(self, channel: Channel, number: int) -> str:
+    def _name(self, channel: PacketChannel, number: int) -> str:
         return f"{id(channel)}/{number}"
 
-    def _refuse(self, channel: Channel, number: int, why: str) -> None:
+    def _refuse(self, channel: PacketChannel, number: int, why: str) -> None:
         self._post(channel, Packet("failed", {"number": number, "why": why}))
 
     def _forget(self, handover: Handover) -> None:
@@ -211,14 +211,14 @@ class PrefillEngine(Engine):
         if handover.lease:
             handover.lease.release()
 
-    def _post(self, channel: Channel, packet: Packet) -> None:
+    def _post(self, channel: PacketChannel, packet: Packet) -> None:
         """Post to a worker that may be gone: `turn` notices when it reads from it next."""
         try:
             channel.post(packet)
         except ChannelClosed as error:
             logger.info("%s was not sent: %s", packet.kind, error)
 
-    def _lose(self, channel: Channel, error: Exception) -> None:
+    def _lose(self, channel: PacketChannel, error: Exception) -> None:
         """Free everything that is held for a decode worker."""
         lost = [each for each in self.handovers.values() if each.channel is channel]
         normal = isinstance(error, ChannelClosed) and not lost

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minilib.serving.disaggregation.channel import ChannelClosed, Packet, StreamChannel, wait_for_packets
-from minilib.serving.disaggregation.meeting import ChannelListener, WorkersDidNotMeet, connect, meet_ranks
+from minilib.serving.disaggregation.meeting import ChannelListener, WorkersDidNotMeet, connect_to_worker, meet_ranks
 from tests.serving.disaggregation.workers import channels
 
 TRANSPORTS = ("shared", "tcp")
@@ -91,7 +91,7 @@ def test_nobody_comes_and_nobody_answers(transport):
             listener.accept(timeout=0.05)
         address = listener.address
     with pytest.raises(WorkersDidNotMeet, match="nobody answers"):
-        connect(address, timeout=0.5)
+        connect_to_worker(address, timeout=0.5)
 
 
 @pytest.mark.parametrize("make", [ChannelListener, meet_ranks])

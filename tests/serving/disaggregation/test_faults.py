@@ -185,7 +185,7 @@ def test_a_prefill_worker_that_is_silent_counts_as_dead(on_failure):
         workers.decode.add_request("a", prompt(LONG), likeliest(3))
         workers.decode.step()
         clock.now = 10.0
-        assert not workers.decode.step() and workers.decode.transfers
+        assert not workers.decode.step() and workers.decode.deliveries
         clock.now = 10.1
         outputs = workers.decode.step()
         assert "has said nothing for 10 s" in workers.decode.failures[0] and not workers.decode.peers
@@ -223,11 +223,17 @@ def test_pages_that_nobody_asked_for_end_the_transfer(place):
         assert workers.decode.cache.pool.num_used == 0
 
 
-def test_done_without_all_pages_is_a_failure():
+@pytest.mark.parametrize(("room", "why"), [(True, "no pages of layer 0"), (False, "nobody has asked for")])
+def test_done_without_all_pages_is_a_failure(room, why):
     with pair() as workers:
+        hog = workers.decode.cache.new_table()
+        hog.append(0 if room else workers.decode.cache.num_slots)
         workers.decode.add_request("a", prompt(LONG), likeliest(3))
         workers.near.post(Packet("done", {"number": 0}))
-        assert "no pages of layer 0" in errors(workers)
+        [output] = workers.decode.step()
+        assert why in output.error
+        hog.release()
+        assert workers.decode.cache.pool.num_used == 0
 
 
 def test_a_prompt_that_makes_the_model_raise_ends_alone():

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from minilib.serving.disaggregation.decode import DecodeEngine
-from minilib.serving.disaggregation.meeting import ChannelListener, connect
+from minilib.serving.disaggregation.meeting import ChannelListener, connect_to_worker
 from minilib.serving.disaggregation.on_ranks import serve_on_ranks
 from minilib.serving.disaggregation.page_format import pages_to_move
 from minilib.serving.disaggregation.prefill import PrefillEngine
@@ -42,12 +42,12 @@ def test_arguments_that_make_no_sense():
 
 def prefill_process(address):
     worker = PrefillEngine(model(), **OPTIONS)
-    worker.attach(connect(address, 30))
+    worker.attach(connect_to_worker(address, 30))
     worker.serve()
 
 
 def decode_process(address):
-    worker = DecodeEngine(model(), [connect(address, 30)], **OPTIONS)
+    worker = DecodeEngine(model(), [connect_to_worker(address, 30)], **OPTIONS)
     worker.add_request("a", prompt(40), likeliest(20))
     worker.step()
     while True:
@@ -65,7 +65,7 @@ def test_a_prefill_process_that_is_killed():
         os.kill(process.pid, signal.SIGSTOP)  # it has the request, and answers nothing
         worker.add_request("a", prompt(40), likeliest(20))
         worker.step()
-        assert worker.transfers
+        assert worker.deliveries
         os.kill(process.pid, signal.SIGKILL)
         process.join(30)
         tokens = []

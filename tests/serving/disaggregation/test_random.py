@@ -36,8 +36,8 @@ def test_random_operations(seed):
     limits = {"num_pages": choices.choice([12, 20, 64]), "max_sequences": choices.choice([3, 8])}
     prefill = {"clock": clock, "num_pages": choices.choice([9, 64]), "max_batch_tokens": choices.choice([3, 8, 100])}
     requests, cancelled = {}, set()
-    with pair(choices.choice(["shared", "tcp"]), prefill=prefill | kept,
-              decode={"clock": clock, "on_failure": "recompute", "timeout": 1e9} | limits | kept) as workers:  # fmt: skip
+    decode = {"clock": clock, "on_failure": "recompute", "timeout": 1e9} | limits
+    with pair(choices.choice(["shared", "tcp"]), prefill=prefill, decode=decode, **kept) as workers:
         for step in range(STEPS):
             if choices.random() < 0.2:
                 requests[str(step)] = draw(choices)

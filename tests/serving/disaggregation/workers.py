@@ -9,7 +9,7 @@ import torch
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.disaggregation.decode import DecodeEngine
-from minilib.serving.disaggregation.meeting import ChannelListener, connect
+from minilib.serving.disaggregation.meeting import ChannelListener, connect_to_worker
 from minilib.serving.disaggregation.prefill import PrefillEngine
 from minilib.serving.engine import Engine
 from tests.model.random_weights import randomize
@@ -41,7 +41,9 @@ def channels(transport="shared"):
     """Both ends of a channel; the handshake of shared memory needs both at once."""
     with ChannelListener(transport) as listener:
         far = []
-        thread = threading.Thread(target=lambda: far.append(connect(listener.address, 10, "the prefill worker")))
+        thread = threading.Thread(
+            target=lambda: far.append(connect_to_worker(listener.address, 10, "the prefill worker"))
+        )
         thread.start()
         near = listener.accept(10, "the decode worker")
         thread.join(10)
@@ -84,7 +86,7 @@ class Pair:
         return self.results
 
     def assert_empty(self):
-        assert not self.decode.transfers and not self.prefill.handovers
+        assert not self.decode.deliveries and not self.prefill.handovers
         assert_idle(self.decode)
         assert_idle(self.prefill)
 
