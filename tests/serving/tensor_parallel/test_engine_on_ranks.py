@@ -180,7 +180,7 @@ def test_interrupts_lose_no_token_and_forked_processes_keep_no_rank():
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             engine.step()
-    assert not engine.requests and engine.has_unfinished
+    assert not engine.requests and engine.unseen == {"1"} and engine.has_unfinished
     with pytest.raises(InvalidRequest, match="being served already"):
         engine.add_request("1", prompt)
     assert engine.abort("1") and not engine.abort("1") and not engine.has_unfinished
