@@ -15,7 +15,7 @@ from itertools import product
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.parallel.zero.ledger import check_stage
-from minilib.ranks.mesh import MeshShape, Regrouping
+from minilib.ranks.mesh_shape import MeshShape, Regrouping
 from minilib.training.planner.shape import TrainedShape
 
 RECOMPUTE = ("none", "selective", "full")
