@@ -153,6 +153,8 @@ class TrainedShape:
             sequence: tokens that see each other.
             causal: count the half of the pairs that is visible. Whoever counts all publishes more FLOP/s.
 
+        Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B, which counts all pairs.
+
         Raises:
             ValueError: if there is no such sequence.
         """
