@@ -293,7 +293,7 @@ def test_the_policy_that_is_given_chooses():
     [
         ({"second_tier": SecondTier()}, ValueError, "prefix_cache"),
         ({"prefix_cache": "hash", "second_tier": SecondTier()}, ValueError, "num_swap_pages"),
-        ({"prefix_cache": "hash", "second_tier": SecondTier(path="x", num_pages=0)}, ValueError, "1 page or more"),
+        ({"prefix_cache": "hash", "second_tier": 5}, TypeError, "second_tier is a SecondTier, got 5"),
         ({"prefix_cache": "hash", "num_swap_pages": 4, "second_tier": SecondTier(machine())}, NotOnThisMachine, "64"),
     ],
 )

@@ -53,7 +53,7 @@ class PrefixCache:
     """
 
     def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy, tiers: Tiers | None = None) -> None:
-        if design not in DESIGNS:
+        if design not in list(DESIGNS):
             raise ValueError(f"prefix_cache is one of {', '.join(DESIGNS)}, or None; got {design!r}")
         self.index = DESIGNS[design](policy)
         self.cache, self.pool, self.page_size = cache, cache.pool, cache.page_size
@@ -220,10 +220,13 @@ def prefix_cache_as_asked(
 
     Raises:
         ValueError: for options about kept pages where none are kept, or as `PrefixCache` and `Tiers`.
+        TypeError: if the second tier or the eviction policy is none.
     """
     if not design:
         if eviction is not None or second_tier is not None:
             raise ValueError("eviction and second_tier are for kept pages; give prefix_cache, too")
         return None
+    if not isinstance(second_tier, SecondTier | None):
+        raise TypeError(f"second_tier is a SecondTier, got {second_tier!r}")
     tiers = Tiers(cache, model, second_tier) if second_tier else None
     return PrefixCache(cache, design, Lru() if eviction is None else eviction, tiers)

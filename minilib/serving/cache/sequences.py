@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minilib.mechanisms.basics.checks import check_whole, is_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Attention
 
@@ -39,7 +40,7 @@ class SequenceCache:
         kv: keys and values, (2, num_layers, batch_size, num_kv_heads, slots, head_dim).
 
     Raises:
-        ValueError: if batch_size or max_length is below 1, or max_length above the model's positions.
+        ValueError: if batch_size or max_length is no whole number ≥ 1, or max_length above the model's positions.
     """
 
     def __init__(
@@ -52,11 +53,10 @@ class SequenceCache:
         device: str | torch.device,
     ) -> None:
         max_length = config.max_position if max_length is None else max_length
-        if batch_size < 1 or not 1 <= max_length <= config.max_position:
-            raise ValueError(
-                f"batch_size ≥ 1 and max_length from 1 to the model's {config.max_position} positions are needed, got "
-                f"{batch_size} and {max_length}"
-            )
+        check_whole("batch_size", batch_size, 1)
+        if not is_whole(max_length, 1) or max_length > config.max_position:
+            raise ValueError(f"max_length from 1 to the model's {config.max_position} positions is needed, got "
+                             f"{max_length!r}")  # fmt: skip
         self.max_length = max_length
         self.token_ids: list[list[int]] = [[] for _ in range(batch_size)]
         shape = (2, config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)

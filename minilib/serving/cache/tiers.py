@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from minilib.kernels.workbench.dispatch import DTYPES
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.paging import OutOfFrames
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
@@ -41,11 +42,24 @@ class SecondTier:
         num_pages: pages in that file.
 
     Host memory is as large as the engine's `num_swap_pages`.
+
+    Raises:
+        TypeError: if the machine or the path is none.
+        ValueError: if num_pages is no whole number, or 0 with a file, or more without one.
     """
 
     machine: Machine | None = None
-    path: Path | None = None
+    path: Path | str | None = None
     num_pages: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, Path | str | None):
+            raise TypeError(f"path is a file's, got {self.path!r}")
+        if not isinstance(self.machine, Machine | None):
+            raise TypeError(f"machine is a Machine, got {self.machine!r}")
+        check_whole("num_pages", self.num_pages, 0 if self.path is None else 1)
+        if self.num_pages and self.path is None:
+            raise ValueError(f"num_pages is for a file, and there is no path to one; got {self.num_pages!r}")
 
 
 class Tiers:
