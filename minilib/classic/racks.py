@@ -3,8 +3,8 @@
     rack 0   leader ─▶ 1 ═══╗ slow link        laid well    0 → 1 ═ 2 → 3      a record crosses once
     rack 1   2 ◀════════════╝ ─▶ 3             laid badly   0 ═ 2 ═ 1 ═ 3      three times
 
-Replicas are spread over racks so that a lost rack does not take all of them, and the chain that passes records on is
-laid so that it crosses as seldom as that allows. The link is a thread that takes what one rack sends to another, keeps
+Replicas are spread over racks so that a lost rack does not take all of them; how often a record crosses between racks
+is up to the order of the chain that passes it on. The link is a thread that takes what one rack sends to another, keeps
 it for as long as a link of its bandwidth would, and passes it on.
 
 Source: Ghemawat, Gobioff and Leung, "The Google File System", SOSP 2003, sections 3.2 and 4.2.
@@ -26,7 +26,7 @@ from minilib.classic.log.follower import GREETING
 from minilib.classic.log.replicated_log import ReplicatedLog
 from minilib.mechanisms.basics.checks import check_quantity, check_whole, is_whole
 from minilib.mechanisms.replication import plans
-from minilib.mechanisms.sharding.placement import Crossing, crossing, lost_with, spread
+from minilib.mechanisms.sharding.placement import Crossing, crossing, lost_with
 
 PIECE = 1 << 16  # bytes that the link takes at a time
 LAST_PORT = 65535
@@ -156,18 +156,6 @@ def expected_crossing(racks: Sequence[int], record_bytes: int) -> Crossing:
     """
     check_whole("bytes of a record", record_bytes)
     return crossing(plans.chain("broadcast", len(racks)), [record_bytes + HEADER.size], racks)
-
-
-def chain_over_racks(copies: int, racks: Sequence[int]) -> list[int]:
-    """Hosts for copies of one record, spread over racks, in an order whose chain crosses as seldom as it can.
-
-    Args:
-        copies: how many.
-        racks: of each host.
-    """
-    chosen = spread(copies, racks)
-    together = list(dict.fromkeys(racks[host] for host in chosen))
-    return sorted(chosen, key=lambda host: together.index(racks[host]))
 
 
 def records_lost(rack: int, holders: Sequence[Sequence[int]], racks: Sequence[int]) -> int:

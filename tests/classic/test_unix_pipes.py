@@ -18,7 +18,7 @@ from minilib.classic.pipe_processes import PipeSizeUnsupported, StageFailed
 from minilib.classic.pipe_stage import MOVE, RUN
 from minilib.classic.unix_pipes import run_freely, run_in_ticks
 from minilib.mechanisms.basics.child import child_environment
-from minilib.mechanisms.pipelining import fill_seconds, flow, flow_seconds, most_in_flight, timeline_of, waiting
+from minilib.mechanisms.pipelining import flow, flow_seconds, most_in_flight, timeline_of, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def check(units, num_items, capacity):
 def test_fill_drain_and_the_slowest_stage(units, num_items):
     run = check(units, num_items, 2)
     assert run.timeline.makespan == flow_seconds(units, num_items)
-    assert run.timeline.workers[-1][0].start == fill_seconds(units)
+    assert run.timeline.workers[-1][0].start == sum(units[:-1])
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 4])
