@@ -5,7 +5,7 @@ A cache has rows, one a sequence. The tokens of a step stand flat, those of row 
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -120,6 +120,21 @@ class SequenceCache:
 def token_slices(counts: list[int]) -> list[slice]:
     """Where each row's tokens stand among those of a step."""
     return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
+
+
+def flat_rows(rows: list[list[int]], firsts: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Rows of tokens one after another.
+
+    Args:
+        rows: tokens of each.
+        firsts: position of the first token of each.
+
+    Returns:
+        Token ids, their positions, and where each row ends.
+    """
+    tokens = list(chain.from_iterable(rows))
+    spans = (range(first, first + len(ids)) for ids, first in zip(rows, firsts, strict=True))
+    return tokens, list(chain.from_iterable(spans)), list(accumulate(map(len, rows)))
 
 
 def attend_row(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
