@@ -1,4 +1,4 @@
-"""FLOPs of a step: what torch counts, what the attention kernel counts, and sums that do not depend on how it is cut."""
+"""FLOPs of a step: what torch and the attention kernel count, and as many however the step is cut."""
 
 import pytest
 import torch
