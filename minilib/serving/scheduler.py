@@ -91,6 +91,8 @@ class Scheduler:
         """Take a sequence out, wherever it is, and free its pages; if not `keep`, nobody is to find them."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
+        if self.prefix:
+            self.prefix.renew(sequence)
         self.policy.remove(sequence)
         sequence.table.release()
         sequence.status = Status.FINISHED
@@ -190,6 +192,8 @@ class Scheduler:
 
     def _to_waiting(self, sequence: Sequence, status: Status) -> None:
         self.running.remove(sequence)
+        if self.prefix:
+            self.prefix.renew(sequence)
         sequence.status, sequence.stored = status, None
         self.policy.preempt(sequence)
 
