@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from minilib.mechanisms.caching import EvictionPolicy, NothingToEvict
+from minilib.mechanisms.caching import EvictionPolicy
 from minilib.mechanisms.content_addressing import HashChain, PrefixIndex
 
 
@@ -88,15 +88,6 @@ class ImageLayers:
             KeyError: if there is no such image.
         """
         self._users.subtract(self.images.pop(image))
-
-    def prune(self) -> int:
-        """Delete every layer that no image uses; returns their number."""
-        before = len(self._free)
-        try:
-            while True:
-                self._free.append(self.index.evict(self._users.__getitem__))
-        except NothingToEvict:
-            return len(self._free) - before
 
     def check_invariants(self) -> None:
         """Each place is free or holds a layer, and a layer counts as many users as images have it."""

@@ -4,7 +4,7 @@ output. The first stage makes the items, the last one keeps them.
 An item is a page of bytes, so that a pipe of k pages holds k items. It begins with its number and the result of the
 work so far, which shows in the end whether every stage did all its units, once and in order.
 
-Commands come over a socket, a byte each; every answer is a `REPORT`:
+Its work comes over a socket first (`packed_units`), then commands, a byte each; every answer is a `REPORT`:
 
     READY   nothing; the answer says that the process has started
     MOVE    hand the finished item on, or else take the next one, whatever can be done without waiting
@@ -29,6 +29,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 READY, MOVE, UNIT, RUN = b"?", b"m", b"u", b"r"
 STARVED, WORKING, BLOCKED, FINISHED = b"s", b"w", b"b", b"f"
 REPORT = struct.Struct("!c?idd32s")  # state, whether something moved, item, two times, result of the item
+_LENGTH = struct.Struct("!Q")
 _ITEM = struct.Struct("!i32s")
 
 
@@ -114,17 +115,32 @@ class Stage:
         self._holds = False
 
 
+def packed_units(units: Sequence[int]) -> bytes:
+    """Units of work for each item, as a stage reads them before its first command."""
+    text = ",".join(map(str, units)).encode()
+    return _LENGTH.pack(len(text)) + text
+
+
 def answer_commands() -> None:
-    """The process: `python -m minilib.classic.pipe_stage <socket> <units,…> <first> <last> <seconds of a unit>`."""
-    number, units, first, last, unit_seconds = sys.argv[1:]
+    """The process: `python -m minilib.classic.pipe_stage <socket> <first> <last> <seconds of a unit>`."""
+    number, first, last, unit_seconds = sys.argv[1:]
     commands = socket.socket(fileno=int(number))
-    stage = Stage([int(count) for count in units.split(",")], first == "1", last == "1", float(unit_seconds))
+    (length,) = _LENGTH.unpack(_exactly(_LENGTH.size, commands))
+    units = [int(count) for count in _exactly(length, commands).split(b",")]
+    stage = Stage(units, first == "1", last == "1", float(unit_seconds))
     while command := commands.recv(1):  # nothing once nobody is there any more
         if command == RUN:
             stage.run(commands)
             continue
         moved = {READY: lambda: False, MOVE: stage.move, UNIT: stage.unit}[command]()
         commands.sendall(stage.report(moved))
+
+
+def _exactly(length: int, commands: socket.socket) -> bytes:
+    data = commands.recv(length, socket.MSG_WAITALL)
+    if len(data) < length:
+        sys.exit("nobody is there any more")
+    return data
 
 
 if __name__ == "__main__":

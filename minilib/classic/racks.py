@@ -3,8 +3,8 @@
     rack 0   leader ─▶ 1 ═══╗ slow link        laid well    0 → 1 ═ 2 → 3      a record crosses once
     rack 1   2 ◀════════════╝ ─▶ 3             laid badly   0 ═ 2 ═ 1 ═ 3      three times
 
-Replicas are spread over racks so that a lost rack does not take all of them, and the chain that passes records on is
-laid so that it crosses as seldom as that allows. The link is a thread that takes what one rack sends to another, keeps
+Replicas are spread over racks so that a lost rack does not take all of them; how often a record crosses between racks
+is up to the order of the chain that passes it on. The link is a thread that takes what one rack sends to another, keeps
 it for as long as a link of its bandwidth would, and passes it on.
 
 Source: Ghemawat, Gobioff and Leung, "The Google File System", SOSP 2003, sections 3.2 and 4.2.
@@ -24,11 +24,17 @@ from pathlib import Path
 from minilib.classic.log.file import HEADER
 from minilib.classic.log.follower import GREETING
 from minilib.classic.log.replicated_log import ReplicatedLog
+from minilib.mechanisms.basics.checks import check_quantity, check_whole, is_whole
 from minilib.mechanisms.replication import plans
-from minilib.mechanisms.sharding.placement import Crossing, crossing, lost_with, spread
+from minilib.mechanisms.sharding.placement import Crossing, crossing, lost_with
 
 PIECE = 1 << 16  # bytes that the link takes at a time
+LAST_PORT = 65535
 LOOK_UP = 0.1  # seconds between two looks whether the link is closed
+
+
+class LinkClosed(RuntimeError):
+    """A link that is asked for a port after it was closed."""
 
 
 class RackLink:
@@ -41,11 +47,14 @@ class RackLink:
     Attributes:
         connections: made so far.
         bytes: passed on from parents to children, the greetings at the beginning of connections not counted.
+
+    Raises:
+        ValueError: if the bandwidth is no number > 0, or the latency no finite number ≥ 0.
     """
 
     def __init__(self, bandwidth: float = float("inf"), latency: float = 0.0) -> None:
-        if not bandwidth > 0 or latency < 0:
-            raise ValueError(f"needs bandwidth > 0 and latency ≥ 0, got {bandwidth=}, {latency=}")
+        check_quantity("bandwidth", bandwidth, above_zero=True, finite=False)
+        check_quantity("latency", latency)
         self._bandwidth, self._latency = bandwidth, latency
         self._selector, self._closed = selectors.DefaultSelector(), threading.Event()
         self._received = self.connections = 0
@@ -58,13 +67,24 @@ class RackLink:
         return self._received - self.connections * GREETING
 
     def port(self, behind: int) -> int:
-        """A port whose connections come out at another one of this machine."""
+        """A port whose connections come out at another one of this machine.
+
+        Raises:
+            ValueError: if that is no port.
+            LinkClosed: after `close`.
+        """
+        if not is_whole(behind, 1) or behind > LAST_PORT:
+            raise ValueError(f"a port is a whole number from 1 to {LAST_PORT}, got {behind!r}")
+        if self._closed.is_set():
+            raise LinkClosed("the link between the racks is closed; make another one")
         listener = socket.create_server(("127.0.0.1", 0))
         self._selector.register(listener, selectors.EVENT_READ, (listener, behind))
         return listener.getsockname()[1]
 
     def close(self) -> None:
         """Close all connections."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._thread.join()
         for key in list(self._selector.get_map().values()):
@@ -129,20 +149,13 @@ def log_in_racks(
 
 
 def expected_crossing(racks: Sequence[int], record_bytes: int) -> Crossing:
-    """What one record sends between racks along the chain, with the bytes that a log adds to each record."""
-    return crossing(plans.chain("broadcast", len(racks)), [record_bytes + HEADER.size], racks)
+    """What one record sends between racks along the chain, with the bytes that a log adds to each record.
 
-
-def chain_over_racks(copies: int, racks: Sequence[int]) -> list[int]:
-    """Hosts for copies of one record, spread over racks, in an order whose chain crosses as seldom as it can.
-
-    Args:
-        copies: how many.
-        racks: of each host.
+    Raises:
+        ValueError: if there is no rack, or the record has no whole number of bytes.
     """
-    chosen = spread(copies, racks)
-    together = list(dict.fromkeys(racks[host] for host in chosen))
-    return sorted(chosen, key=lambda host: together.index(racks[host]))
+    check_whole("bytes of a record", record_bytes)
+    return crossing(plans.chain("broadcast", len(racks)), [record_bytes + HEADER.size], racks)
 
 
 def records_lost(rack: int, holders: Sequence[Sequence[int]], racks: Sequence[int]) -> int:

@@ -10,32 +10,16 @@ minilib.mechanisms.pipelining, operation by operation. `run_freely` lets the pro
 
 from __future__ import annotations
 
-import fcntl
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minilib.classic.pipe_stage import BLOCKED, FINISHED, MOVE, PAGE, READY, REPORT, RUN, STARVED, UNIT, WORKING
-from minilib.mechanisms.basics.child import child_environment
-from minilib.mechanisms.basics.interrupts import held
+from minilib.classic.pipe_processes import StageProcesses
+from minilib.classic.pipe_stage import BLOCKED, FINISHED, MOVE, RUN, STARVED, UNIT, WORKING
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.mechanisms.pipelining import Span, Timeline
-from minilib.mechanisms.pipelining.plan import checked_time
 
 TIMEOUT = 30.0  # seconds
-LONGEST = 1e6  # seconds; a socket's timeout is at most 2^31 ms
-
-
-class StageFailed(RuntimeError):
-    """A stage's process died, or did not answer in time; the message says which one, and how."""
-
-
-class PipeSizeUnsupported(ValueError):
-    """This system cannot make a pipe that holds so many items."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +48,7 @@ def run_in_ticks(
         units: of work, for each stage: the same for all items, or a number for each.
         num_items: items, at least 1.
         capacity: items that each pipe holds, a power of two.
-        timeout: seconds for each answer of a process, more than 0 and at most LONGEST.
+        timeout: seconds for each answer of a process, more than 0 and at most 1e6.
 
     Raises:
         StageFailed: if a process dies, or does not answer in time. No process is left behind.
@@ -72,7 +56,7 @@ def run_in_ticks(
         ValueError: before any process starts, if there is no stage, no item, a number of units that is not whole or
             negative, or a time that is none.
     """
-    with _Processes(_work_of(units, num_items), capacity, 0.0, timeout) as processes:
+    with StageProcesses(_work_of(units, num_items), capacity, 0.0, timeout) as processes:
         log = _Log(len(units))
         while any(state != FINISHED for state in log.states):
             while any([log.note(stage, processes.ask(stage, MOVE)) for stage in range(len(units))]):
@@ -103,12 +87,15 @@ def run_freely(
     Raises:
         StageFailed, PipeSizeUnsupported, ValueError: see `run_in_ticks`.
     """
-    with _Processes(_work_of(units, num_items), capacity, unit_seconds, timeout) as processes:
+    with StageProcesses(_work_of(units, num_items), capacity, unit_seconds, timeout) as processes:
         stages = range(len(units))
         for stage in stages:
             processes.tell(stage, RUN)
         deadline = time.monotonic() + timeout
-        reports = [[processes.hear(stage, deadline) for _ in range(num_items + 1)] for stage in stages]
+        reports: list[list[tuple]] = [[] for _ in stages]
+        for _ in range(num_items + 1):  # all stages in step: one whose reports nobody reads would stop in the end
+            for stage in stages:
+                reports[stage].append(processes.hear(stage, deadline))
         origin = reports[0][0][3]
         times = [[(begin - origin, end - origin) for _, _, _, begin, end, _ in each[:-1]] for each in reports]
         reading, writing = ([each[-1][place] for each in reports] for place in (3, 4))
@@ -151,147 +138,15 @@ class _Log:
         )
 
 
-class _Processes:
-    """The processes of a pipeline, which end with the with block.
-
-    Args:
-        work: units, for each stage and item.
-        capacity: items in each pipe.
-        unit_seconds: see `run_freely`.
-        timeout: seconds for each answer.
-
-    Raises:
-        ValueError: for a time that is none.
-    """
-
-    def __init__(self, work: Sequence[Sequence[int]], capacity: int, unit_seconds: float, timeout: float) -> None:
-        if not 0 < timeout <= LONGEST:
-            raise ValueError(f"timeout is more than 0 and at most {LONGEST:g} seconds, got {timeout!r}")
-        checked_time("a unit of work", unit_seconds)
-        self._timeout = timeout
-        self._processes: list[subprocess.Popen] = []
-        self._sockets: list[socket.socket] = []
-        pipes: list[int] = []
-        try:
-            with held():  # an interrupt must not come between a process and the note of it
-                for _ in work[1:]:
-                    pipes += _new_pipe(capacity)
-                for stage, units in enumerate(work):
-                    ends = (pipes[2 * stage - 2] if stage else subprocess.DEVNULL,
-                            pipes[2 * stage + 1] if stage + 1 < len(work) else subprocess.DEVNULL)  # fmt: skip
-                    self._start(units, ends, stage == 0, stage + 1 == len(work), unit_seconds)
-        except BaseException:
-            self.__exit__()
-            raise
-        finally:
-            for end in pipes:
-                os.close(end)
-
-    def __enter__(self) -> _Processes:
-        try:
-            for stage in range(len(self._processes)):
-                self.tell(stage, READY)
-            for stage in range(len(self._processes)):
-                self.hear(stage)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with held():
-            for process in self._processes:
-                process.kill()
-            for process in self._processes:
-                process.wait()
-            for each in self._sockets:
-                each.close()
-
-    def ask(self, stage: int, command: bytes) -> tuple:
-        """The answer to a command."""
-        self.tell(stage, command)
-        return self.hear(stage)
-
-    def tell(self, stage: int, command: bytes) -> None:
-        """Send a command."""
-        try:
-            self._sockets[stage].sendall(command)
-        except OSError as error:
-            raise StageFailed(self._how(stage)) from error
-
-    def hear(self, stage: int, deadline: float | None = None) -> tuple:
-        """The next report of a stage."""
-        data = b""
-        while len(data) < REPORT.size:
-            left = self._timeout if deadline is None else max(0.001, deadline - time.monotonic())
-            self._sockets[stage].settimeout(left)
-            try:
-                part = self._sockets[stage].recv(REPORT.size - len(data))
-            except TimeoutError as error:
-                raise StageFailed(f"stage {stage} did not answer within {self._timeout:g} s") from error
-            except OSError as error:
-                raise StageFailed(self._how(stage)) from error
-            if not part:
-                raise StageFailed(self._how(stage))
-            data += part
-        return REPORT.unpack(data)
-
-    def _start(self, units: Sequence[int], ends: tuple[int, int], first: bool, last: bool, seconds: float) -> None:
-        ours, theirs = socket.socketpair()
-        self._sockets.append(ours)
-        words = [str(theirs.fileno()), ",".join(map(str, units)), str(int(first)), str(int(last)), str(seconds)]
-        with theirs:
-            self._processes.append(subprocess.Popen(
-                [sys.executable, "-P", "-S", "-m", "minilib.classic.pipe_stage", *words],
-                stdin=ends[0], stdout=ends[1], stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-                env=child_environment(),
-            ))  # fmt: skip
-
-    def _how(self, stage: int) -> str:
-        """How a stage ended, or one whose end made others end."""
-        time.sleep(0.05)  # for the kernel to close what the dead had open
-        codes = [process.poll() for process in self._processes]
-        killed = next((number for number, code in enumerate(codes) if code is not None and code < 0), stage)
-        code = codes[killed]
-        if code is None:
-            return f"stage {killed} has closed its connection"
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return f"stage {killed}, process {self._processes[killed].pid}, {how}"
-
-
 def _work_of(units: Sequence[int | Sequence[int]], num_items: int) -> list[list[int]]:
-    if _is_whole(num_items, 1):
+    if is_whole(num_items, 1):
         work = [list(each) if isinstance(each, Sequence) else [each] * num_items for each in units]
-        if work and all(len(row) == num_items and all(_is_whole(number, 0) for number in row) for row in work):
+        if work and all(len(row) == num_items and all(is_whole(number, 0) for number in row) for row in work):
             return work
     raise ValueError(
         f"needs 1 stage or more, 1 item or more, and for each stage units ≥ 0, one whole number or one for each of "
         f"{num_items} items; got {list(units)}"
     )
-
-
-def _is_whole(number: object, least: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= least
-
-
-def _new_pipe(capacity: int) -> tuple[int, int]:
-    """A pipe that holds so many items: its end to read, and its end to write."""
-    if not hasattr(fcntl, "F_SETPIPE_SZ"):
-        raise PipeSizeUnsupported("this system does not let a program choose a pipe's size; Linux does")
-    if not _is_whole(capacity, 1) or capacity.bit_count() > 1:
-        raise PipeSizeUnsupported(f"a pipe holds a power of two of pages, at least 1; got {capacity!r}")
-    ends, found = os.pipe(), None
-    try:
-        found = fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, capacity * PAGE) // PAGE
-    except (OSError, OverflowError) as error:
-        raise PipeSizeUnsupported(f"the system refuses a pipe of {capacity} pages: {error}") from error
-    finally:
-        if found != capacity:
-            for end in ends:
-                os.close(end)
-    if found != capacity:
-        raise PipeSizeUnsupported(f"the system refuses a pipe of {capacity} pages, and makes one of {found}")
-    return ends
 
 
 def _timeline(times: Sequence[Sequence[tuple[float, float]]]) -> Timeline:

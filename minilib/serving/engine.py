@@ -117,6 +117,11 @@ class Engine:
         """True while `step` has something to do."""
         return bool(self.requests or self._made)
 
+    @property
+    def unseen(self) -> set[str]:
+        """Requests with outputs that nobody has seen, since the step that made them was interrupted."""
+        return {output.request_id for output in self._made}
+
     def add_request(
         self,
         request_id: str,
@@ -137,7 +142,7 @@ class Engine:
         """
         params, scheduling = params or SamplingParams(), scheduling or SchedulingParams()
         prompt = token_ids_of(prompt_token_ids, self.model.config.vocab_size, "prompt")
-        if request_id in self.requests or any(output.request_id == request_id for output in self._made):
+        if request_id in self.requests or request_id in self.unseen:
             raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
         limits = self.model.config, self.cache.num_slots, self.scheduler.max_sequences
         check_request(prompt, params, *limits, text=self.tokenizer is not None)
@@ -160,9 +165,9 @@ class Engine:
             for sequence in sequences:
                 self.scheduler.remove(sequence)
                 self._texts.pop(sequence, None)
-            unseen = [output for output in self._made if output.request_id == request_id]
+            unseen = request_id in self.unseen
             self._made = [output for output in self._made if output.request_id != request_id]
-        return bool(sequences or unseen)
+        return bool(sequences) or unseen
 
     def fail(self, request_id: str, error: str) -> list[TokenOutput]:
         """End what is unfinished of a request by an error and free its pages; unknown requests have nothing to end.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minilib.model.decoder import Attention, Decoder
-from minilib.serving.cache.sequences import SequenceCache, SequenceTooLong, token_slices
+from minilib.serving.cache.sequences import SequenceCache, SequenceTooLong, flat_rows, token_slices
 from minilib.serving.request import InvalidRequest, SamplingParams, token_ids_of
 from minilib.serving.sampling import sample
 
@@ -113,12 +113,8 @@ def _sequences(model: Decoder, prompts: Row[Row[int]], max_tokens: int) -> list[
 
 def _next_tokens(model: Decoder, new: list[list[int]], held: list[int], attention: Attention) -> list[int]:
     """Compute the new tokens, each row's behind the `held` ones, and choose who follows each row."""
-    device, at = model.norm.weight.device, token_slices([len(ids) for ids in new])
-    flat = [token for ids in new for token in ids]
-    positions = [place for ids, first in zip(new, held, strict=True) for place in range(first, first + len(ids))]
-    last = [row.stop - 1 for row in at]
-    inputs = (torch.tensor(row, device=device) for row in (flat, positions))
-    logits = model(*inputs, attention, logits_indices=torch.tensor(last, device=device))
+    flat, positions, ends = (torch.tensor(row, device=model.norm.weight.device) for row in flat_rows(new, held))
+    logits = model(flat, positions, attention, logits_indices=ends - 1)
     tokens = sample(logits, [SamplingParams(temperature=0)] * len(new), [0.0] * len(new))
     if None in tokens:
         row = tokens.index(None)

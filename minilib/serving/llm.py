@@ -170,7 +170,7 @@ class LLM:
         arrived: deque[TokenOutput] = deque()
         self._outputs_of |= dict.fromkeys(ids, arrived)
         try:
-            while arrived or not self.engine.requests.keys().isdisjoint(ids):
+            while arrived or not (self.engine.requests.keys() | self.engine.unseen).isdisjoint(ids):
                 if not arrived:
                     self._step()
                 while arrived:

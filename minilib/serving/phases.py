@@ -3,10 +3,8 @@
     prefill   one sequence, p tokens     weights read once, used p times; keys and values written
     decode    B sequences, a token each  weights read once, used B times; the state of all B contexts read
 
-    FLOPs     2 a parameter and token in products; 4 · layers · heads · head_dim for each pair of a query and a key
+    FLOPs     see step_cost.py; a row of logits a sequence
     bytes     weights, keys and values; what the layers pass to each other is not counted
-
-The embedding is a lookup, so its matrix counts where it is multiplied, as unembedding: once a sequence.
 
 Source: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2.
 """
@@ -21,6 +19,7 @@ from minilib.numbers.machine import Machine
 from minilib.numbers.price import BYTES, Cost
 from minilib.numbers.workloads import Workload
 from minilib.serving.cache.contiguous import ContiguousCache
+from minilib.serving.step_cost import pair_flops, pairs_behind, product_flops, weights_read
 
 
 def prompt_phase(model: Decoder, tokens: int) -> Workload:
@@ -30,8 +29,7 @@ def prompt_phase(model: Decoder, tokens: int) -> Workload:
         ValueError: for no token, or more than the model has positions; for a model with experts, or in a dtype that is
             not in DTYPES.
     """
-    pairs = tokens * (tokens + 1) // 2
-    return _phase(f"prompt of {tokens}", model, batch=1, new=tokens, context=0, pairs=pairs)
+    return _phase(f"prompt of {tokens}", model, batch=1, new=tokens, context=0)
 
 
 def decode_phase(model: Decoder, batch: int, context: int) -> Workload:
@@ -41,7 +39,7 @@ def decode_phase(model: Decoder, batch: int, context: int) -> Workload:
         ValueError: for no sequence, or if the token has no position; for a model with experts, or in a dtype that is
             not in DTYPES.
     """
-    return _phase(f"decode {batch} × {context}", model, batch, new=1, context=context, pairs=batch * (context + 1))
+    return _phase(f"decode {batch} × {context}", model, batch, new=1, context=context)
 
 
 def rows_at_the_ridge(machine: Machine, dtype: str = "fp32") -> float:
@@ -53,7 +51,7 @@ def rows_at_the_ridge(machine: Machine, dtype: str = "fp32") -> float:
     return machine.ridge(dtype) * BYTES[dtype] / 2
 
 
-def _phase(name: str, model: Decoder, batch: int, new: int, context: int, pairs: int) -> Workload:
+def _phase(name: str, model: Decoder, batch: int, new: int, context: int) -> Workload:
     config = model.config
     if batch < 1 or new < 1 or not 0 <= context <= config.max_position - new:
         raise ValueError(
@@ -65,10 +63,8 @@ def _phase(name: str, model: Decoder, batch: int, new: int, context: int, pairs:
         experts = ", with experts" if config.moe else ""
         raise ValueError(f"a dense model in {', '.join(DTYPES.values())} has a price here, got {weight.dtype}{experts}")
     dtype = DTYPES[weight.dtype]
-    table = config.vocab_size * config.hidden_size
-    layers = config.num_parameters - table * (1 if config.tie_embeddings else 2)
-    flops = 2 * batch * (new * layers + table) + 4 * pairs * config.num_layers * config.num_heads * config.head_dim
-    moved = layers + table + batch * (context + new) * config.kv_values_per_token
+    flops = product_flops(config, batch * new, batch) + batch * pair_flops(config, pairs_behind(context, new))
+    moved = weights_read(config, batch * new, batch) + batch * (context + new) * config.kv_values_per_token
 
     def make(device: str):
         cache = ContiguousCache.for_model(model, batch, context + new)

@@ -9,6 +9,7 @@ from typing import Any
 
 from minilib.mechanisms.paging import PageTable
 from minilib.mechanisms.scheduling import Task
+from minilib.serving.cache.sequences import flat_rows
 from minilib.serving.request import SamplingParams, SchedulingParams
 
 # Units of work of one token; a generated one costs more, as in price lists and in Sheng et al. 2024, arXiv:2401.00588.
@@ -129,13 +130,8 @@ def flat_batch(work: list[tuple[Sequence, int]]) -> tuple[list[int], list[int], 
     Returns:
         Token ids, their positions, and which of them is the last one of a sequence that the step brings up to date.
     """
-    tokens: list[int] = []
-    positions: list[int] = []
-    last = []
-    for sequence, count in work:
-        first = sequence.num_computed_tokens
-        tokens += sequence.token_ids[first : first + count]
-        positions += range(first, first + count)
-        if count == sequence.num_uncomputed_tokens:
-            last.append(len(tokens) - 1)
-    return tokens, positions, last
+    firsts = [sequence.num_computed_tokens for sequence, _ in work]
+    rows = [s.token_ids[first : first + count] for first, (s, count) in zip(firsts, work, strict=True)]
+    tokens, positions, ends = flat_rows(rows, firsts)
+    caught_up = [count == sequence.num_uncomputed_tokens for sequence, count in work]
+    return tokens, positions, [end - 1 for end, done in zip(ends, caught_up, strict=True) if done]

@@ -26,6 +26,7 @@ from minilib.training import strategies, usage
 from minilib.training.batches import RandomWindows, Share, batches_of
 from minilib.training.config import PRECISIONS, TrainConfig, completed
 from minilib.training.expert_balance import Balancer
+from minilib.training.planner.shape import TrainedShape
 
 
 class CannotResume(ValueError):
@@ -51,7 +52,7 @@ class Trainer:
     Raises:
         ValueError: if a data row is shorter than one sequence and its next token, or for another `parallel`.
 
-    Cost: see `usage.flops_per_token`.
+    Cost: see `TrainedShape.flops_per_token`.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Trainer:
 
         Source: Chowdhery et al. 2022 (PaLM), section 4.1, with the measured peak instead of the data sheet's.
         """
-        needed = usage.flops_per_token(self.model.config, self.config.context) * self.tokens_per_second
+        needed = TrainedShape.of(self.model.config).flops_per_token(self.config.context) * self.tokens_per_second
         return needed / self._peak if self._peak is not None else None
 
     def peak_memory(self) -> list[int]:

@@ -1,4 +1,7 @@
-"""How well a training run uses its machine: FLOPs a token, FLOP/s that its ranks could reach, peak memory."""
+"""How well a training run uses its machine: FLOP/s that its ranks could reach, peak memory.
+
+FLOPs of a token are those of the planner, `TrainedShape.flops_per_token`.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,10 @@ import sys
 
 import torch
 
-from minilib.model.config import ModelConfig
 from minilib.numbers.machine import Machine
 from minilib.ranks import launch
 from minilib.ranks.agreement import gather_numbers
 from minilib.ranks.collectives import Communicator
-
-
-def flops_per_token(config: ModelConfig, context: int) -> int:
-    """FLOPs of forward and backward for one token.
-
-    Forward: 2 for each weight in a matrix product, and 4 for each value of a query head (scores, weighted sum) times
-    half the context, which causal attention reads on average. Backward: twice as many. An embedding table that is not
-    tied is a lookup without a product.
-
-    Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B, which counts attention to the
-    whole context.
-    """
-    lookup = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
-    attention = config.num_layers * config.num_heads * config.head_dim * 4 * context // 2
-    return 3 * (2 * (config.num_active_parameters - lookup) + attention)
 
 
 def peak_flops(machine: Machine, precision: str, comm: Communicator | None) -> float:

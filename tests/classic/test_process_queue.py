@@ -1,6 +1,7 @@
 """Real processes in the order of a policy: what the kernel says of them, what they compute, and what is left behind."""
 
 import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import psutil
 import pytest
 
 from minilib.classic.counted_work import ROUNDS
-from minilib.classic.process_queue import WorkerFailed, WorkerProcess, run_processes
+from minilib.classic.process_queue import run_processes
+from minilib.classic.worker_process import WorkerFailed, WorkerProcess
 from minilib.mechanisms.scheduling import (
     POLICIES,
     FairShare,
@@ -177,7 +179,7 @@ def test_an_interrupt_at_any_time_leaves_nobody_behind(at):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is known to hang up stopped orphans at once")
 def test_workers_do_not_outlive_a_parent_that_is_killed():
     code = (
-        "import time; from minilib.classic.process_queue import WorkerProcess;"
+        "import time; from minilib.classic.worker_process import WorkerProcess;"
         "w = WorkerProcess('w', 5); print(w.pid, w.status, flush=True); time.sleep(60)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -195,6 +197,9 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
 
 
 def test_bad_tasks_and_policies_are_refused_and_no_process_started():
+    for units in (0, True, 1.5, math.nan, None, "2"):
+        with pytest.raises(ValueError, match="1 unit or more and has a key of its own"):
+            run_processes("fcfs", [(Task(key=1), units)])
     for given in ([(Task(key=1), 0)], [(Task(key=1), True)], [(Task(key=1), 1), (Task(key=1), 1)]):
         with pytest.raises(ValueError, match="1 unit or more and has a key of its own"):
             run_processes("fcfs", given)
@@ -208,3 +213,10 @@ def test_bad_tasks_and_policies_are_refused_and_no_process_started():
 def test_every_policy_by_its_name(name):
     done = run_processes(name, [(Task(key=key, predicted=2), 2) for key in "ab"])
     assert sorted(done.order) == ["a", "b"]
+
+
+@pytest.mark.parametrize("key", ["x" * 2**17, "\0"])
+def test_a_key_that_no_program_takes_fails_its_own_task_alone(key):
+    """The system takes at most 128 KiB as one argument of a program, and no NUL in it."""
+    done = run_processes("fcfs", [(Task(key=key), 2), (Task(key="good"), 2)])
+    assert done.order == ["good"] and list(done.failed) == [key] and "cannot be started" in done.failed[key]

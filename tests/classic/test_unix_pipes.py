@@ -1,5 +1,6 @@
 """Real processes and real pipes against the timeline of a flow: in ticks, item by item, however busy the machine is."""
 
+import errno
 import hashlib
 import os
 import random
@@ -11,11 +12,13 @@ import time
 import psutil
 import pytest
 
-from minilib.classic import unix_pipes
+from minilib.classic import pipe_processes
 from minilib.classic.counted_work import ROUNDS
-from minilib.classic.unix_pipes import PipeSizeUnsupported, StageFailed, run_freely, run_in_ticks
+from minilib.classic.pipe_processes import PipeSizeUnsupported, StageFailed
+from minilib.classic.pipe_stage import MOVE, RUN
+from minilib.classic.unix_pipes import run_freely, run_in_ticks
 from minilib.mechanisms.basics.child import child_environment
-from minilib.mechanisms.pipelining import fill_seconds, flow, flow_seconds, most_in_flight, timeline_of, waiting
+from minilib.mechanisms.pipelining import flow, flow_seconds, most_in_flight, timeline_of, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def check(units, num_items, capacity):
 def test_fill_drain_and_the_slowest_stage(units, num_items):
     run = check(units, num_items, 2)
     assert run.timeline.makespan == flow_seconds(units, num_items)
-    assert run.timeline.workers[-1][0].start == fill_seconds(units)
+    assert run.timeline.workers[-1][0].start == sum(units[:-1])
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 4])
@@ -97,24 +100,24 @@ def test_processes_that_run_freely_keep_the_order_and_the_bounds_of_the_plan():
 
 @pytest.mark.parametrize("run", [run_in_ticks, run_freely])
 def test_a_stage_that_dies_is_named(run, monkeypatch):
-    def killing(processes, stage, command, tell=unix_pipes._Processes.tell):
-        if command != unix_pipes.READY:
+    def killing(processes, stage, command, tell=pipe_processes.StageProcesses.tell):
+        if command in (MOVE, RUN):
             os.kill(processes._processes[1].pid, signal.SIGKILL)
         tell(processes, stage, command)
 
-    monkeypatch.setattr(unix_pipes._Processes, "tell", killing)
+    monkeypatch.setattr(pipe_processes.StageProcesses, "tell", killing)
     with pytest.raises(StageFailed, match="stage 1, process [0-9]+, was killed by SIGKILL"):
         run((1, 1, 1), 500, 1)
 
 
 @pytest.mark.parametrize("run", [run_in_ticks, run_freely])
 def test_a_stage_that_hangs_is_named(run, monkeypatch):
-    def stopping(processes, stage, command, tell=unix_pipes._Processes.tell):
-        if command != unix_pipes.READY:
+    def stopping(processes, stage, command, tell=pipe_processes.StageProcesses.tell):
+        if command in (MOVE, RUN):
             os.kill(processes._processes[0].pid, signal.SIGSTOP)
         tell(processes, stage, command)
 
-    monkeypatch.setattr(unix_pipes._Processes, "tell", stopping)
+    monkeypatch.setattr(pipe_processes.StageProcesses, "tell", stopping)
     with pytest.raises(StageFailed, match="stage 0 did not answer within 0.5 s"):
         run((1, 1), 50, 1, timeout=0.5)
 
@@ -153,10 +156,34 @@ def test_work_that_is_none(units, num_items):
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
 def test_times_that_are_none(seconds, monkeypatch):
-    monkeypatch.setattr(unix_pipes.subprocess, "Popen", None)  # nothing may start
+    monkeypatch.setattr(pipe_processes.subprocess, "Popen", None)  # nothing may start
     for run in (run_in_ticks, run_freely):
         for timeout in (seconds, 0, 1e7):
             with pytest.raises(ValueError, match="timeout is more than 0 and at most 1e"):
                 run((1, 1), 2, 1, timeout=timeout)
     with pytest.raises(ValueError, match="a unit of work takes a time of 0 or more, got"):
         run_freely((1, 1), 2, 1, unit_seconds=seconds)
+
+
+@pytest.mark.parametrize("num_items", [1000, 70_000])
+def test_as_many_items_as_one_likes(num_items):
+    """More reports than a socket holds, and more numbers than a program takes as one argument."""
+    run = run_freely((0, 0), num_items, 16)
+    assert len(run.results) == num_items
+    assert run.results[-1] == hashlib.sha256(str(num_items - 1).encode()).digest()
+
+
+def test_ticks_of_as_many_items():
+    run = run_in_ticks((0,), 70_000, 1)
+    assert len(run.results) == 70_000 and run.timeline.makespan == 0
+
+
+@pytest.mark.parametrize("place", ["subprocess.Popen", "socket.socketpair", "os.pipe"])
+def test_stages_that_cannot_be_started(place, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    module, name = place.split(".")
+    monkeypatch.setattr(getattr(pipe_processes, module), name, refuse)
+    with pytest.raises(StageFailed, match="cannot be started: .*Resource temporarily unavailable"):
+        run_in_ticks((1, 1), 2, 1)

@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two, round_up
+from minilib.mechanisms.basics.checks import check_quantity, check_whole, is_whole
 from minilib.mechanisms.basics.files import written_whole
 
 
@@ -41,3 +44,30 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
         place.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [2, np.int64(2), torch.tensor(2), 10**30])
+def test_whole_numbers(value):
+    check_whole("a size", value, 2)
+    assert is_whole(value) and is_whole(-value) and not is_whole(-value, 0)
+
+
+@pytest.mark.parametrize("value", [1, -2, True, 2.0, math.nan, math.inf, None, "2", [2], torch.tensor([2, 2])])
+def test_no_whole_numbers(value):
+    with pytest.raises(LookupError, match=r"a size is a whole number ≥ 2, got "):
+        check_whole("a size", value, 2, LookupError)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float64(2), 10**30])
+def test_quantities(value):
+    check_quantity("a time", value, above_zero=True)
+    check_quantity("a rate", math.inf, finite=False)
+    check_quantity("a time", 0)
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, -math.inf, math.inf, True, None, "2", [2], 1j])
+def test_no_quantities(value):
+    with pytest.raises(ValueError, match=r"a time is a finite number ≥ 0, got "):
+        check_quantity("a time", value)
+    with pytest.raises(ValueError, match=r"a time is a number > 0, got 0"):
+        check_quantity("a time", 0, above_zero=True, finite=False)

@@ -43,7 +43,7 @@ def test_any_order_of_operations(design, policy):
     """The model is a set of paths. A hash that collides may hold less, and must never return another path's value."""
     choices = random.Random(f"{design}/{policy.__name__}")
     index, model, uses, done = DESIGNS[design](policy()), set(), Counter(), Counter()
-    held = []  # (path, position) of readers
+    held, earlier = [], {}  # (path, position) of readers, and what was found for a path when it was last looked up
     for _ in range(500):
         blocks = [(choices.randrange(2), choices.randrange(2)) for _ in range(choices.randrange(1, 6))]
         path = (choices.choice(["", "a"]), *blocks)
@@ -54,7 +54,8 @@ def test_any_order_of_operations(design, policy):
             uses.update(path[:depth] for depth in range(2, len(path) + 1))
             model |= {path[:depth] for depth in range(2, len(path) + 1)} if design in EXACT else set()
         elif name == "leave" and held:
-            path, _ = held.pop(choices.randrange(len(held)))
+            path, position = held.pop(choices.randrange(len(held)))
+            index.renew(position)
             uses.subtract(path[:depth] for depth in range(2, len(path) + 1))
         elif name == "discard" and held:
             path, position = held.pop(choices.randrange(len(held)))
@@ -85,6 +86,9 @@ def test_any_order_of_operations(design, policy):
                 model.discard(victim)
         else:
             match = index.match(blocks, path[0])
+            still = index.still_held(earlier.get(path, index.match([], path[0])))
+            assert index.extend(still, blocks[still.position.depth :]).values == match.values
+            earlier[path] = match
             longest = max([n for n in range(len(path)) if n == 0 or path[: n + 1] in model])
             assert len(match.values) == match.position.depth
             assert match.values == [path[: depth + 2] for depth in range(len(match.values))]

@@ -1,5 +1,6 @@
 """Crossings of a plan counted by hand and in closed form, copies spread over places, and what a lost place takes."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -63,5 +64,37 @@ def test_a_lost_place_takes_what_stands_in_it_alone():
 
 def test_members_in_a_row():
     assert places_of(5, 2) == [0, 0, 1, 1, 2] and places_of(0, 3) == []
-    with pytest.raises(ValueError, match="members_per_place ≥ 1"):
+    with pytest.raises(ValueError, match="members_per_place is a whole number ≥ 1, got 0"):
         places_of(4, 0)
+
+
+RING = plans.ring("all_reduce", 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: places_of(4.0, 2), "num_members is a whole number ≥ 0, got 4.0"),
+        (lambda: places_of(-1, 2), "num_members is a whole number ≥ 0, got -1"),
+        (lambda: places_of(4, 2.0), "members_per_place is a whole number ≥ 1, got 2.0"),
+        (lambda: places_of(4, True), "members_per_place is a whole number ≥ 1, got True"),
+        (lambda: crossing(RING, [1], [0, 1]), "one size for each of 2 chunks, got 1"),
+        (lambda: crossing(RING, [1, 1, 1], [0, 1]), "one size for each of 2 chunks, got 3"),
+        (lambda: crossing(RING, [1, -1], [0, 1]), "bytes of a chunk is a whole number ≥ 0, got -1"),
+        (lambda: crossing(RING, [1, math.nan], [0, 1]), "bytes of a chunk is a whole number ≥ 0, got nan"),
+        (lambda: spread(2.5, [0, 0, 1]), "1 ≤ copies ≤ 3"),
+        (lambda: spread(True, [0, 0, 1]), "1 ≤ copies ≤ 3"),
+        (lambda: spread(1, [0, 0, 1], first=1.0), "a first among them"),
+        (lambda: spread(1, []), "1 ≤ copies ≤ 0"),
+        (lambda: lost_with(0, [[0, 4]], [0, 0, 1, 1]), "members are 0 … 3, got 4 in group 0"),
+        (lambda: lost_with(0, [[0], [-4]], [0, 0, 1, 1]), "members are 0 … 3, got -4 in group 1"),
+        (lambda: lost_with(0, [[0.0]], [0]), "members are 0 … 0, got 0.0"),
+    ],
+)
+def test_numbers_that_are_none(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_group_of_nobody_is_not_lost():
+    assert lost_with(0, [[]], [0]) == lost_with(0, [], []) == []

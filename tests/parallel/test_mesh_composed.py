@@ -13,7 +13,8 @@ from minilib.parallel.pipeline import PipelineParallel, cut_batch
 from minilib.parallel.pipeline.schedules import interleaved, one_forward_one_backward, zero_bubble
 from minilib.parallel.tensor_parallel import TensorParallel
 from minilib.ranks.launch import run
-from minilib.ranks.mesh import DeviceMesh, MeshShape
+from minilib.ranks.mesh import DeviceMesh
+from minilib.ranks.mesh_shape import MeshShape
 from tests.parallel.context_parallel.test_training import TOKENS, adamw, batches, decoder, on_one_process
 
 CONFIG = ModelConfig(23, 12, 16, 4, 4, 2, 4, 64, qk_norm=True, tie_embeddings=False)

@@ -9,7 +9,8 @@ from minilib.parallel.data.data_parallel import DataParallel
 from minilib.parallel.expert_parallel import ExpertParallel
 from minilib.parallel.global_norm import clip_global_norm
 from minilib.ranks.launch import run
-from minilib.ranks.mesh import DeviceMesh, MeshShape
+from minilib.ranks.mesh import DeviceMesh
+from minilib.ranks.mesh_shape import MeshShape
 from tests.parallel.context_parallel.test_training import EXPERTS, PACKED, adamw, batches, decoder, on_one_process
 
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from minilib.mechanisms.replication import plans
 from minilib.ranks import launch
 from minilib.ranks.collectives import Communicator
-from minilib.ranks.mesh import DeviceMesh, MeshShape
+from minilib.ranks.mesh import DeviceMesh
+from minilib.ranks.mesh_shape import MeshShape
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from tests.ranks.collective_cases import same_everywhere, values

@@ -16,7 +16,8 @@ from minilib.mechanisms.sharding.placement import lost_with, places_of
 from minilib.numbers.machine import Link
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import RankFailed, run
-from minilib.ranks.mesh import DeviceMesh, MeshDoesNotFit, MeshShape, NoSuchAxis
+from minilib.ranks.mesh import DeviceMesh
+from minilib.ranks.mesh_shape import MeshDoesNotFit, MeshShape, NoSuchAxis
 from minilib.ranks.transport.shaped import ShapedTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
 

@@ -202,7 +202,7 @@ def test_extreme_temperatures_are_served(temperature, dtype):
         ({"page_size": -1}, "page_size"),
         ({"num_pages": 0}, "num_pages"),
         ({"num_pages": -1}, "num_pages"),
-        ({"num_swap_pages": -1}, "0 frames or more"),
+        ({"num_swap_pages": -1}, "num_swap_pages is a whole number ≥ 0"),
         ({"max_batch_tokens": 0}, "max_batch_tokens"),
         ({"max_sequences": 0}, "max_sequences"),
         ({"preemption": "drop"}, "recompute, swap"),

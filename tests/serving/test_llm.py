@@ -3,6 +3,8 @@
 import functools
 import itertools
 import json
+import signal
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -240,6 +242,26 @@ def test_a_stream_loses_nothing_to_another_caller(llm, other):
         list(llm.stream(PROMPTS[0], SamplingParams(max_tokens=3, temperature=0)))
     got += [output.token_id for output in stream]
     assert got == alone
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])  # the third makes the stream's last token
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_stream_loses_nothing_if_another_caller_is_interrupted(llm, monkeypatch, step, n):
+    params = SamplingParams(max_tokens=4, temperature=0, n=n)
+    alone = list(llm.stream(PROMPTS[1], params))
+    stream, calls, charge = llm.stream(PROMPTS[1], params), itertools.count(1), llm.engine.scheduler.charge
+    got = [next(stream)]
+
+    def interrupted(members):
+        charge(members)
+        if next(calls) == step:
+            signal.raise_signal(signal.SIGINT)  # held until the step has made its outputs
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(llm.engine.scheduler, "charge", interrupted)
+        llm.generate([PROMPTS[0]], SamplingParams(max_tokens=9, temperature=0))
+    assert [astuple(output)[1:] for output in got + list(stream)] == [astuple(output)[1:] for output in alone]
+    assert_idle(llm.engine)
 
 
 def test_requests_of_others_are_served_beside_and_not_mixed_in(llm):

@@ -17,6 +17,7 @@ from minilib.ranks.launch import run
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.training import usage
+from minilib.training.planner.shape import TrainedShape
 from minilib.training.strategies import PARALLEL
 from minilib.training.trainer import CannotResume, TrainConfig, Trainer
 
@@ -186,7 +187,7 @@ def test_progress_comes_from_rank_0_alone(capfd):
     assert re.search(r"loss=\d\.\d{3}, tokens_per_s=[\d,]+, mfu=\d+\.\d%", shown)
     for speed, seconds, mfu, peaks in ranks:
         assert speed == pytest.approx(6 * 6 * 8 / seconds)  # of all ranks
-        assert mfu == pytest.approx(usage.flops_per_token(SHAPE, 8) * speed / 1e12)
+        assert mfu == pytest.approx(TrainedShape.of(SHAPE).flops_per_token(8) * speed / 1e12)
         assert len(peaks) == 2 and all(10 * 2**20 < peak < 2**34 for peak in peaks)
     assert ranks[0][3] == ranks[1][3]
 
@@ -206,9 +207,8 @@ def test_flops_of_a_token_are_those_of_its_products():
 
         with counter:
             model(torch.zeros(1, context, dtype=torch.int64), torch.arange(context)[None], attention)
-        norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)  # no product, and counted for simplicity
         half = shape.num_layers * shape.num_heads * shape.head_dim * 2 * context  # of attention, which is causal
-        assert usage.flops_per_token(shape, context) == 3 * (counter.get_total_flops() / context - half + 2 * norms)
+        assert TrainedShape.of(shape).flops_per_token(context) == 3 * (counter.get_total_flops() / context - half)
 
 
 def hosts(kind: str) -> float:

@@ -65,6 +65,13 @@ class EvictionPolicy(ABC):
     def use(self, key: Hashable) -> None:
         """A key that is held was used again."""
 
+    def renew(self, key: Hashable) -> None:
+        """A key that is held was in use until now, by whoever brought it in or used it: no further use, and not old.
+
+        Orders that do not ask when a key was used last have nothing to note.
+        """
+        return
+
     @abstractmethod
     def remove(self, key: Hashable) -> None:
         """A key left because its owner gave it up, and nothing is remembered of it.
@@ -149,6 +156,8 @@ class Lru(Fifo):
     def use(self, key: Hashable) -> None:
         self._queue.move_to_end(key)
 
+    renew = use
+
 
 class Clock(Fifo):
     """Evict the first key not used since the hand last passed. Takes one bit a key, which an MMU sets itself.
@@ -223,6 +232,9 @@ class Lfu(EvictionPolicy):
         uses = self._uses[key]
         self.remove(key)
         self._rank(key, uses + 1)
+
+    def renew(self, key: Hashable) -> None:
+        self._ranks[self._priority[key]].move_to_end(key)
 
     def remove(self, key: Hashable) -> None:
         del self._uses[key]

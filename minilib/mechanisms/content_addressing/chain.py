@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minilib.mechanisms.caching import EvictionPolicy
-from minilib.mechanisms.content_addressing.index import PrefixIndex, Tokens
+from minilib.mechanisms.content_addressing.index import Match, PrefixIndex, Tokens
 
 ORIGIN = bytes(32)  # where every chain begins
 
@@ -142,6 +142,17 @@ class HashChain(PrefixIndex):
     def use(self, position: Block | Root) -> None:
         for block in position.path() if position.depth else ():
             self.policy.use(block.key)
+
+    def renew(self, position: Block | Root) -> None:
+        for block in position.path() if position.depth else ():
+            if block.listed:
+                self.policy.renew(block.key)
+
+    def still_held(self, match: Match) -> Match:
+        positions = list(match.positions)
+        while positions[-1].depth and self._blocks.get(positions[-1].key) is not positions[-1]:
+            positions.pop()
+        return Match(positions)
 
     def evict(self, in_use: Callable[[Any], bool]) -> Any:
         block = self._blocks[self.policy.victim(lambda key: not in_use(self._blocks[key].value))]

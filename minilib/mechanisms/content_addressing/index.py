@@ -97,6 +97,13 @@ class PrefixIndex(ABC):
         """Tell the policy that the blocks up to here were used, the last one first: it leaves first, too."""
 
     @abstractmethod
+    def renew(self, position: Any) -> None:
+        """Tell the policy that the blocks up to here were in use until now, the last one first; it counts as no use.
+
+        For whoever has held blocks for long: they are as old as the end of that, and not as its beginning.
+        """
+
+    @abstractmethod
     def evict(self, in_use: Callable[[Any], bool]) -> Any:
         """Give up one block that nothing continues and whose value is not in use.
 
@@ -121,7 +128,20 @@ class PrefixIndex(ABC):
 
     def match(self, blocks: Iterable[Tokens], salt: str = "") -> Match:
         """The longest prefix of these blocks that is held; nothing is changed, and it counts as no use."""
-        positions = [self.begin(salt)]
+        return self.extend(Match([self.begin(salt)]), blocks)
+
+    def still_held(self, match: Match) -> Match:
+        """What an earlier match has found and is sure to be held still; an index that cannot tell keeps nothing."""
+        return Match(match.positions[:1])
+
+    def extend(self, match: Match, blocks: Iterable[Tokens]) -> Match:
+        """The longest prefix that is held, behind what was found and is held still.
+
+        Args:
+            match: found before.
+            blocks: those that follow it.
+        """
+        positions = list(match.positions)
         for tokens in blocks:
             deeper = self.find(positions[-1], tokens)
             if deeper is None:

@@ -140,6 +140,10 @@ class RadixTree(PrefixIndex):
         for run in self._path(self._run_of(position)):
             self.policy.use(run.number)
 
+    def renew(self, position: Place) -> None:
+        for run in self._path(self._run_of(position)):
+            self.policy.renew(run.number)
+
     def evict(self, in_use: Callable[[Any], bool]) -> Any:
         def evictable(number: int) -> bool:
             run = self._runs[number]

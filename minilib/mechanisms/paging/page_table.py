@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.mechanisms.basics.checks import check_whole
 
 
 class OutOfFrames(MemoryError):
@@ -59,12 +60,11 @@ class FramePool:
         num_frames: frames in the pool; a pool of 0 frames is always full.
 
     Raises:
-        ValueError: if num_frames is below 0.
+        ValueError: if num_frames is no whole number ≥ 0.
     """
 
     def __init__(self, num_frames: int) -> None:
-        if num_frames < 0:
-            raise ValueError(f"a pool has 0 frames or more, got {num_frames!r}")
+        check_whole("num_frames", num_frames)
         self.num_frames = num_frames
         self.ref_counts = [0] * num_frames
         self._free = list(range(num_frames - 1, -1, -1))
@@ -132,12 +132,11 @@ class PageTable:
         length: slots in use, counted from slot 0: what `append` has added.
 
     Raises:
-        ValueError: if page_size is below 1.
+        ValueError: if page_size is no whole number ≥ 1.
     """
 
     def __init__(self, pool: FramePool, page_size: int) -> None:
-        if page_size < 1:
-            raise ValueError(f"page_size must be at least 1 slot, got {page_size!r}")
+        check_whole("page_size", page_size, 1)
         self.pool = pool
         self.page_size = page_size
         self.frames: list[int | None] = []

@@ -2,8 +2,6 @@
 
 from minilib.mechanisms.pipelining.flow import (
     Waiting,
-    bubble_fraction,
-    fill_seconds,
     flow,
     flow_seconds,
     most_in_flight,
@@ -21,8 +19,6 @@ __all__ = [
     "Span",
     "Timeline",
     "Waiting",
-    "bubble_fraction",
-    "fill_seconds",
     "flow",
     "flow_seconds",
     "instruction_plan",

@@ -45,22 +45,6 @@ def flow_seconds(stage_seconds: Sequence[float], num_items: int) -> float:
     return sum(stage_seconds) + (num_items - 1) * max(stage_seconds) if num_items else 0.0
 
 
-def fill_seconds(stage_seconds: Sequence[float]) -> float:
-    """Time until the last stage begins its first item."""
-    return sum(stage_seconds[:-1])
-
-
-def bubble_fraction(num_stages: int, num_items: int) -> float:
-    """Fraction of the stages' time that fill and drain cost, if all stages take the same time: (p-1)/(n+p-1).
-
-    Raises:
-        ValueError: if there is no stage or no item.
-    """
-    if num_stages < 1 or num_items < 1:
-        raise ValueError(f"needs num_stages ≥ 1 and num_items ≥ 1, got {num_stages!r}, {num_items!r}")
-    return (num_stages - 1) / (num_items + num_stages - 1)
-
-
 def most_in_flight(timeline: Timeline) -> int:
     """Most items of a flow that had begun in the first stage and not ended in the last, at one time.
 

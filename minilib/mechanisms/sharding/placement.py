@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from minilib.mechanisms.basics.checks import check_whole, is_whole
 from minilib.mechanisms.replication import Plan
 
 
@@ -36,10 +37,10 @@ def places_of(num_members: int, members_per_place: int) -> list[int]:
     """Members in a row, so many to a place: [0, 0, 1, 1] for 4 and 2.
 
     Raises:
-        ValueError: if a number is too small.
+        ValueError: if a number is too small, or not whole.
     """
-    if num_members < 0 or members_per_place < 1:
-        raise ValueError(f"needs num_members ≥ 0 and members_per_place ≥ 1, got {num_members!r}, {members_per_place!r}")
+    check_whole("num_members", num_members)
+    check_whole("members_per_place", members_per_place, 1)
     return [member // members_per_place for member in range(num_members)]
 
 
@@ -52,10 +53,14 @@ def crossing(plan: Plan, chunk_bytes: Sequence[int], places: Sequence[int]) -> C
         places: of each of the plan's ranks.
 
     Raises:
-        ValueError: if there is not one place for each rank.
+        ValueError: if there is not one place for each rank, or not one whole number of bytes for each chunk.
     """
     if len(places) != plan.world_size:
         raise ValueError(f"places has one entry for each of {plan.world_size} ranks, got {len(places)}")
+    if len(chunk_bytes) != plan.num_chunks:
+        raise ValueError(f"chunk_bytes has one size for each of {plan.num_chunks} chunks, got {len(chunk_bytes)}")
+    for nbytes in chunk_bytes:
+        check_whole("bytes of a chunk", nbytes)
     messages = size = rounds = 0
     for transfers in plan.rounds:
         crossed = [t for t in transfers if places[t.src] != places[t.dst]]
@@ -72,7 +77,8 @@ def spread(copies: int, places: Sequence[int], first: int = 0) -> list[int]:
     Raises:
         ValueError: if there are fewer members than copies, or no such member.
     """
-    if not 0 <= first < len(places) or not 1 <= copies <= len(places):
+    whole = is_whole(first, 0) and is_whole(copies, 1)
+    if not whole or first >= len(places) or copies > len(places):
         raise ValueError(f"needs 1 ≤ copies ≤ {len(places)} and a first among them, got {copies=}, {first=}")
     chosen = [first]
     while len(chosen) < copies:
@@ -83,5 +89,16 @@ def spread(copies: int, places: Sequence[int], first: int = 0) -> list[int]:
 
 
 def lost_with(place: int, groups: Iterable[Collection[int]], places: Sequence[int]) -> list[int]:
-    """Numbers of the groups all of whose members stand in a place: what the loss of the place takes with it."""
-    return [number for number, group in enumerate(groups) if {places[member] for member in group} == {place}]
+    """Numbers of the groups all of whose members stand in a place: what the loss of the place takes with it.
+
+    Raises:
+        ValueError: if there is no place for a member.
+    """
+    lost = []
+    for number, group in enumerate(groups):
+        for member in group:
+            if not is_whole(member, 0) or member >= len(places):
+                raise ValueError(f"members are 0 … {len(places) - 1}, got {member!r} in group {number}")
+        if {places[member] for member in group} == {place}:
+            lost.append(number)
+    return lost

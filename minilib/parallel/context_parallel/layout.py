@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minilib.mechanisms.basics.checks import check_whole, is_whole
+
 
 class LengthDoesNotDivide(ValueError):
     """A sequence that cannot be dealt to ranks in chunks of one length."""
@@ -64,7 +66,7 @@ class TokenLayout:
         balanced: a head and a tail for each rank instead of one run of tokens.
 
     Raises:
-        LengthDoesNotDivide: if there are no tokens, or they are no multiple of the number of chunks.
+        LengthDoesNotDivide: if there are no tokens or no ranks, or tokens are no multiple of the number of chunks.
     """
 
     num_tokens: int
@@ -72,7 +74,9 @@ class TokenLayout:
     balanced: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1 or self.num_tokens % self.num_chunks:
+        check_whole("world_size", self.world_size, 1, LengthDoesNotDivide)
+        check_whole("num_tokens", self.num_tokens, 0, LengthDoesNotDivide)
+        if not self.num_tokens or self.num_tokens % self.num_chunks:
             kind = "a head and a tail" if self.balanced else "a chunk"
             raise LengthDoesNotDivide(
                 f"{self.num_tokens} tokens cannot be dealt to {self.world_size} ranks, {kind} each: "
@@ -85,7 +89,13 @@ class TokenLayout:
         return self.world_size * (2 if self.balanced else 1)
 
     def chunks(self, rank: int) -> list[range]:
-        """The runs of tokens that a rank has, in order."""
+        """The runs of tokens that a rank has, in order.
+
+        Raises:
+            IndexError: if there is no such rank; so do all methods that take one.
+        """
+        if not is_whole(rank, 0) or rank >= self.world_size:
+            raise IndexError(f"rank {rank!r} is none of the {self.world_size} ranks")
         size = self.num_tokens // self.num_chunks
         numbers = [rank, self.num_chunks - 1 - rank] if self.balanced else [rank]
         return [range(number * size, (number + 1) * size) for number in numbers]
@@ -124,28 +134,39 @@ class TokenLayout:
         return found
 
     def check_documents(self, documents: Documents | None, num_rows: int) -> None:
-        """Refuse documents that do not cover each row.
+        """Refuse documents that do not cover each row; see `check_documents`."""
+        check_documents(documents, num_rows, self.num_tokens)
 
-        Raises:
-            ValueError: which says which row, and what came.
-        """
-        if documents is None:
-            return
-        if len(documents) != num_rows:
-            raise ValueError(f"documents has one list for each of {num_rows} rows, got {len(documents)}")
-        for row, starts in enumerate(documents):
-            given = list(starts)
-            if given[:1] != [0] or given[-1:] != [self.num_tokens] or sorted(set(given)) != given:
-                raise ValueError(f"documents[{row}] must climb from 0 to the {self.num_tokens} tokens of a row, "
-                                 f"got {given}")  # fmt: skip
+
+def check_documents(documents: Documents | None, num_rows: int, num_tokens: int) -> None:
+    """Refuse documents that do not cover each row.
+
+    Raises:
+        ValueError: which says which row, and what came.
+    """
+    if documents is None:
+        return
+    found = len(documents) if hasattr(documents, "__len__") else repr(documents)
+    if found != num_rows:
+        raise ValueError(f"documents has one list for each of {num_rows} rows, got {found}")
+    for row, starts in enumerate(documents):
+        given = list(starts) if hasattr(starts, "__iter__") else [starts]
+        climbing = all(map(is_whole, given)) and all(one < other for one, other in pairwise(given))
+        if not climbing or given[:1] != [0] or given[-1:] != [num_tokens]:
+            raise ValueError(f"documents[{row}] must climb from 0 to the {num_tokens} tokens of a row, got {given}")
 
 
 def positions_in(documents: Documents | None, num_rows: int, num_tokens: int) -> Tensor:
-    """Each token's place in its own document, (rows, tokens) int64."""
+    """Each token's place in its own document, (rows, tokens) int64.
+
+    Raises:
+        ValueError: as `check_documents`.
+    """
     row = torch.arange(num_tokens)
-    if documents is None:
+    check_documents(documents, num_rows, num_tokens)
+    if documents is None or not num_rows:
         return row.expand(num_rows, -1)
-    starts = [torch.tensor(begins[:-1]).repeat_interleave(torch.tensor(begins).diff()) for begins in documents]
+    starts = [torch.as_tensor(begins[:-1]).repeat_interleave(torch.as_tensor(begins).diff()) for begins in documents]
     return torch.stack([row - start for start in starts])
 
 

@@ -81,6 +81,9 @@ class _Ring(torch.autograd.Function):
 class Passing:
     """A tensor on its way to the next rank, and one of its shape from the rank before: an all-to-all with one part.
 
+    A collective, so it travels in the background while tiles are computed, and over any communicator, on GPUs too;
+    `PointToPoint` does neither.
+
     Args:
         tensor: contiguous; it must not change until `wait` returns.
         comm: of two ranks or more.

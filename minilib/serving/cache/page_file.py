@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.content_addressing import block_key
 
 MAGIC = b"minilib pages 1\n"
@@ -76,12 +77,11 @@ class PageFile:
     Raises:
         PageFileError: if the file is none of pages, is cut, is of another model, shape or dtype, is used by another
             engine, or has no room on the disk.
-        ValueError: if num_pages is below 1.
+        ValueError: if num_pages is no whole number ≥ 1.
     """
 
     def __init__(self, path: Path, num_pages: int, model: str, page: tuple[int, ...], dtype: torch.dtype) -> None:
-        if num_pages < 1:
-            raise ValueError(f"a file of pages has 1 page or more, got {num_pages!r}")
+        check_whole("num_pages", num_pages, 1)
         self.path, self.num_slots, self._page, self._dtype = path, num_pages, page, dtype
         self._name_bytes = 64 + 8 * page[3]
         self._content_bytes = torch.Size(page).numel() * dtype.itemsize

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.paging import Copy, FramePool, PageTable
 from minilib.model.config import ModelConfig
 
@@ -48,7 +49,7 @@ class PagedCache:
         pool_type: makes both pools, from their sizes.
 
     Raises:
-        ValueError: if page_size or num_pages is below 1.
+        ValueError: if page_size or num_pages is no whole number ≥ 1, or num_swap_pages none ≥ 0.
         CacheTooLarge: if there is less memory than the pages take.
 
     Cost: 2 · num_layers · num_kv_heads · head_dim · page_size numbers a page.
@@ -64,10 +65,9 @@ class PagedCache:
         device: str | torch.device = "cpu",
         pool_type: Callable[[int], FramePool] = FramePool,
     ) -> None:
-        if page_size < 1:
-            raise ValueError(f"page_size must be at least 1 token, got {page_size!r}")
-        if num_pages < 1:
-            raise ValueError(f"num_pages must be at least 1, got {num_pages!r}")
+        check_whole("page_size", page_size, 1)
+        check_whole("num_pages", num_pages, 1)
+        check_whole("num_swap_pages", num_swap_pages)
         self.config, self.page_size = config, page_size
         self.pool, self.swap_pool = pool_type(num_pages), pool_type(num_swap_pages)
         page = (config.num_kv_heads, page_size, config.head_dim)
@@ -123,11 +123,10 @@ def default_num_pages(
     """Pages for as many full sequences as may run at once, but no more than a share of the memory that is free.
 
     Raises:
-        ValueError: if page_size is below 1.
+        ValueError: if page_size is no whole number ≥ 1.
         CacheTooLarge: if not even one page fits.
     """
-    if page_size < 1:
-        raise ValueError(f"page_size must be at least 1 token, got {page_size!r}")
+    check_whole("page_size", page_size, 1)
     page_bytes = config.kv_values_per_token * page_size * dtype.itemsize
     pages_per_sequence = ceil_div(config.max_position, page_size)
     free = free_bytes(device)

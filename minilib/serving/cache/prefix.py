@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
 from minilib.mechanisms.caching import EvictionPolicy, Lru
 from minilib.mechanisms.content_addressing import ORIGIN, HashChain, PrefixIndex, RadixTree
+from minilib.mechanisms.content_addressing.index import Match
 from minilib.model.decoder import Decoder
 from minilib.serving.cache.page_file import PageName
 from minilib.serving.cache.paged import PagedCache
@@ -48,23 +50,25 @@ class PrefixCache:
     Raises:
         ValueError: for a design that is unknown, or a policy that has another owner.
 
-    Cost: the tokens of a page are hashed or compared once when it is full, and once each time that it is looked up:
-    when a sequence is let in, and at each step at which the first in the queue finds no room.
+    Cost: the tokens of a page are hashed or compared once when it is full, and once when a sequence that has them is
+    looked up. Who waits is looked up at each step: then a chain hashes one page, the first that is not held, and a tree
+    compares all that are.
     """
 
     def __init__(self, cache: PagedCache, design: str, policy: EvictionPolicy, tiers: Tiers | None = None) -> None:
-        if design not in DESIGNS:
+        if design not in list(DESIGNS):
             raise ValueError(f"prefix_cache is one of {', '.join(DESIGNS)}, or None; got {design!r}")
         self.index = DESIGNS[design](policy)
         self.cache, self.pool, self.page_size = cache, cache.pool, cache.page_size
         self.pool.reclaim = self._reclaim
         self.tiers = tiers
         self._names: dict[int, PageName] = {}  # of kept pages, if there is another tier
+        self._matches: WeakKeyDictionary[Sequence, Match] = WeakKeyDictionary()  # of those that wait
         self.tokens_matched = self.tokens_loaded = self.tokens_asked = 0
 
     def num_matching(self, sequence: Sequence) -> int:
         """Tokens of a sequence that are held in full pages, its last one too; counts as no use."""
-        return len(self.index.match(self._blocks(sequence), sequence.params.cache_salt).values) * self.page_size
+        return len(self._match(sequence).values) * self.page_size
 
     def attach(self, sequence: Sequence) -> bool:
         """Give a sequence without pages those that are held for its tokens, if the rest of its tokens have room, too.
@@ -72,7 +76,7 @@ class PrefixCache:
         Returns:
             False if there is no room; nothing was changed then.
         """
-        found = self.index.match(self._blocks(sequence), sequence.params.cache_salt)
+        found = self._match(sequence)
         frames, length, size = found.values, len(sequence.token_ids), self.page_size
         # The page of the last token is written to. If there is no room for a copy of it, it is computed anew.
         for num_pages in (len(frames), len(frames) - 1) if len(frames) * size == length else (len(frames),):
@@ -82,6 +86,7 @@ class PrefixCache:
                 break
         else:
             return False
+        del self._matches[sequence]
         self.index.use(found.positions[num_pages])
         table = sequence.table
         table.frames = [self.pool.share(frame) for frame in frames[:num_pages]]
@@ -121,6 +126,11 @@ class PrefixCache:
                     self._names[own] = self._name(sequence, page)
         sequence.stored = position
 
+    def renew(self, sequence: Sequence) -> None:
+        """A sequence gives back the pages that it has read in each of its steps: they are not as old as its first."""
+        if sequence.stored:
+            self.index.renew(sequence.stored)
+
     def discard(self, sequence: Sequence) -> None:
         """Forget the pages of a sequence that has ended, from its last one back to one that others use or continue.
 
@@ -159,14 +169,21 @@ class PrefixCache:
             depth = sequence.stored.depth
             assert depth == sequence.num_computed_tokens // self.page_size, "full pages were not stored"
             if sequence.stored.listed:
-                blocks = itertools.islice(self._blocks(sequence), depth)
+                blocks = itertools.islice(self._blocks(sequence, 0), depth)
                 held = self.index.match(blocks, sequence.params.cache_salt).values
                 assert held == sequence.table.frames[:depth], f"{sequence.request_id} holds pages of other tokens"
 
-    def _blocks(self, sequence: Sequence) -> Iterator[tuple[int, ...]]:
-        """The tokens of each full page."""
+    def _match(self, sequence: Sequence) -> Match:
+        """The pages that are held for a sequence; what was found before and is held still is not looked up again."""
+        known = self._matches.get(sequence) or Match([self.index.begin(sequence.params.cache_salt)])
+        held = self.index.still_held(known)
+        found = self._matches[sequence] = self.index.extend(held, self._blocks(sequence, held.position.depth))
+        return found
+
+    def _blocks(self, sequence: Sequence, first: int) -> Iterator[tuple[int, ...]]:
+        """The tokens of each full page, from one on."""
         tokens, size = sequence.token_ids, self.page_size
-        return (tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size))
+        return (tuple(tokens[at : at + size]) for at in range(first * size, len(tokens) - size + 1, size))
 
     def _load(self, sequence: Sequence) -> None:
         """Bring back the pages that follow those of a sequence, as many as come cheaper than computing their tokens."""
@@ -220,10 +237,13 @@ def prefix_cache_as_asked(
 
     Raises:
         ValueError: for options about kept pages where none are kept, or as `PrefixCache` and `Tiers`.
+        TypeError: if the second tier or the eviction policy is none.
     """
     if not design:
         if eviction is not None or second_tier is not None:
             raise ValueError("eviction and second_tier are for kept pages; give prefix_cache, too")
         return None
+    if not isinstance(second_tier, SecondTier | None):
+        raise TypeError(f"second_tier is a SecondTier, got {second_tier!r}")
     tiers = Tiers(cache, model, second_tier) if second_tier else None
     return PrefixCache(cache, design, Lru() if eviction is None else eviction, tiers)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.model.config import ModelConfig
 from minilib.serving.cache.sequences import SequenceCache, attend_row, token_slices
 
@@ -39,7 +40,7 @@ class RingCache(SequenceCache):
         device: where they are.
 
     Raises:
-        ValueError: if window or batch_size is below 1, or num_sinks below 0.
+        ValueError: if window or batch_size is no whole number ≥ 1, or num_sinks none ≥ 0.
 
     A step of several tokens that fails midway has replaced what its first queries see: make a new cache then.
 
@@ -55,8 +56,8 @@ class RingCache(SequenceCache):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
-        if window < 1 or num_sinks < 0:
-            raise ValueError(f"window ≥ 1 and num_sinks ≥ 0 are needed, got {window} and {num_sinks}")
+        check_whole("window", window, 1)
+        check_whole("num_sinks", num_sinks)
         super().__init__(config, batch_size, None, num_sinks + window, dtype, device)
         self.window, self.num_sinks = window, num_sinks
 
@@ -71,7 +72,12 @@ class RingCache(SequenceCache):
         return torch.where(positions < self.num_sinks, positions, ring)
 
     def kept(self, length: int) -> Tensor:
-        """Positions that a row of so many tokens still holds, in order: (min(length, slots),) int64."""
+        """Positions that a row of so many tokens still holds, in order: (min(length, slots),) int64.
+
+        Raises:
+            ValueError: if that is no number of tokens.
+        """
+        check_whole("length", length)
         positions = torch.arange(length, device=self.kv.device)
         return positions[(positions < self.num_sinks) | (positions >= length - self.window)]
 

@@ -5,12 +5,13 @@ A cache has rows, one a sequence. The tokens of a step stand flat, those of row 
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minilib.mechanisms.basics.checks import check_whole, is_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Attention
 
@@ -39,7 +40,7 @@ class SequenceCache:
         kv: keys and values, (2, num_layers, batch_size, num_kv_heads, slots, head_dim).
 
     Raises:
-        ValueError: if batch_size or max_length is below 1, or max_length above the model's positions.
+        ValueError: if batch_size or max_length is no whole number ≥ 1, or max_length above the model's positions.
     """
 
     def __init__(
@@ -52,11 +53,10 @@ class SequenceCache:
         device: str | torch.device,
     ) -> None:
         max_length = config.max_position if max_length is None else max_length
-        if batch_size < 1 or not 1 <= max_length <= config.max_position:
-            raise ValueError(
-                f"batch_size ≥ 1 and max_length from 1 to the model's {config.max_position} positions are needed, got "
-                f"{batch_size} and {max_length}"
-            )
+        check_whole("batch_size", batch_size, 1)
+        if not is_whole(max_length, 1) or max_length > config.max_position:
+            raise ValueError(f"max_length from 1 to the model's {config.max_position} positions is needed, got "
+                             f"{max_length!r}")  # fmt: skip
         self.max_length = max_length
         self.token_ids: list[list[int]] = [[] for _ in range(batch_size)]
         shape = (2, config.num_layers, batch_size, config.num_kv_heads, slots, config.head_dim)
@@ -120,6 +120,21 @@ class SequenceCache:
 def token_slices(counts: list[int]) -> list[slice]:
     """Where each row's tokens stand among those of a step."""
     return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
+
+
+def flat_rows(rows: list[list[int]], firsts: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Rows of tokens one after another.
+
+    Args:
+        rows: tokens of each.
+        firsts: position of the first token of each.
+
+    Returns:
+        Token ids, their positions, and where each row ends.
+    """
+    tokens = list(chain.from_iterable(rows))
+    spans = (range(first, first + len(ids)) for ids, first in zip(rows, firsts, strict=True))
+    return tokens, list(chain.from_iterable(spans)), list(accumulate(map(len, rows)))
 
 
 def attend_row(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from minilib.kernels.workbench.dispatch import DTYPES
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.paging import OutOfFrames
-from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.numbers.machine import Machine, NotOnThisMachine
 from minilib.numbers.price import Cost, price
 from minilib.serving.cache.keeping_pool import KeepingPool
 from minilib.serving.cache.page_file import PageFile, PageName
 from minilib.serving.cache.paged import PagedCache
+from minilib.serving.step_cost import pair_flops, pairs_behind, product_flops
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,24 @@ class SecondTier:
         num_pages: pages in that file.
 
     Host memory is as large as the engine's `num_swap_pages`.
+
+    Raises:
+        TypeError: if the machine or the path is none.
+        ValueError: if num_pages is no whole number, or 0 with a file, or more without one.
     """
 
     machine: Machine | None = None
-    path: Path | None = None
+    path: Path | str | None = None
     num_pages: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, Path | str | None):
+            raise TypeError(f"path is a file's, got {self.path!r}")
+        if not isinstance(self.machine, Machine | None):
+            raise TypeError(f"machine is a Machine, got {self.machine!r}")
+        check_whole("num_pages", self.num_pages, 0 if self.path is None else 1)
+        if self.num_pages and self.path is None:
+            raise ValueError(f"num_pages is for a file, and there is no path to one; got {self.num_pages!r}")
 
 
 class Tiers:
@@ -110,15 +124,16 @@ class Tiers:
     def worth(self, start: int, names: list[PageName]) -> int:
         """How many of these pages should come back, behind `start` tokens that are there, and the rest be computed.
 
-        Computing is priced by its arithmetic alone, since the weights are read for the tokens behind them in any case;
-        coming back, by the bytes that each page moves from where it is. The first pages of a chain may be in memory and
-        its end in a file: where they part, it may pay to stop.
+        Computing is priced by its arithmetic alone, since the weights are read for the tokens behind them in any case,
+        and the logits of those alone are needed; coming back, by the bytes that each page moves from where it is. The
+        first pages of a chain may be in memory and its end in a file: where they part, it may pay to stop.
         """
         if self.machine is None:
             return len(names)
         saved, size = [0.0], self.cache.page_size
         for page, name in enumerate(names):
-            flops = flops_of(self.config, start + page * size, size)
+            flops = product_flops(self.config, size, rows=0)
+            flops += pair_flops(self.config, pairs_behind(start + page * size, size))
             computed = price(Cost(flops, dtype=self._dtype), self.machine).seconds
             saved.append(saved[-1] + computed - self._seconds(name))
         return saved.index(max(saved))
@@ -164,12 +179,6 @@ def _check_figures(tier: SecondTier, dtype: str, on_gpu: bool) -> None:
         tier.machine.link("pcie")
     if tier.path is not None and "disk_read" not in tier.machine.bandwidths:
         raise NotOnThisMachine(f"{tier.machine.title} has no figure disk_read; measure it, or leave the machine out")
-
-
-def flops_of(config: ModelConfig, start: int, tokens: int) -> float:
-    """FLOPs of `tokens` tokens behind `start` others: 2 a parameter, and attention to all that came before."""
-    seen = tokens * start + tokens * (tokens + 1) / 2
-    return 2 * config.num_active_parameters * tokens + 4 * config.num_layers * config.num_heads * config.head_dim * seen
 
 
 def fingerprint(model: Decoder) -> str:

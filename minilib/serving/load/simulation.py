@@ -31,6 +31,7 @@ from minilib.serving.engine import Engine
 from minilib.serving.load.clock import VirtualClock
 from minilib.serving.request import TokenOutput
 from minilib.serving.sequence import Sequence
+from minilib.serving.step_cost import pairs_behind, product_flops, weights_read
 
 LAYER_CALLS = 9  # norm, q-k-v, rotary, store, attention, output; norm, gate and up, down
 
@@ -69,8 +70,8 @@ class StepCounts:
     @property
     def pairs(self) -> int:
         """Pairs of a query and a key that it sees, in one head of one layer."""
-        pairs = zip(self.counts, self.contexts, strict=True)
-        return sum(count * (context - count) + count * (count + 1) // 2 for count, context in pairs)
+        each = zip(self.counts, self.contexts, strict=True)
+        return sum(pairs_behind(context - count, count) for count, context in each)
 
 
 class StepTaken(NamedTuple):
@@ -192,21 +193,10 @@ class MachinePrice:
         return predicted
 
     def weights_cost(self, counts: StepCounts) -> Cost:
-        """Products with all weights: 2 FLOPs a weight and token; each weight is read once, new keys and values written.
-
-        A mixture of experts reads the experts that are expected to be hit if every token chooses them at random.
-        """
+        """Products with all weights, see `step_cost`; each weight is read once, new keys and values written."""
         config, tokens = self.config, counts.tokens
-        head = config.hidden_size * config.vocab_size
-        tables = head * (1 if config.tie_embeddings else 2)
-        body, read = config.num_active_parameters - tables, config.num_active_parameters - tables
-        if config.moe:
-            experts, chosen = config.moe.num_experts, config.moe.top_k
-            hit = experts * (1 - (1 - chosen / experts) ** tokens)
-            idle = config.num_parameters - config.num_active_parameters
-            read += idle * (hit - chosen) / (experts - chosen) if experts > chosen else 0
-        values = read + (head if counts.rows else 0) + tokens * config.kv_values_per_token
-        flops = 2 * (body * tokens + head * counts.rows)
+        values = weights_read(config, tokens, counts.rows) + tokens * config.kv_values_per_token
+        flops = product_flops(config, tokens, counts.rows)
         return Cost(flops, BYTES[self.dtype] * values, calls=(LAYER_CALLS - 1) * config.num_layers, dtype=self.dtype)
 
     def attention_cost(self, counts: StepCounts) -> Cost:

@@ -95,6 +95,11 @@ class EngineOnRanks:
         """See `Engine.has_unfinished`."""
         return bool(self.requests or self._made)
 
+    @property
+    def unseen(self) -> set[str]:
+        """See `Engine.unseen`."""
+        return {output.request_id for output in self._made}
+
     def add_request(
         self,
         request_id: str,
@@ -103,7 +108,7 @@ class EngineOnRanks:
         scheduling: SchedulingParams | None = None,
     ) -> None:
         """See `Engine.add_request`."""
-        if any(output.request_id == request_id for output in self._made):
+        if request_id in self.unseen:
             raise InvalidRequest(f"request {request_id!r} is being served already; choose another id")
         self._call("add_request", request_id, prompt_token_ids, params, scheduling)
 
@@ -111,9 +116,9 @@ class EngineOnRanks:
         """See `Engine.abort`."""
         with held():
             known = self._ask("abort", request_id)
-            unseen = [output for output in self._made if output.request_id == request_id]
+            unseen = request_id in self.unseen
             self._made = [output for output in self._made if output.request_id != request_id]
-        return known or bool(unseen)
+        return known or unseen
 
     def step(self) -> list[TokenOutput]:
         """See `Engine.step`; an interrupt comes out when the step is done, and the next one returns its tokens.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from minilib.mechanisms.basics.checks import check_quantity, check_whole
 from minilib.numbers import quoted
-from minilib.numbers.machine import Machine
+from minilib.numbers.machine import Machine, NotOnThisMachine
 
 # Figures of quoted.toml for each data sheet. BEST is the fastest matrix product that a search over shapes found, which
 # no training reaches; TRAINING what products of a model's shapes reach, where somebody has measured that.
@@ -29,7 +30,7 @@ class Cluster:
         gpu: its data sheet.
         gpus: how many.
         domain: GPUs that NVLink joins: 8 of a DGX H100, 72 of an NVL72.
-        matmul: FLOP/s of large matrix products, by dtype.
+        matmul: FLOP/s of large matrix products, by dtype; bf16 is among them.
         attention: FLOP/s of attention.
         memory: bytes/s of large operations that only read and write.
         nvlink: bytes/s of a collective within a domain, each way.
@@ -38,7 +39,7 @@ class Cluster:
         reserve: bytes of a GPU that are not the model's: context, buffers of collectives, fragments.
 
     Raises:
-        ValueError: if a domain is no whole number of GPUs, or a number is not positive.
+        ValueError: if a domain is no whole number of GPUs, a rate no number > 0, or a time no finite number ≥ 0.
     """
 
     gpu: Machine
@@ -54,10 +55,18 @@ class Cluster:
     reserve: float = 4e9
 
     def __post_init__(self) -> None:
-        rates = (*self.matmul.values(), self.attention, self.memory, self.nvlink, self.network)
-        if self.gpus < 1 or self.domain < 1 or min(rates) <= 0 or not 0 <= self.reserve < self.gpu.memory_bytes:
-            raise ValueError(f"a cluster has GPUs, a domain and positive rates; got gpus={self.gpus}, "
-                             f"domain={self.domain}, rates {rates}, reserve={self.reserve}")  # fmt: skip
+        for name in ("gpus", "domain"):
+            check_whole(name, getattr(self, name), 1)
+        rates = {f"matmul in {dtype}": rate for dtype, rate in self.matmul.items()}
+        rates |= {name: getattr(self, name) for name in ("attention", "memory", "nvlink", "network")}
+        for name, rate in rates.items():
+            check_quantity(name, rate, above_zero=True, finite=False)
+        for name in ("nvlink_step", "network_step", "reserve"):
+            check_quantity(name, getattr(self, name))
+        if "bf16" not in self.matmul:
+            raise ValueError(f"matmul needs a rate of bf16, which the output is in; got {', '.join(self.matmul)}")
+        if self.reserve >= self.gpu.memory_bytes:
+            raise ValueError(f"reserve leaves nothing of {self.gpu.memory_bytes:,} bytes, got {self.reserve!r}")
 
     @classmethod
     def of(
@@ -82,7 +91,8 @@ class Cluster:
         Raises:
             ValueError: if nothing is quoted for this GPU.
         """
-        if gpu not in BEST:
+        check_quantity("port", port, above_zero=True, finite=False)
+        if gpu not in list(BEST):
             raise ValueError(f"no efficiencies are quoted for {gpu!r}, only for {', '.join(BEST)}; build a Cluster "
                              "from rates of your own")  # fmt: skip
         machine = Machine.datasheet(gpu)
@@ -100,6 +110,16 @@ class Cluster:
             nvlink_step=quoted.value("gpu", "nccl_step_nvlink"),
             network_step=quoted.value("gpu", "nccl_step_network"),
         )
+
+    def product_rate(self, dtype: str) -> float:
+        """FLOP/s of large matrix products.
+
+        Raises:
+            NotOnThisMachine: for a dtype without a rate.
+        """
+        if dtype not in self.matmul:
+            raise NotOnThisMachine(f"no rate of products in {dtype!r}; it has: {', '.join(self.matmul)}")
+        return self.matmul[dtype]
 
     @property
     def room(self) -> float:
@@ -134,6 +154,12 @@ class GroupPlace(NamedTuple):
 
     @classmethod
     def of(cls, domains: Sequence[int]) -> GroupPlace:
-        """From the domain of each rank."""
+        """From the domain of each rank.
+
+        Raises:
+            ValueError: if there is no rank.
+        """
+        if not domains:
+            raise ValueError("a group has 1 rank or more, got none")
         counts = Counter(domains)
         return cls(len(domains), len(counts), min(counts.values()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import cache
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.training.planner.cluster import Cluster, GroupPlace
 from minilib.training.planner.layout import ParallelLayout
 from minilib.training.planner.memory import GRADIENT, PARAMETER, VALUE, parameters_of_rank
@@ -53,7 +54,8 @@ class LayerRates:
         overlap_tensor: bool,
     ) -> None:
         self.shape, self.layout, self.cluster, self.sequence = shape, layout, cluster, sequence
-        self.dtype, self.overlap_tensor = dtype, overlap_tensor
+        self.overlap_tensor = overlap_tensor
+        self.product_rate, self.output_rate = cluster.product_rate(dtype), cluster.product_rate("bf16")
         self.tokens = layout.microbatch * sequence / layout.cp
 
     def forward(self) -> LayerTime:
@@ -77,12 +79,12 @@ class LayerRates:
         mixtures = shape.expert_layers / shape.all_layers
         each = shape.attention_parameters + (1 - mixtures) * shape.dense_parameters
         each += mixtures * (shape.beside_experts + shape.top_k * shape.expert_parameters)
-        return 2 * self.tokens * each / self.layout.tp / self.cluster.matmul[self.dtype]
+        return 2 * self.tokens * each / self.layout.tp / self.product_rate
 
     def head(self) -> float:
         """Forward and backward of the output and its loss, on the last stage."""
         values = self.tokens * self.shape.vocab / self.layout.tp
-        products = 6 * values * self.shape.hidden / self.cluster.matmul["bf16"] * (1 + self.shape.predicted_tokens)
+        products = 6 * values * self.shape.hidden / self.output_rate * (1 + self.shape.predicted_tokens)
         return products + values * 5 * 4 / self.cluster.memory  # read twice, written once, both ways in fp32
 
     def attention(self, direction: int) -> float:
@@ -91,7 +93,7 @@ class LayerRates:
         if self.layout.recompute == "none":
             passes = (4, 7)[direction - 1]  # over the scores, see flash_attention.materialised_cost
             scores = self.tokens * self.sequence * self.shape.heads / self.layout.tp
-            matmul = 2 * flops * direction / self.cluster.matmul["bf16"]  # of all pairs, the hidden ones too
+            matmul = 2 * flops * direction / self.output_rate  # of all pairs, the hidden ones too
             return max(matmul, passes * VALUE * scores / self.cluster.memory)
         return flops * (1, 2.5)[direction - 1] / self.cluster.attention
 
@@ -181,7 +183,12 @@ def place_of_group(layout: ParallelLayout, domain: int, axes: str) -> GroupPlace
     """How the group of rank 0 along an axis, such as "tp", "dp·cp" or "edp", lies in NVLink domains.
 
     All groups lie alike where domains are a power of two, as sizes are; say 64 of an NVL72's GPUs.
+
+    Raises:
+        ValueError: if a domain is no whole number of GPUs.
+        NoSuchAxis: if there is no such axis.
     """
+    check_whole("domain", domain, 1)
     expert = axes in ("ep", "edp")
     sizes = (layout.pp, layout.dp, layout.cp, layout.tp) + ((layout.ep, layout.etp) if expert else (1, 1))
     return _place(sizes, domain, axes)

@@ -14,8 +14,9 @@ from functools import cached_property
 from itertools import product
 
 from minilib.mechanisms.basics.arithmetic import ceil_div
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.parallel.zero.ledger import check_stage
-from minilib.ranks.mesh import MeshShape, Regrouping
+from minilib.ranks.mesh_shape import MeshShape, Regrouping
 from minilib.training.planner.shape import TrainedShape
 
 RECOMPUTE = ("none", "selective", "full")
@@ -52,7 +53,7 @@ class ParallelLayout:
     def __post_init__(self) -> None:
         sizes = (self.dp, self.pp, self.cp, self.tp, self.ep, self.etp, self.interleave, self.microbatch)
         if any(type(size) is not int or size < 1 for size in sizes) or self.recompute not in RECOMPUTE:
-            raise LayoutDoesNotFit(f"sizes are whole numbers ≥ 1 and recompute one of {', '.join(RECOMPUTE)}: {self}")
+            raise LayoutDoesNotFit(f"sizes are whole numbers ≥ 1 and recompute one of {', '.join(RECOMPUTE)}: {self!r}")
         check_stage(self.zero)
 
     @property
@@ -81,8 +82,16 @@ class ParallelLayout:
         return self.mesh.regrouped(("dp", "cp", "tp"), edp=None, ep=self.ep, etp=self.etp)
 
     def microbatches(self, batch: int) -> int:
-        """Forwards of a step on each rank."""
-        return batch // (self.dp * self.microbatch)
+        """Forwards of a step on each rank.
+
+        Raises:
+            LayoutDoesNotFit: if the batch is no multiple of what all ranks take at once.
+        """
+        check_whole("batch", batch, 1, LayoutDoesNotFit)
+        each = self.dp * self.microbatch
+        if batch % each:
+            raise LayoutDoesNotFit(f"{batch} sequences are no multiple of dp · microbatch = {each}")
+        return batch // each
 
     def layers_per_rank(self, shape: TrainedShape) -> int:
         """Layers of the pipeline rank that has most."""
@@ -90,6 +99,8 @@ class ParallelLayout:
 
     def check(self, shape: TrainedShape, gpus: int, batch: int, sequence: int) -> None:
         """Raise LayoutDoesNotFit, with the reason, unless this model can be trained so."""
+        check_whole("gpus", gpus, 1, LayoutDoesNotFit)
+        check_whole("sequence", sequence, 1, LayoutDoesNotFit)
         for wrong, why in self._objections(shape, gpus, batch, sequence):
             if wrong:
                 raise LayoutDoesNotFit(why)
@@ -111,8 +122,6 @@ class ParallelLayout:
         yield self.interleave > 1 and self.pp == 1, "interleaving needs pp > 1"
         halves = 2 * self.cp
         yield self.cp > 1 and sequence % halves > 0, f"{sequence} tokens are no multiple of 2 · cp = {halves}"
-        each = self.dp * self.microbatch
-        yield batch % each > 0, f"{batch} sequences are no multiple of dp · microbatch = {each}"
         forwards = self.microbatches(batch)
         yield (
             self.interleave > 1 and forwards % self.pp > 0,
@@ -141,7 +150,13 @@ def layouts(
         sequence: tokens of each.
         domain: GPUs that NVLink joins.
         max_microbatch: sequences of one forward, at most.
+
+    Raises:
+        LayoutDoesNotFit: if one of these is no whole number ≥ 1.
     """
+    given = {"gpus": gpus, "batch": batch, "sequence": sequence, "domain": domain, "max_microbatch": max_microbatch}
+    for name, number in given.items():
+        check_whole(name, number, 1, LayoutDoesNotFit)
     pipelines = [pp for pp in range(1, shape.layers + 1) if gpus % pp == 0]
     contexts = [cp for cp in _powers(16) if cp == 1 or sequence // cp >= 4096]
     experts = [ep for ep in _powers(shape.experts) if shape.experts % ep == 0] if shape.experts else [1]

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.basics.format import Table, gib
-from minilib.training.planner.layout import ParallelLayout
+from minilib.training.planner.layout import RECOMPUTE, LayoutDoesNotFit, ParallelLayout
 from minilib.training.planner.shape import TrainedShape
 
 PARAMETER, GRADIENT, OPTIMIZER = 2, 4, 12  # bytes: bf16, fp32 sums, fp32 master copy and two moments (Megatron-LM)
@@ -60,7 +61,11 @@ def price_memory(shape: TrainedShape, layout: ParallelLayout, batch: int, sequen
         layout: of the run.
         batch: sequences a step.
         sequence: tokens of each.
+
+    Raises:
+        LayoutDoesNotFit: if the batch cannot be dealt so, or there is no such sequence.
     """
+    check_whole("sequence", sequence, 1, LayoutDoesNotFit)
     dense, experts = parameters_of_rank(shape, layout)
     dense_state, expert_state = _state(dense, layout.shards, layout), _state(experts, layout.expert_shards, layout)
     state = [a + b for a, b in zip(dense_state, expert_state, strict=True)]
@@ -105,7 +110,14 @@ def layer_bytes(
         recompute: one of RECOMPUTE. "none" keeps scores, "selective" does not, as FlashAttention.
         sequence_parallel: divide the stream among tp ranks as well.
         dropout: keep the masks of two dropouts, and of the scores'.
+
+    Raises:
+        ValueError: if a number is no whole one ≥ 1, or recompute another word.
     """
+    check_whole("tp", tp, 1)
+    check_whole("sequence", sequence, 1)
+    if recompute not in RECOMPUTE:
+        raise ValueError(f"recompute is one of {', '.join(RECOMPUTE)}; got {recompute!r}")
     stream = 4 * shape.hidden * VALUE + (2 * shape.hidden if dropout else 0)
     split = tp if sequence_parallel else 1
     if recompute == "full":

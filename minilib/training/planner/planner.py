@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.basics.format import Table, gib, si
 from minilib.training.planner.cluster import Cluster
 from minilib.training.planner.layout import ParallelLayout, layouts
@@ -77,6 +78,7 @@ class Plans:
 
     def table(self, count: int = 10) -> Table:
         """The fastest layouts, a row each."""
+        check_whole("count", count)
         rows = [
             (
                 str(plan.layout),
@@ -124,6 +126,7 @@ def price_layout(
 
     Raises:
         LayoutDoesNotFit: if the model cannot be trained so; it says why.
+        NotOnThisMachine: if the cluster has no rate of products in this dtype.
     """
     layout.check(shape, cluster.gpus, batch, sequence)
     step = price_step(shape, layout, cluster, batch, sequence, dtype, overlap_tensor)
@@ -154,7 +157,10 @@ def plan_training(
 
     Raises:
         NothingFits: if no layout does.
+        LayoutDoesNotFit: if a number is no whole one ≥ 1.
+        NotOnThisMachine: if the cluster has no rate of products in this dtype.
     """
+    cluster.product_rate(dtype)
     found: list[TrainingPlan] = []
     pruned: Counter[str] = Counter()
     for layout in layouts(shape, cluster.gpus, batch, sequence, cluster.domain, max_microbatch):

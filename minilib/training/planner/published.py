@@ -6,20 +6,20 @@ fastest.
 
 from __future__ import annotations
 
-import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from minilib.mechanisms.basics.format import Table
+from minilib.mechanisms.basics.checks import check_quantity
 from minilib.training.planner.cluster import Cluster
 from minilib.training.planner.layout import RECOMPUTE, LayoutDoesNotFit, ParallelLayout
-from minilib.training.planner.planner import TrainingPlan, price_layout
+from minilib.training.planner.planner import NothingFits, TrainingPlan, price_layout
 from minilib.training.planner.shape import TrainedShape
 
 PUBLISHED = Path(__file__).with_name("published.toml")
+COUNTS = ("all", "visible", "unsaid")
 CHOICES = {"microbatch": (1, 2, 4, 8), "recompute": RECOMPUTE, "interleave": (1, 2, 4, 8, 16), "zero": (1, 2)}
 
 
@@ -39,6 +39,9 @@ class PublishedRun:
         dtype: of matrix products.
         attention: figure of the attention kernel of its day; the GPU's latest if empty.
         overlap_tensor: whether tensor parallelism's collectives are cut to overlap.
+
+    Raises:
+        ValueError: if tflops is no number > 0, or counts another word.
     """
 
     title: str
@@ -60,6 +63,9 @@ class PublishedRun:
     causal: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        check_quantity("tflops", self.tflops, above_zero=True)
+        if self.counts not in COUNTS:
+            raise ValueError(f"counts is one of {', '.join(COUNTS)}; got {self.counts!r}")
         object.__setattr__(self, "causal", self.counts != "all")
 
     def cluster(self, best_shapes: bool = False) -> Cluster:
@@ -80,7 +86,11 @@ class PublishedRun:
             yield layout
 
     def predict(self, best_shapes: bool = False) -> TrainingPlan:
-        """The fastest of those that fit into memory; the smallest if by these formulas none does."""
+        """The fastest of those that fit into memory; the smallest if by these formulas none does.
+
+        Raises:
+            NothingFits: if none is what the source says.
+        """
         cluster = self.cluster(best_shapes)
         plans = [
             price_layout(
@@ -88,6 +98,8 @@ class PublishedRun:
             )
             for layout in self.layouts()
         ]
+        if not plans:
+            raise NothingFits(f"{self.title}: no layout of {self.gpus} GPUs is what the source says, {self.layout}")
         fitting = [plan for plan in plans if plan.memory.total <= cluster.room]
         if not fitting:
             return min(plans, key=lambda plan: plan.memory.total)
@@ -103,16 +115,3 @@ def published_runs() -> dict[str, PublishedRun]:
 def residuals(runs: Sequence[PublishedRun], best_shapes: bool = False) -> list[float]:
     """Predicted over published FLOP/s of one GPU."""
     return [run.predict(best_shapes).flops / (run.tflops * 1e12) for run in runs]
-
-
-def residual_table(runs: Sequence[PublishedRun] | None = None) -> Table:
-    """Predicted beside published, with the largest terms of each step, and the median of their ratio."""
-    runs, rows = list(published_runs().values()) if runs is None else runs, []
-    for run, ratio in zip(runs, residuals(runs), strict=True):
-        plan = run.predict()
-        terms = [f"{name} {share:.0%}" for name, share in plan.step.shares().items() if share >= 0.05]
-        rows.append((run.title, run.gpus, f"{run.tflops:,.0f}", f"{plan.flops / 1e12:,.0f}", f"{ratio:.2f}",
-                     str(plan.layout), ", ".join(terms)))  # fmt: skip
-    middle = f"{statistics.median(residuals(runs)):.2f}"
-    columns = ("run", "GPUs", "published TFLOP/s", "predicted", "ratio", "layout", "a step's largest terms")
-    return Table(columns, [*rows, ("median", "", "", "", middle, "", "")])

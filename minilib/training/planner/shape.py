@@ -6,8 +6,10 @@ attention, dense layers before layers of experts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.model.config import ModelConfig
 
 
@@ -31,6 +33,9 @@ class TrainedShape:
         shared_ffn: width of the experts that see every token.
         dense_layers: layers before those with experts.
         predicted_tokens: further tokens that a layer of its own each predicts (multi-token prediction).
+
+    Raises:
+        ValueError: if a size is no whole number, or they contradict each other.
     """
 
     layers: int
@@ -52,6 +57,30 @@ class TrainedShape:
     shared_ffn: int = 0
     dense_layers: int = 0
     predicted_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("v_head_dim", "q_rank", "kv_rank", "rope_dim", "experts", "top_k", "expert_ffn", "shared_ffn",
+                     "dense_layers", "predicted_tokens"):  # fmt: skip
+            check_whole(name, getattr(self, name))
+        for wrong, why in self._contradictions():
+            if wrong:
+                raise ValueError(why)
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        heads, experts = f"{self.heads} heads of queries", self.experts
+        yield self.heads % self.kv_heads > 0, f"{heads} cannot share {self.kv_heads} of keys: one divides the other"
+        beside = self.q_rank or self.rope_dim
+        yield not self.kv_rank and beside > 0, "q_rank and rope_dim are 0 without a kv_rank"
+        yield self.rope_dim > self.head_dim, f"rope_dim ≤ head_dim, got {self.rope_dim} and {self.head_dim}"
+        of_experts = self.top_k or self.expert_ffn or self.shared_ffn or self.dense_layers
+        yield not experts and of_experts > 0, "top_k, expert_ffn, shared_ffn and dense_layers are 0 without experts"
+        yield (
+            experts > 0 and not (1 <= self.top_k <= experts and self.expert_ffn >= 1),
+            f"experts need 1 ≤ top_k ≤ {experts} and expert_ffn ≥ 1, got {self.top_k} and {self.expert_ffn}",
+        )
+        yield self.dense_layers > self.layers, f"{self.dense_layers} dense layers of {self.layers}"
 
     @classmethod
     def of(cls, config: ModelConfig) -> TrainedShape:
@@ -123,11 +152,17 @@ class TrainedShape:
         Args:
             sequence: tokens that see each other.
             causal: count the half of the pairs that is visible. Whoever counts all publishes more FLOP/s.
+
+        Source: Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B, which counts all pairs.
+
+        Raises:
+            ValueError: if there is no such sequence.
         """
         return 6 * self.matrix_parameters + 3 * self.attention_flops(sequence, causal) * self.all_layers
 
     def attention_flops(self, sequence: int, causal: bool = True) -> float:
         """FLOPs of forward of one token's scores and their sum of values, in one layer."""
+        check_whole("sequence", sequence, 1)
         seen = sequence / 2 if causal else sequence
         return 2 * self.heads * (self.head_dim + self.value_dim) * seen
 

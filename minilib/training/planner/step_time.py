@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.basics.format import Table, si
 from minilib.training.planner.cluster import Cluster
 from minilib.training.planner.layer_time import LayerRates
-from minilib.training.planner.layout import ParallelLayout
+from minilib.training.planner.layout import LayoutDoesNotFit, ParallelLayout
 from minilib.training.planner.memory import parameters_of_rank
 from minilib.training.planner.shape import TrainedShape
 
@@ -86,7 +87,12 @@ def price_step(
         sequence: tokens of each.
         dtype: of matrix products; attention and messages stay in bf16.
         overlap_tensor: cut tensor parallelism's collectives into pieces that overlap with products.
+
+    Raises:
+        LayoutDoesNotFit: if the batch cannot be dealt so, or there is no such sequence.
+        NotOnThisMachine: if the cluster has no rate of products in this dtype.
     """
+    check_whole("sequence", sequence, 1, LayoutDoesNotFit)
     rates = LayerRates(shape, layout, cluster, sequence, dtype, overlap_tensor)
     forward, backward = rates.forward(), rates.backward()
     again = {"none": 0.0, "selective": 0.0, "full": forward.seconds}[layout.recompute]

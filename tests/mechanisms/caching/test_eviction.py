@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.mechanisms.caching import Cache, Clock, Lfu, Lru, NothingToEvict, S3Fifo, Sieve, count_hits
+from minilib.mechanisms.caching import Cache, Clock, Fifo, Lfu, Lru, NothingToEvict, S3Fifo, Sieve, count_hits
 from tests.mechanisms.caching.naive import POLICIES
 
 # Keys that may not leave change nothing for the others. S3-FIFO alone counts them: its shares are those of all keys.
@@ -241,3 +241,18 @@ def test_invariants_see_every_kind_of_damage():
     damaged(S3Fifo(), lambda policy: policy._main.add(next(iter(policy._small))))
     damaged(S3Fifo(), lambda policy: policy._ghosts.update({5: None}))
     damaged(S3Fifo(), lambda policy: policy._small.update({5: 4}))
+
+
+@pytest.mark.parametrize("policy", [Fifo, Clock, Sieve, S3Fifo, Lru, Lfu])
+def test_a_key_that_is_renewed_is_recent_and_was_not_used(policy):
+    """Where a use decides, a renewed key leaves as one that nobody used; where the last time decides, as one used."""
+    held = policy()
+    for key in "abc":
+        held.add(key)
+    held.renew("a")
+    left = []
+    while len(held):
+        left.append(held.victim())
+        held.evict(left[-1])
+        held.check_invariants()
+    assert "".join(left) == ("bca" if policy in (Lru, Lfu) else "abc")

@@ -6,8 +6,6 @@ import random
 import pytest
 
 from minilib.mechanisms.pipelining import (
-    bubble_fraction,
-    fill_seconds,
     flow,
     flow_seconds,
     most_in_flight,
@@ -25,13 +23,13 @@ def test_fill_and_n_times_the_slowest(times):
         timeline = timeline_of(flow(num_items, len(times), capacity), lambda key: times[key[0]])
         assert timeline.makespan == flow_seconds(times, num_items)
         if num_items:
-            assert timeline.workers[-1][0].start == fill_seconds(times)
+            assert timeline.workers[-1][0].start == sum(times[:-1])
 
 
 @pytest.mark.parametrize(("num_stages", "num_items"), [(1, 1), (1, 5), (4, 1), (4, 4), (4, 12), (8, 8)])
 def test_the_bubble_of_equal_stages(num_stages, num_items):
     timeline = timeline_of(flow(num_items, num_stages), lambda key: 2)
-    assert timeline.bubble == pytest.approx(bubble_fraction(num_stages, num_items))
+    assert timeline.bubble == pytest.approx((num_stages - 1) / (num_items + num_stages - 1))
 
 
 def recurrence(times, capacity):
@@ -96,11 +94,8 @@ def test_waiting_is_all_the_time_that_is_not_work():
 
 
 def test_formulas_without_stages_or_items():
-    assert flow_seconds((1, 2), 0) == 0 and bubble_fraction(1, 1) == 0
+    assert flow_seconds((1, 2), 0) == 0
     assert most_in_flight(timeline_of([], lambda key: 1)) == most_in_flight(timeline_of(flow(0, 3), lambda key: 1)) == 0
     for times, num_items in (((), 3), ((), 0), ((1, 2), -1)):
         with pytest.raises(ValueError, match="needs the time of 1 stage or more, and num_items ≥ 0; got"):
             flow_seconds(times, num_items)
-    for num_stages, num_items in ((0, 1), (1, 0), (-3, 9), (4, -3), (4, 0)):
-        with pytest.raises(ValueError, match=f"needs num_stages ≥ 1 and num_items ≥ 1, got {num_stages}, {num_items}"):
-            bubble_fraction(num_stages, num_items)

@@ -1,6 +1,7 @@
 """Who has which tokens and what its queries see: every visible pair once, as many on every rank, documents apart."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -90,3 +91,34 @@ def test_documents_that_do_not_cover_a_row(documents, message):
 def test_positions_begin_again_in_each_document():
     assert positions_in([[0, 3, 5], [0, 5]], 2, 5).tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
     assert positions_in(None, 2, 3).tolist() == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ranks"), [(8, 0), (8, -1), (8, 2.0), (8, True), (8, math.nan), (8.0, 2), (math.nan, 2), ("8", 2)]
+)
+def test_numbers_of_tokens_and_ranks_that_are_none(tokens, ranks):
+    with pytest.raises(LengthDoesNotDivide, match="is a whole number ≥ [01], got"):
+        TokenLayout(tokens, ranks)
+
+
+@pytest.mark.parametrize("rank", [2, -1, 0.0, math.nan, True, None])
+def test_ranks_that_have_no_tokens(rank):
+    layout = TokenLayout(8, 2)
+    for call in (layout.chunks, layout.places, lambda rank: layout.tiles(rank, 0), lambda rank: layout.tiles(0, rank)):
+        with pytest.raises(IndexError, match=r"is none of the 2 ranks"):
+            call(rank)
+
+
+@pytest.mark.parametrize("documents", [[[0, 4.0, 8]], [[0, math.nan, 8]], [[0, True, 8]], [5], 5, [["0", "8"]], [[0]]])
+def test_documents_that_are_none(documents):
+    with pytest.raises(ValueError, match="documents"):
+        TokenLayout(8, 2).check_documents(documents, 1)
+    with pytest.raises(ValueError, match="documents"):
+        positions_in(documents, 1, 8)
+
+
+def test_documents_may_be_tensors_and_rows_may_be_none():
+    starts = torch.tensor([[0, 3, 8], [0, 2, 8]])
+    TokenLayout(8, 2).check_documents(starts, 2)
+    assert torch.equal(positions_in(starts, 2, 8), positions_in(starts.tolist(), 2, 8))
+    assert positions_in([], 0, 5).shape == positions_in(None, 0, 5).shape == (0, 5)

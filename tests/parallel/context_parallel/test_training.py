@@ -14,7 +14,8 @@ from minilib.parallel.context_parallel.layout import positions_in
 from minilib.parallel.data.data_parallel import DataParallel
 from minilib.parallel.zero import Zero
 from minilib.ranks.launch import run
-from minilib.ranks.mesh import DeviceMesh, MeshShape
+from minilib.ranks.mesh import DeviceMesh
+from minilib.ranks.mesh_shape import MeshShape
 
 STEPS, ROWS, TOKENS = 10, 4, 16
 DENSE = ModelConfig(23, 12, 16, 2, 4, 2, 4, 64, qk_norm=True, tie_embeddings=True)

@@ -73,7 +73,15 @@ def test_a_long_prompt_takes_its_slots_at_once():
     assert (cache.capacity, cache.slots_copied) == (40, 0)
 
 
-@pytest.mark.parametrize(("batch_size", "max_length"), [(0, 4), (-1, 4), (1, 0), (1, 257)])
-def test_impossible_sizes_are_refused_by_name(batch_size, max_length):
-    with pytest.raises(ValueError, match="batch_size ≥ 1 and max_length from 1 to the model's 256 positions"):
+@pytest.mark.parametrize(
+    ("batch_size", "max_length", "message"),
+    [
+        (0, 4, "batch_size is a whole number ≥ 1, got 0"),
+        (-1, 4, "batch_size is a whole number ≥ 1, got -1"),
+        (1, 0, "max_length from 1 to the model's 256 positions is needed, got 0"),
+        (1, 257, "max_length from 1 to the model's 256 positions is needed, got 257"),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(batch_size, max_length, message):
+    with pytest.raises(ValueError, match=message):
         new_cache(batch_size, max_length)

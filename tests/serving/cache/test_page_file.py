@@ -227,7 +227,7 @@ def test_one_file_serves_one_engine_at_a_time(tmp_path):
         opened(tmp_path / "pages")
     file.close()
     opened(tmp_path / "pages").close()
-    with pytest.raises(ValueError, match="1 page or more"):
+    with pytest.raises(ValueError, match="num_pages is a whole number ≥ 1"):
         opened(tmp_path / "pages", 0)
 
 

@@ -97,7 +97,7 @@ def test_generation_through_a_ring():
 
 @pytest.mark.parametrize(("window", "num_sinks", "batch_size"), [(0, 1, 1), (-3, 0, 1), (4, -1, 1), (4, 0, 0)])
 def test_impossible_sizes_are_refused_by_name(window, num_sinks, batch_size):
-    with pytest.raises(ValueError, match="needed, got"):
+    with pytest.raises(ValueError, match="is a whole number ≥ [01], got"):
         ring(window, num_sinks, batch_size)
 
 

@@ -122,9 +122,9 @@ def test_what_cannot_be_served_on_ranks_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=f"tensor_parallel is how many ranks .*; got {ranks!r}"):
             LLM(model, tensor_parallel=ranks)
     for options, error, message in (
-        ({"page_size": 0}, ValueError, "page_size must be at least 1"),
+        ({"page_size": 0}, ValueError, "page_size is a whole number ≥ 1"),
         ({"pack": True}, ValueError, "pack is for one process"),
-        ({"prefix_cache": "hash", "second_tier": SecondTier(8)}, ValueError, "second_tier is for one process"),
+        ({"prefix_cache": "hash", "second_tier": SecondTier()}, ValueError, "second_tier is for one process"),
         ({"sizes_of_pages": 4}, TypeError, "unexpected keyword argument 'sizes_of_pages'"),
     ):
         with pytest.raises(error, match=message):
@@ -180,7 +180,7 @@ def test_interrupts_lose_no_token_and_forked_processes_keep_no_rank():
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             engine.step()
-    assert not engine.requests and engine.has_unfinished
+    assert not engine.requests and engine.unseen == {"1"} and engine.has_unfinished
     with pytest.raises(InvalidRequest, match="being served already"):
         engine.add_request("1", prompt)
     assert engine.abort("1") and not engine.abort("1") and not engine.has_unfinished

@@ -6,7 +6,6 @@ from minilib.model.config import ModelConfig
 from minilib.model.moe.config import MoEConfig
 from minilib.numbers import quoted
 from minilib.numbers.open_models import open_models
-from minilib.training import usage
 from minilib.training.planner.layout import ParallelLayout
 from minilib.training.planner.memory import layer_bytes, layers_in_flight, parameters_of_rank, price_memory
 from minilib.training.planner.published import published_runs
@@ -18,10 +17,11 @@ MIXTURE = ModelConfig(100, 24, 32, 3, 4, 2, 6, 64, moe=MoEConfig(8, 2, 16, num_s
 
 
 @pytest.mark.parametrize("config", [DENSE, MIXTURE])
-def test_the_decoders_parameters_and_flops_but_for_its_norms(config):
+def test_the_decoders_parameters_and_products_but_for_its_norms(config):
     shape, norms = TrainedShape.of(config), config.hidden_size * (2 * config.num_layers + 1)
+    lookup = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
     assert shape.parameters + norms == config.num_parameters
-    assert shape.flops_per_token(16) + 6 * norms == usage.flops_per_token(config, 16)
+    assert shape.matrix_parameters + norms == config.num_active_parameters - lookup
 
 
 @pytest.mark.parametrize(
