@@ -240,7 +240,7 @@ class Scheduler:
         return count
 
     def _leave(self, sequence: Sequence) -> None:
-        """Take a sequence out of the list that it is in, with pages as old as now; who waits is in the policy's line."""
+        """Take a sequence out of the list that it is in, with pages as old as now; others are in the policy's line."""
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         elif sequence.status is Status.ARRIVING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from minilib.mechanisms.paging import PageTable
 from minilib.serving.disaggregation.channel import PacketChannel
-from minilib.serving.request import Sequence
+from minilib.serving.sequence import Sequence
 
 BEATS = 3  # signs of life within the time after which silence counts as death
 
