@@ -27,7 +27,7 @@ POLICIES: dict[str, Callable[[argparse.Namespace], Policy]] = {
 }
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options, checked."""
     parser = argparse.ArgumentParser(prog="python -m minilib.serving.router", description=__doc__)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -77,4 +77,4 @@ def _discover(asked: argparse.Namespace) -> Discover:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    asyncio.run(serve(parse()))
+    asyncio.run(serve(options_of()))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from minilib.model import tokenizer, weights
 from minilib.serving.asynchronous.async_engine import AsyncEngine
-from minilib.serving.server.checkpoint_engine import CheckpointEngine
+from minilib.serving.engine_process.checkpoint_engine import CheckpointEngine
+from minilib.serving.engine_process.remote_engine import RemoteEngine
 from minilib.serving.server.limits import Limits
-from minilib.serving.server.remote_engine import RemoteEngine
+from minilib.serving.server.openai_api.templates import ChatTemplate
 from minilib.serving.server.serve import DrainingServer
 from minilib.serving.server.service import Service
-from minilib.serving.server.templates import ChatTemplate
 
 KEY = "MINILIB_API_KEY"  # variable of the environment, which other users of the machine do not see in its process list
 

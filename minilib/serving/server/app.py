@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 
 from minilib.serving.asynchronous.errors import EngineStopped
 from minilib.serving.request import InvalidRequest
-from minilib.serving.server import answers, protocol
 from minilib.serving.server.door import Door
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error, retry_after, unavailable
 from minilib.serving.server.limits import read_body
+from minilib.serving.server.openai_api import answers, protocol
 from minilib.serving.server.service import Service
 
 logger = logging.getLogger(__name__)

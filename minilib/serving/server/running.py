@@ -21,10 +21,10 @@ from starlette.types import Receive, Scope, Send
 from minilib.serving.asynchronous.token_stream import TokenStream
 from minilib.serving.request import TokenOutput
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error
-from minilib.serving.server.jobs import GenerationJob
 from minilib.serving.server.limits import Limits
 from minilib.serving.server.metrics import ServerMetrics
-from minilib.serving.server.writers import DONE, Usage, Writer
+from minilib.serving.server.openai_api.jobs import GenerationJob
+from minilib.serving.server.openai_api.writers import DONE, Usage, Writer
 
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

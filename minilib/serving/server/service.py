@@ -9,15 +9,15 @@ import tokenizers
 
 from minilib.serving.asynchronous.status import ModelDescription
 from minilib.serving.server.errors import ApiError
-from minilib.serving.server.jobs import DEFAULT_TOKENS, GenerationJob, job_of
 from minilib.serving.server.limits import Limits
-from minilib.serving.server.logprobs import TokenTexts
 from minilib.serving.server.metrics import ServerMetrics
-from minilib.serving.server.prompts import PromptEncoder
-from minilib.serving.server.protocol import ChatRequest, CompletionRequest
+from minilib.serving.server.openai_api.jobs import DEFAULT_TOKENS, GenerationJob, job_of
+from minilib.serving.server.openai_api.logprobs import TokenTexts
+from minilib.serving.server.openai_api.prompts import PromptEncoder
+from minilib.serving.server.openai_api.protocol import ChatRequest, CompletionRequest
+from minilib.serving.server.openai_api.templates import ChatTemplate
+from minilib.serving.server.openai_api.writers import ChatWriter, CompletionWriter
 from minilib.serving.server.running import GenerationResponse
-from minilib.serving.server.templates import ChatTemplate
-from minilib.serving.server.writers import ChatWriter, CompletionWriter
 
 
 class Service:

@@ -100,7 +100,8 @@ def test_bytes_are_those_of_the_tensors(page_size):
 
 
 @pytest.mark.parametrize(
-    "sizes, message", [((4, 0), "page_size"), ((0, 4), "num_pages"), ((-1, 4), "num_pages"), ((4, 4, -1), "0 frames")]
+    "sizes, message",
+    [((4, 0), "page_size"), ((0, 4), "num_pages"), ((-1, 4), "num_pages"), ((4, 4, -1), "num_swap_pages")],
 )
 def test_sizes_that_make_no_sense_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from minilib.mechanisms.balancing import TwoChoices
-from minilib.serving.router.__main__ import parse
+from minilib.serving.router.__main__ import options_of
 from minilib.serving.router.discovery import ReplicaAddress, in_dns, in_file, in_list
 from minilib.serving.router.prefix_aware import BySession, PrefixAware
 from minilib.serving.router.router import ReplicaRouter
@@ -44,10 +44,10 @@ def test_the_program_routes_and_drains_at_sigterm():
 
 
 def test_options_make_policies():
-    asked = parse(["--replica", "http://h:1", "--blocks", "7", "--routers", "2"])
+    asked = options_of(["--replica", "http://h:1", "--blocks", "7", "--routers", "2"])
     assert isinstance(asked.chosen, PrefixAware) and (asked.chosen.held.max_blocks, asked.chosen.gap) == (7, 2)
-    assert isinstance(parse(["--replica", "http://h:1", "--policy", "two_choices"]).chosen, TwoChoices)
-    assert isinstance(parse(["--replica-dns", "h:1", "--policy", "sticky"]).chosen, BySession)
+    assert isinstance(options_of(["--replica", "http://h:1", "--policy", "two_choices"]).chosen, TwoChoices)
+    assert isinstance(options_of(["--replica-dns", "h:1", "--policy", "sticky"]).chosen, BySession)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_options_make_policies():
 )
 def test_options_that_make_no_sense_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as left:
-        parse(arguments)
+        options_of(arguments)
     assert left.value.code == 2 and message in capsys.readouterr().err
 
 

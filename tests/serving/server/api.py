@@ -16,9 +16,9 @@ from minilib.serving.asynchronous.async_engine import AsyncEngine
 from minilib.serving.engine import Engine
 from minilib.serving.request import SamplingParams
 from minilib.serving.server.limits import Limits
+from minilib.serving.server.openai_api.templates import ChatTemplate
 from minilib.serving.server.serve import DrainingServer
 from minilib.serving.server.service import Service
-from minilib.serving.server.templates import ChatTemplate
 
 MODEL = "tiny"
 PATIENCE = 60  # seconds after which a test fails that waits

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from minilib.serving.server import answers, protocol
+from minilib.serving.server.openai_api import answers, protocol
 from tests.serving.server.api import PATIENCE, running
 
 CHECKS = [

@@ -10,9 +10,9 @@ from tokenizers import models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minilib.serving.server.errors import ApiError
-from minilib.serving.server.prompts import LONG, PromptEncoder
-from minilib.serving.server.protocol import ChatMessage
-from minilib.serving.server.templates import ChatTemplate
+from minilib.serving.server.openai_api.prompts import LONG, PromptEncoder
+from minilib.serving.server.openai_api.protocol import ChatMessage
+from minilib.serving.server.openai_api.templates import ChatTemplate
 from tests.serving.server.api import parts
 from tests.serving.server.test_templates import CHATML, HEADERS
 

@@ -6,7 +6,7 @@ import jinja2
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from minilib.serving.server.templates import CannotRender, ChatTemplate, InvalidTemplate
+from minilib.serving.server.openai_api.templates import CannotRender, ChatTemplate, InvalidTemplate
 from tests.serving.server.api import parts
 
 CHATML = """{%- for message in messages %}

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from minilib.serving.request import TokenOutput
-from minilib.serving.server.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from minilib.serving.server.openai_api.logprobs import TokenTexts, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
 

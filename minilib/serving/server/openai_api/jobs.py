@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from minilib.serving.request import SamplingParams, SchedulingParams
 from minilib.serving.server.errors import ApiError
 from minilib.serving.server.limits import Limits
-from minilib.serving.server.protocol import GenerationRequest
+from minilib.serving.server.openai_api.protocol import GenerationRequest
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's API has it; a chat may fill the model's context
 

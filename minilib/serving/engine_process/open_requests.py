@@ -7,8 +7,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Row
 
 from minilib.serving.asynchronous.token_stream import Mailbox
+from minilib.serving.engine_process.messages import unpacked_error
 from minilib.serving.request import TokenOutput
-from minilib.serving.server.messages import unpacked_error
 
 
 class OpenRequests:

@@ -11,9 +11,9 @@ import psutil
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.engine import Engine
+from minilib.serving.engine_process.remote_engine import RemoteEngine
+from minilib.serving.engine_process.supervision import Supervision
 from minilib.serving.request import SamplingParams
-from minilib.serving.server.remote_engine import RemoteEngine
-from minilib.serving.server.supervision import Supervision
 from tests.model.random_weights import randomize
 
 LIMIT = 150  # seconds after which a test that hangs fails

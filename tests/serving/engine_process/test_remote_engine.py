@@ -14,9 +14,9 @@ import pytest
 
 from minilib.serving.asynchronous.async_engine import AsyncEngine
 from minilib.serving.asynchronous.errors import EngineNotReady, EngineStopped, QueueFull, RequestAborted
+from minilib.serving.engine_process.remote_engine import RemoteEngine
 from minilib.serving.request import InvalidRequest, SamplingParams
-from minilib.serving.server.remote_engine import RemoteEngine
-from tests.serving.server.engines import (
+from tests.serving.engine_process.engines import (
     KINDS,
     LIMIT,
     QUICK,
@@ -140,7 +140,7 @@ def test_the_process_ends_with_the_one_that_started_it():
     """Also in the midst of a step that never ends."""
     code = (
         "import asyncio\n"
-        "from tests.serving.server.engines import HANG, remote_engine\n"
+        "from tests.serving.engine_process.engines import HANG, remote_engine\n"
         "async def main():\n"
         "    async with remote_engine() as far:\n"
         "        await far.submit((9, HANG))\n"
@@ -155,6 +155,6 @@ def test_the_process_ends_with_the_one_that_started_it():
 
 
 def test_a_server_that_names_a_checkpoint_loads_no_torch():
-    modules = "minilib.serving.server.remote_engine, minilib.serving.server.checkpoint_engine"
+    modules = "minilib.serving.engine_process.remote_engine, minilib.serving.engine_process.checkpoint_engine"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -32,11 +32,11 @@ from minilib.serving.asynchronous.errors import (
 )
 from minilib.serving.asynchronous.status import Counts, EngineStatus, ModelDescription, State
 from minilib.serving.asynchronous.token_stream import Mailbox, TokenStream
+from minilib.serving.engine_process.messages import RemoteTraceback, unpacked_error
+from minilib.serving.engine_process.open_requests import OpenRequests
+from minilib.serving.engine_process.process import EngineProcess
+from minilib.serving.engine_process.supervision import Crashes, Supervision
 from minilib.serving.request import SamplingParams, token_ids_of, whole
-from minilib.serving.server.engine_process import EngineProcess
-from minilib.serving.server.messages import RemoteTraceback, unpacked_error
-from minilib.serving.server.open_requests import OpenRequests
-from minilib.serving.server.supervision import Crashes, Supervision
 
 if TYPE_CHECKING:
     from minilib.serving.engine import Engine

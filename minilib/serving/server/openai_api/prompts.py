@@ -20,8 +20,8 @@ from collections.abc import Sequence as Row
 import tokenizers
 
 from minilib.serving.server.errors import ApiError
-from minilib.serving.server.protocol import ChatMessage
-from minilib.serving.server.templates import CannotRender, ChatTemplate
+from minilib.serving.server.openai_api.protocol import ChatMessage
+from minilib.serving.server.openai_api.templates import CannotRender, ChatTemplate
 
 LONG = 8192  # characters; a longer text is encoded beside the event loop, in a thread
 MARKS = range(0xFDD0, 0xFDF0)  # code points that Unicode keeps free for a program's own use

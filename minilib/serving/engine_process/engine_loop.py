@@ -17,8 +17,8 @@ import threading
 
 from minilib.serving.asynchronous.counted_steps import CountedSteps
 from minilib.serving.engine import Engine
+from minilib.serving.engine_process.messages import Messages, framed, packed_error
 from minilib.serving.request import TokenOutput
-from minilib.serving.server.messages import Messages, framed, packed_error
 
 _AT_ONCE = 1 << 16  # bytes
 

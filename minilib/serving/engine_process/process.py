@@ -15,12 +15,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from minilib.serving.asynchronous.status import ModelDescription
-from minilib.serving.server.messages import Messages, framed, unpacked_error
+from minilib.serving.engine_process.messages import Messages, framed, unpacked_error
 
 # A new interpreter that finds what this one finds. It forks nothing that has threads, and runs no main script again.
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from minilib.serving.server.engine_loop import serve; sys.exit(serve(*map(int, sys.argv[2:])))"
+    "from minilib.serving.engine_process.engine_loop import serve; sys.exit(serve(*map(int, sys.argv[2:])))"
 )
 _POLL = 0.005  # seconds between looks at a process that ends
 _PATIENCE = 10.0  # seconds that a process may take to be gone after it was killed

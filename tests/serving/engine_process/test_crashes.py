@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 
 from minilib.serving.asynchronous.errors import EngineDied, EngineNotReady, EngineStopped
+from minilib.serving.engine_process.supervision import Crashes, Supervision
 from minilib.serving.request import SamplingParams
-from minilib.serving.server.supervision import Crashes, Supervision
-from tests.serving.server.engines import (
+from tests.serving.engine_process.engines import (
     EXIT,
     HANG,
     KINDS,
