@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 import signal
-from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -260,7 +259,7 @@ def test_a_stream_loses_nothing_if_another_caller_is_interrupted(llm, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(llm.engine.scheduler, "charge", interrupted)
         llm.generate([PROMPTS[0]], SamplingParams(max_tokens=9, temperature=0))
-    assert [astuple(output)[1:] for output in got + list(stream)] == [astuple(output)[1:] for output in alone]
+    assert [tuple(output)[1:] for output in got + list(stream)] == [tuple(output)[1:] for output in alone]
     assert_idle(llm.engine)
 
 

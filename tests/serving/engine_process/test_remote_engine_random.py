@@ -11,7 +11,15 @@ import pytest
 
 from minilib.serving.asynchronous.errors import EngineDied, EngineNotReady, QueueFull
 from minilib.serving.request import SamplingParams
-from tests.serving.engine_process.engines import assert_idle, breakable_engine, outputs, ready, remote_engine, run, until
+from tests.serving.engine_process.engines import (
+    assert_idle,
+    breakable_engine,
+    outputs,
+    ready,
+    remote_engine,
+    run,
+    until,
+)
 
 CRASHES = 3
 REQUESTS, LATE = 60, 5  # around a crash, and after it
