@@ -13,11 +13,10 @@ Source: RFC 9110, sections 9.2.2 (idempotent methods) and 15.6 (502, 503 and 504
 from __future__ import annotations
 
 import asyncio
-import math
 from urllib.parse import unquote
 
 from minilib.classic.http.wire import Client, HttpError, HttpServer, Response
-from minilib.mechanisms.balancing import NoTarget, Policy
+from minilib.mechanisms.balancing import Dispatcher, HealthRule, NoTarget, Policy
 
 PAUSE = 0.02  # seconds that a backend which failed gets no request
 
@@ -40,16 +39,12 @@ class Proxy(HttpServer):
             raise ValueError(f"needs a port or more, window ≥ 1 and a time, got {ports}, {window} and {answer_within}")
         super().__init__(self._forward)
         self._clients = [Client(port, answer_within) for port in ports]
-        self._in_flight, self._retry_at = [0] * len(ports), [0.0] * len(ports)  # when to try again, 0.0 if it is up
-        self.policy, self._window, self._sent = policy, window, [0] * len(ports)
+        self._dispatcher = Dispatcher(policy, len(ports), window, HealthRule(max_failures=1, pause=PAUSE))
+        self.policy = policy
 
     def loads(self) -> list[float]:
         """Requests in flight at each backend, math.inf for one that is down."""
-        now = asyncio.get_running_loop().time()
-        return [
-            in_flight if not retry_at or (now > retry_at and not in_flight) else math.inf
-            for in_flight, retry_at in zip(self._in_flight, self._retry_at, strict=True)
-        ]
+        return self._dispatcher.loads(asyncio.get_running_loop().time())
 
     async def kill(self) -> None:
         """As HttpServer, then end the connections to the backends."""
@@ -57,41 +52,29 @@ class Proxy(HttpServer):
         await asyncio.gather(*(client.close() for client in self._clients))
 
     def check_invariants(self) -> None:
-        """A request in flight has a connection that waits for it, and no window is too full."""
-        assert min(self._in_flight) >= 0 and sum(self._in_flight) <= len(self._connections), f"{self._in_flight}"
-        assert sum(self._sent) < self._window, f"{self._sent} requests in a window of {self._window}"
+        """A request in flight has a connection that waits for it, and the books of the dispatcher are in order."""
+        self._dispatcher.check_invariants()
+        assert sum(self._dispatcher.in_flight) <= len(self._connections), f"{self._dispatcher.in_flight}"
         for client in self._clients:
             client.check_invariants()
 
     async def _forward(self, target: str) -> Response:
         """Try one backend after the other, none twice."""
-        key = unquote(target.partition("?")[0][1:])
+        key, clock = unquote(target.partition("?")[0][1:]), asyncio.get_running_loop().time
         failed, error = set(), HttpError(503, "no backend is up")
         while True:
-            loads = [math.inf if backend in failed else load for backend, load in enumerate(self.loads())]
             try:
-                backend = self.policy.choose(key, loads)
+                request = self._dispatcher.dispatch(key, clock(), without=failed)
             except NoTarget:
                 raise error from None
-            self._observe(backend)
-            self._in_flight[backend] += 1
             try:
-                response = await self._clients[backend].get(target)
+                response = await self._clients[request.target].get(target)
+                request.began()
+                return response
             except (OSError, HttpError) as failure:  # TimeoutError is an OSError
-                failed.add(backend)
-                self._retry_at[backend] = asyncio.get_running_loop().time() + PAUSE
+                failed.add(request.target)
+                request.failed(clock())
                 status = 504 if isinstance(failure, TimeoutError) else 502
                 error = HttpError(status, f"{len(failed)} backends failed, the last one: {failure}")
-            else:
-                self._retry_at[backend] = 0.0
-                return response
             finally:
-                self._in_flight[backend] -= 1
-
-    def _observe(self, backend: int) -> None:
-        """Add a choice to the window, and let the policy observe a full one."""
-        self._sent[backend] += 1
-        if sum(self._sent) == self._window:
-            seen = [sent if load < math.inf else load for sent, load in zip(self._sent, self.loads(), strict=True)]
-            self._sent = [0] * len(seen)
-            self.policy.observe(seen)
+                request.ended()

@@ -195,7 +195,7 @@ class Client:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> Response:
         keep_alive = False
         try:
-            if not _is_quiet(reader):
+            if not is_quiet(reader):
                 raise ConnectionError("the server has ended this connection, or sent what no request asked for")
             writer.write(request)
             response = await read_response(reader)
@@ -267,7 +267,7 @@ class HttpServer:
         except HttpError as error:
             response, keep_alive = error.response(), False
         except TimeoutError as late:
-            if _is_quiet(reader):
+            if is_quiet(reader):
                 return False  # no request has begun
             response, keep_alive = HttpError(408, f"the request was {late}").response(), False
         writer.write(response.encode(keep_alive))
@@ -290,7 +290,7 @@ class HttpServer:
             return HttpError(500, "an internal error, which the log of this server describes").response()
 
 
-def _is_quiet(reader: asyncio.StreamReader) -> bool:
+def is_quiet(reader: asyncio.StreamReader) -> bool:
     """Whether a stream has neither ended nor received a byte that has not been read."""
     peek = reader.read(1)
     try:

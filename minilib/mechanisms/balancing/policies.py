@@ -2,7 +2,7 @@
 
     blind          round robin, random, weighted              needs to know nothing
     by load        least loaded, best of d random ones        needs the load of every target, or of d
-    by key         sticky, consistent hashing with a bound    caches that a key finds again (policies_by_key.py)
+    by key         sticky, consistent hashing with a bound    caches that a key finds again (by_key.py)
     by feedback    affinity of the key + bias of the target   learns the biases from what each target got
 
 One protocol serves requests and tokens alike: `choose` says where the next one goes, `observe` hears what came of it. A

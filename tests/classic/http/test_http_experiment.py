@@ -18,8 +18,18 @@ from minilib.classic.http.experiment import (
     simulate_experiment,
     zipf_keys,
 )
-from minilib.classic.http.policies_by_key import BoundedHashing, Sticky, hash_affinity
-from minilib.mechanisms.balancing import Feedback, LeastLoaded, Random, RoundRobin, TwoChoices, Weighted, assign
+from minilib.mechanisms.balancing import (
+    BoundedHashing,
+    Feedback,
+    LeastLoaded,
+    Random,
+    RoundRobin,
+    Sticky,
+    TwoChoices,
+    Weighted,
+    assign,
+    hash_affinity,
+)
 from minilib.numbers.balls_in_bins import expected_max_load
 from tests.classic.http.http_cases import run
 

@@ -13,10 +13,9 @@ from urllib.parse import quote
 import pytest
 
 from minilib.classic.http.backend import Backend
-from minilib.classic.http.policies_by_key import BoundedHashing, Sticky
 from minilib.classic.http.proxy import Proxy
 from minilib.classic.http.wire import Client, SharedTimeout
-from minilib.mechanisms.balancing import LeastLoaded, RoundRobin, TwoChoices
+from minilib.mechanisms.balancing import BoundedHashing, LeastLoaded, RoundRobin, Sticky, TwoChoices
 from tests.classic.http.http_cases import ask, bad_backend, held, raw, run, until
 from tests.classic.http.test_http_wire import BAD_REQUESTS
 
@@ -32,7 +31,8 @@ def no_pause_ends_by_itself(monkeypatch):
 
 def end_pause(proxy):
     """Who is down may be tried again from now on."""
-    proxy._retry_at = [retry_at and retry_at - 60.0 for retry_at in proxy._retry_at]
+    for health in proxy._dispatcher.health:
+        health._paused_until -= 60.0
 
 
 class Heard(RoundRobin):
@@ -345,13 +345,13 @@ def test_a_request_in_every_state_when_the_proxy_is_killed():
                 "with a backend that is silent": Client(proxy.port).get(keys[3]),
             }
             tasks = {state: asyncio.ensure_future(request) for state, request in states.items()}
-            await until(lambda: sum(proxy._in_flight) == 4 and proxy._retry_at[2] and len(proxy._connections) == 7)
+            await until(lambda: sum(proxy._dispatcher.in_flight) == 4 and proxy._dispatcher.health[2].on_trial and len(proxy._connections) == 7)
             await until(lambda: sum(backend.served for backend in backends) == 1)
             proxy.check_invariants()
             await proxy.kill()
             got = dict(zip(tasks, await asyncio.gather(*tasks.values(), return_exceptions=True), strict=True))
             proxy.check_invariants()
-            assert not proxy._connections and proxy._in_flight == [0] * 5
+            assert not proxy._connections and proxy._dispatcher.in_flight == [0] * 5
             assert got["kept after an answer"].count(b"HTTP/1.1 200") == 1
             assert got["idle"] == got["half sent"] == b""
             for state in ("served", "queued", "retried", "with a backend that is silent"):

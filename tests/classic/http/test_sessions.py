@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.classic.http.policies_by_key import Sticky
 from minilib.classic.http.sessions import (
     SESSION_LOST,
     TURN_BYTES,
@@ -18,6 +17,7 @@ from minilib.classic.http.sessions import (
     take_turn,
 )
 from minilib.classic.http.wire import MAX_HEAD, Client, HttpError
+from minilib.mechanisms.balancing import Sticky
 from minilib.mechanisms.caching import Fifo, Lru
 from tests.classic.http.http_cases import ask, bad_backend, run
 

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.classic.http.policies_by_key import BoundedHashing, Sticky, hash_affinity
 from minilib.mechanisms.balancing import (
+    BoundedHashing,
     Feedback,
     LeastLoaded,
     NoTarget,
     Random,
     RoundRobin,
+    Sticky,
     TwoChoices,
     Weighted,
     assign,
+    hash_affinity,
 )
 from minilib.numbers.load_metrics import max_over_mean
 

@@ -3,7 +3,7 @@
     sticky      the target with the largest affinity, always: as skewed as the keys are
     bounded     the owner on a hash ring; if that is full, the next one on the ring
 
-Both are policies of mechanisms/balancing, where a third one moves keys away from busy targets by biases: Feedback.
+A third policy moves keys away from busy targets by biases: Feedback (policies.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from minilib.mechanisms.balancing import Affinity, Feedback, Heedless, up_among
+from minilib.mechanisms.balancing.policies import Affinity, Feedback, Heedless, up_among
 from minilib.mechanisms.sharding import ConsistentHashPartitioner, Key, stable_hash
 
 

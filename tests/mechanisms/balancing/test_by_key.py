@@ -1,4 +1,4 @@
-"""Policies by key against what they promise; what every policy promises is in tests/mechanisms/test_balancing.py."""
+"""Policies by key against what they promise; what every policy promises is in test_policies.py."""
 
 import math
 
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilib.classic.http.policies_by_key import BoundedHashing, Sticky, hash_affinity
-from minilib.mechanisms.balancing import assign
+from minilib.mechanisms.balancing import BoundedHashing, Sticky, assign, hash_affinity
 
 
 @given(
