@@ -1,8 +1,13 @@
 """What the server really serves, asked once for all tests here."""
 
+import asyncio
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from minilib.serving.router.discovery import ReplicaAddress, in_list
+from minilib.serving.router.router import Router
+from minilib.serving.router.watch import get
 from tests.serving.server.api import running
 
 
@@ -28,3 +33,17 @@ def served_metrics(server):
     for family in text_string_to_metric_families(server.ask("/metrics")[2].decode()):
         found |= {sample.name: family.type for sample in family.samples}
     return found
+
+
+@pytest.fixture(scope="package")
+def router_metrics(server):
+    """Names that a router before the server serves."""
+
+    async def asked():
+        async with Router(in_list([server.url])) as router:
+            return await get(ReplicaAddress("127.0.0.1", router.gateway.port), "/metrics")
+
+    status, body = asyncio.run(asked())
+    assert status == 200
+    families = text_string_to_metric_families(body.decode())
+    return {sample.name for family in families for sample in family.samples}
