@@ -65,7 +65,9 @@ def health_check():
     return json.loads(line.partition("CMD ")[2])
 
 
-@pytest.mark.parametrize("check", [health_check(), SERVICES[REPLICAS[0]]["healthcheck"]["test"][1:]], ids=["image", "compose"])
+@pytest.mark.parametrize(
+    "check", [health_check(), SERVICES[REPLICAS[0]]["healthcheck"]["test"][1:]], ids=["image", "compose"]
+)
 def test_health_checks_see_a_server_and_its_end(check, server):
     """The command itself, with the server's port in place of the container's."""
     here = [sys.executable, *(word.replace("127.0.0.1:8000", f"{server.host}:{server.port}") for word in check[1:])]

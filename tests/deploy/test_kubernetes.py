@@ -134,7 +134,9 @@ def test_programs_run_with_the_least_rights(name):
     rights = container["securityContext"]
     assert rights["readOnlyRootFilesystem"] and not rights["allowPrivilegeEscalation"]
     assert rights["capabilities"] == {"drop": ["ALL"]}
-    assert container["resources"]["requests"].keys() == {"cpu", "memory"} and "memory" in container["resources"]["limits"]
+    assert (
+        container["resources"]["requests"].keys() == {"cpu", "memory"} and "memory" in container["resources"]["limits"]
+    )
     volumes = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}

@@ -31,9 +31,18 @@ def test_guidellm_counts_what_the_server_counts(guidellm, path, server, tmp_path
         "data": f"kind=synthetic_text,prompt_tokens=32,output_tokens={OUTPUT_TOKENS}",
         "output": f"kind=json,path={report}",
     }
-    command = [guidellm, "run", "--disable-console", *(word for name, value in options.items() for word in (f"--{name}", value))]
+    command = [
+        guidellm,
+        "run",
+        "--disable-console",
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+    ]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    names = ("minilib_generation_tokens_total", "minilib_request_success_total", "minilib_time_to_first_token_seconds_count")
+    names = (
+        "minilib_generation_tokens_total",
+        "minilib_request_success_total",
+        "minilib_time_to_first_token_seconds_count",
+    )
     before = [server.metric(name) for name in names]
     ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert ran.returncode == 0, ran.stderr[-2000:]

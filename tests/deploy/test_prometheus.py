@@ -64,10 +64,17 @@ def test_promtool_takes_the_configuration_of_kubernetes(tmp_path):
 
 
 def test_prometheus_of_compose_scrapes_every_program():
-    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in read("prometheus/prometheus.yml")["scrape_configs"]}
+    jobs = {
+        job["job_name"]: job["static_configs"][0]["targets"]
+        for job in read("prometheus/prometheus.yml")["scrape_configs"]
+    }
     services = read("compose.yaml")["services"]
-    ours = {name: parsed(service["command"])[1].port for name, service in services.items() if "minilib" in service["image"]}
-    assert {target for targets in jobs.values() for target in targets} == {f"{name}:{port}" for name, port in ours.items()}
+    ours = {
+        name: parsed(service["command"])[1].port for name, service in services.items() if "minilib" in service["image"]
+    }
+    assert {target for targets in jobs.values() for target in targets} == {
+        f"{name}:{port}" for name, port in ours.items()
+    }
     assert jobs.keys() == {"replicas", "router"}
 
 
@@ -193,7 +200,9 @@ def test_a_real_prometheus_counts_what_was_sent(server, tmp_path):
         assert labels["job"] == "replicas" and labels["instance"] == f"{server.host}:{server.port}"
         assert (labels["namespace"], labels["pod"]) == ("serving", "replicas-abc")
         assert len(found.query("up")) == 1
-        before = {name: server.metric(name) for name in ("minilib_generation_tokens_total", "minilib_http_requests_total")}
+        before = {
+            name: server.metric(name) for name in ("minilib_generation_tokens_total", "minilib_http_requests_total")
+        }
         good = 'minilib_http_requests_total{path="/v1/completions", status="200"}'
         bad = 'minilib_http_requests_total{path="/v1/completions", status="404"}'
         sent = sum(value for _, value in found.query(good))
