@@ -11,11 +11,12 @@ unexport PYTHONHOME PYTHONPATH  # set for another Python, whose packages would s
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test grade bench train chapters exercises doctor clean
+.PHONY: help setup lab test grade serve bench train chapters exercises doctor clean
 
 help:
 	@echo "make lab                   open JupyterLab at the map (JUPYTER_ARGS=\"--no-browser\" passes options)"
 	@echo "make grade EX=01_numbers   grade your notebook (NB=path for one outside exercises/)"
+	@echo "make serve                 a model behind OpenAI's API (MODEL=folder PORT=8000 ARGS=\"--prefix-cache hash\")"
 	@echo "make doctor                what is on this machine, what is skipped here and why"
 	@echo "make test                  everything that must hold: ruff, tests, every notebook, the graders"
 	@echo "make bench                 measure this machine and record it under results/"
@@ -40,6 +41,9 @@ ifndef EX
 	$(error say which exercise: make grade EX=01_numbers)
 endif
 	@$(RUN) -m tools.grade --ex $(EX) $(if $(NB),--nb "$(NB)") || test $$? = 1
+
+serve: setup
+	@$(RUN) -m minilib.serving.server $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) $(ARGS)
 
 bench: setup
 	@$(RUN) -m tools.bench $(ARGS)

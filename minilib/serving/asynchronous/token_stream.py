@@ -26,7 +26,7 @@ class Mailbox:
         self.outputs: deque[TokenOutput] = deque()
         self.ended = False
         self.error: BaseException | None = None
-        self._news = asyncio.Event()
+        self._readers: list[asyncio.Future[None]] = []  # who waits for news; mostly one
 
     def accept(self) -> None:
         """The engine has the request."""
@@ -37,14 +37,20 @@ class Mailbox:
         """Outputs of one step; nothing comes after those that end the request."""
         self.outputs += outputs
         self.ended |= ended
-        self._news.set()
+        self._wake()
 
     def fail(self, error: BaseException) -> None:
         """The request was refused, or ends by this error after what has come."""
         if not self.accepted.done():
             self.accepted.set_exception(error)
         self.ended, self.error = True, error
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        for reader in self._readers:
+            if not reader.done():  # as one that was cancelled is
+                reader.set_result(None)
+        self._readers.clear()
 
     async def wait(self) -> None:
         """Return as soon as there are outputs; without any at the end.
@@ -53,8 +59,9 @@ class Mailbox:
             BaseException: the error that the request ended by, once.
         """
         while not (self.outputs or self.ended):
-            self._news.clear()
-            await self._news.wait()
+            reader = self.loop.create_future()
+            self._readers.append(reader)
+            await reader
         if not self.outputs and self.error:
             error, self.error = self.error, None
             raise error

@@ -79,7 +79,7 @@ def server_of(given: argparse.Namespace) -> DrainingServer:
     return DrainingServer(service, given.host, given.port, key, given.drain_seconds, start)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def serve_from(arguments: list[str] | None = None) -> int:
     """Serve until a signal comes; 0 if all went well."""
     given = parser().parse_args(arguments)
     logging.basicConfig(level=given.log_level.upper(), format="%(message)s", stream=sys.stderr)
@@ -96,4 +96,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve_from())

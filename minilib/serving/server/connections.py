@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from asyncio import TimerHandle
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from minilib.serving.server.errors import ApiError
 from minilib.serving.server.running import ABORT
+
+SEND_BUFFER = 2**18  # bytes; the system's own limit is megabytes for each client that does not read
 
 
 def connection_type(header_seconds: float) -> type[HttpToolsProtocol]:
@@ -28,6 +31,7 @@ def connection_type(header_seconds: float) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             self._expect_headers()
 
         def connection_lost(self, error: Exception | None) -> None:

@@ -79,6 +79,8 @@ class EngineLoop:
             name = self._names.pop(number)
             del self._numbers[name]
             self.steps.abort(name)
+            if not self.steps.engine.has_unfinished:  # no step will tell that its pages are free
+                self._hand_out({})
 
     def _hand_out(self, made: dict[str, list[TokenOutput]]) -> None:
         """Send the outputs of a step, also none: that there was a step is a sign of life."""

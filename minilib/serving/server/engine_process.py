@@ -96,6 +96,7 @@ class EngineProcess(asyncio.Protocol):
             self._end_now()
             self._transport.close()
             self._traces.close()
+            await asyncio.wait((self.lost,))  # nothing is received of it any more
 
     async def cause(self) -> tuple[str, str]:
         """What it ended by, once it is lost, and the last traceback; both may be nothing that is known."""
@@ -151,6 +152,7 @@ class EngineProcess(asyncio.Protocol):
         elif kind == "failed":
             if not self.ready.done():
                 self.ready.set_exception(unpacked_error(*content))
+                self.ready.exception()  # it is no fault if nobody waits any more
         elif kind == "died":
             (self._traceback,) = content
         else:

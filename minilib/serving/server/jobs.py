@@ -14,7 +14,7 @@ DEFAULT_TOKENS = 16  # of a completion, as OpenAI's API has it; a chat may fill 
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """One request of HTTP, which becomes one request of the engine for each prompt.
 
     Args:
@@ -46,7 +46,7 @@ def job_of(
     logprobs: int | None = None,
     max_tokens: int | None = None,
     default_tokens: int | None = None,
-) -> Job:
+) -> GenerationJob:
     """The job that a request describes.
 
     Args:
@@ -64,7 +64,7 @@ def job_of(
         InvalidRequest: if a value makes no sense.
     """
     _check_numbers(request, len(prompts), limits, param)
-    return Job(
+    return GenerationJob(
         prompts,
         [
             _sampling_params(request, logprobs, _room(prompt, max_tokens, default_tokens, max_length, param))

@@ -20,7 +20,7 @@ from collections.abc import Sequence as Row
 import tokenizers
 
 from minilib.serving.server.errors import ApiError
-from minilib.serving.server.protocol import Message
+from minilib.serving.server.protocol import ChatMessage
 from minilib.serving.server.templates import CannotRender, ChatTemplate
 
 LONG = 8192  # characters; a longer text is encoded beside the event loop, in a thread
@@ -54,20 +54,20 @@ class PromptEncoder:
         """
         return await self._encode(self._known(self.tokenizer), prompt, add_special_tokens)
 
-    async def chat(self, messages: Row[Message], add_generation_prompt: bool = True) -> list[int]:
+    async def chat(self, messages: Row[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a chat; the beginning-of-text token is there if the template writes it, and never twice.
 
         Raises:
             ApiError: 400 if there is no template or no tokenizer, or if the template refuses the messages.
         """
-        tokenizer = self._known(self._controlled)
         rendered, mark = self.render(messages, add_generation_prompt)
+        tokenizer = self._known(self._controlled)
         ids: list[int] = []
         for part in rendered.split(mark):
             ids += await self._encode(tokenizer, part, False)
         return ids
 
-    def render(self, messages: Row[Message], add_generation_prompt: bool = True) -> tuple[str, str]:
+    def render(self, messages: Row[ChatMessage], add_generation_prompt: bool = True) -> tuple[str, str]:
         """The text of a chat as the template writes it, and the mark that breaks control tokens of the messages."""
         if self.template is None:
             message = "the model has no chat template, and so takes no messages; send a prompt to /v1/completions"
@@ -138,7 +138,7 @@ def _overlap(text: str, special: str) -> int:
     return next((length for length in lengths if text.endswith(special[:length])), 0)
 
 
-def _as_template_sees(message: Message) -> dict[str, str]:
+def _as_template_sees(message: ChatMessage) -> dict[str, str]:
     """Role, content as one text, and what else was given."""
     content = message.content
     if not isinstance(content, str):

@@ -119,7 +119,7 @@ class TextPart(Strict):
     text: str
 
 
-class Message(Strict):
+class ChatMessage(Strict):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -132,7 +132,7 @@ class Message(Strict):
     audio: None = None
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
 class ChatRequest(GenerationRequest, UnservedOfChats):

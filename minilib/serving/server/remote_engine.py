@@ -137,9 +137,12 @@ class RemoteEngine:
             EngineNotReady: while the process starts, or starts again.
             EngineDied: if it died before it took the request.
             QueueFull, EngineStopped, InvalidRequest, RequestAborted: as there.
+            RuntimeError: in another event loop than the one it was started in.
         """
         if self._state != "ready":
             raise self._refusal()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("a RemoteEngine serves the event loop that it was started in; start one in each loop")
         if self.num_waiting >= self.max_waiting:
             raise QueueFull(self.num_waiting)
         prompt = token_ids_of(prompt_token_ids, self.description.vocab_size, "prompt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from minilib.serving.asynchronous.token_stream import TokenStream
 from minilib.serving.request import TokenOutput
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error
-from minilib.serving.server.jobs import Job
+from minilib.serving.server.jobs import GenerationJob
 from minilib.serving.server.limits import Limits
 from minilib.serving.server.metrics import ServerMetrics
 from minilib.serving.server.writers import DONE, Usage, Writer
@@ -39,7 +40,7 @@ class SlowClient(Exception):
     """A client did not read what was written to it."""
 
 
-class Answer(Response):
+class GenerationResponse(Response):
     """The answer to one job, whole or as a stream of events.
 
     Args:
@@ -50,13 +51,14 @@ class Answer(Response):
         metrics: of the server.
     """
 
-    def __init__(self, engine, job: Job, writer: Writer, limits: Limits, metrics: ServerMetrics) -> None:
+    def __init__(self, engine, job: GenerationJob, writer: Writer, limits: Limits, metrics: ServerMetrics) -> None:
         super().__init__()
         self._engine, self._job, self._writer = engine, job, writer
         self._limits, self._metrics = limits, metrics
         self._usage = Usage(sum(map(len, job.prompts)))
         self._began = time.monotonic()
         self._started = False  # the response
+        self._writing_since = math.inf  # while a write waits for the client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Compute and respond, unless the client goes away.
@@ -66,7 +68,7 @@ class Answer(Response):
         """
         answer = self._stream(send) if self._job.stream else self._whole(send)
         try:
-            if not await unless_gone(receive, answer):
+            if not await unless_gone(receive, answer, self._is_stuck, self._limits.slow_client_seconds / 4):
                 self._metrics.aborted.labels("client_gone").inc()
         except SlowClient:
             self._metrics.aborted.labels("slow_client").inc()
@@ -160,11 +162,12 @@ class Answer(Response):
             await take(prompt, outputs)
 
     async def _send(self, send: Send, message: AsgiMessage) -> None:
-        try:
-            async with asyncio.timeout(self._limits.slow_client_seconds):
-                await send(message)
-        except TimeoutError:
-            raise SlowClient from None
+        self._writing_since = time.monotonic()  # one look now and then costs less than a timer for each write
+        await send(message)
+        self._writing_since = math.inf
+
+    def _is_stuck(self) -> bool:
+        return time.monotonic() - self._writing_since > self._limits.slow_client_seconds
 
     def _told(self, error: Exception) -> ApiError:
         if isinstance(error, TimeoutError):
@@ -176,12 +179,21 @@ class Answer(Response):
         return told
 
 
-async def unless_gone(receive: Receive, work: Coroutine[None, None, None]) -> bool:
-    """Do some work unless the client goes away first, which cancels it; False if that happened."""
+async def unless_gone(
+    receive: Receive, work: Coroutine[None, None, None], is_stuck: Callable[[], bool], look_seconds: float
+) -> bool:
+    """Do some work unless the client goes away first, which cancels it; False if that happened.
+
+    Raises:
+        SlowClient: if the client is found stuck, at one of the looks at it that come every so many seconds.
+    """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(receive))
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        both = working, watching
+        while not (await asyncio.wait(both, timeout=look_seconds, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if is_stuck():
+                raise SlowClient
         if not working.done():
             return False
         working.result()

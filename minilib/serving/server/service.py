@@ -9,13 +9,13 @@ import tokenizers
 
 from minilib.serving.asynchronous.status import ModelDescription
 from minilib.serving.server.errors import ApiError
-from minilib.serving.server.jobs import DEFAULT_TOKENS, Job, job_of
+from minilib.serving.server.jobs import DEFAULT_TOKENS, GenerationJob, job_of
 from minilib.serving.server.limits import Limits
 from minilib.serving.server.logprobs import TokenTexts
 from minilib.serving.server.metrics import ServerMetrics
 from minilib.serving.server.prompts import PromptEncoder
 from minilib.serving.server.protocol import ChatRequest, CompletionRequest
-from minilib.serving.server.running import Answer
+from minilib.serving.server.running import GenerationResponse
 from minilib.serving.server.templates import ChatTemplate
 from minilib.serving.server.writers import ChatWriter, CompletionWriter
 
@@ -87,7 +87,7 @@ class Service:
             message = f"the model {model[:200]!r} does not exist; this server has {self.model!r}"
             raise ApiError(404, message, "model_not_found", "model")
 
-    async def completion(self, request: CompletionRequest) -> Answer:
+    async def completion(self, request: CompletionRequest) -> GenerationResponse:
         """The answer to a request for completions."""
         self.check_model(request.model)
         if request.echo and request.logprobs is not None:
@@ -101,7 +101,7 @@ class Service:
         logprobs = request.logprobs is not None
         return self._answer(job, CompletionWriter(self.model, self.texts, logprobs, job.include_usage, echo))
 
-    async def chat(self, request: ChatRequest) -> Answer:
+    async def chat(self, request: ChatRequest) -> GenerationResponse:
         """The answer to a request for the next message of a chat."""
         self.check_model(request.model)
         if request.top_logprobs is not None and not request.logprobs:
@@ -117,11 +117,11 @@ class Service:
         job = self._job(request, [prompt], "messages", logprobs, most)
         return self._answer(job, ChatWriter(self.model, self.texts, bool(request.logprobs), job.include_usage))
 
-    def _job(self, request, prompts: list[list[int]], param: str, *options: int | None) -> Job:
+    def _job(self, request, prompts: list[list[int]], param: str, *options: int | None) -> GenerationJob:
         return job_of(request, prompts, self.limits, self.max_length, param, *options)
 
-    def _answer(self, job: Job, writer: CompletionWriter | ChatWriter) -> Answer:
-        return Answer(self.engine, job, writer, self.limits, self.metrics)
+    def _answer(self, job: GenerationJob, writer: CompletionWriter | ChatWriter) -> GenerationResponse:
+        return GenerationResponse(self.engine, job, writer, self.limits, self.metrics)
 
     async def _token_ids(self, prompt: str | list) -> list[list[int]]:
         prompts = _as_list(prompt)
