@@ -145,10 +145,13 @@ async def main() -> None:
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--journal")
+    parser.add_argument("--wait", action="store_true", help="for the end of stdin before it listens")
     asked = parser.parse_args()
     replica = FakeReplica(asked.name, asked.fingerprint, asked.pace, asked.journal)
     term = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, term.set)
+    if asked.wait:
+        os.read(0, 1)
     os.write(1, f"{await replica.start(asked.port)}\n".encode())
     await term.wait()
     replica.ready = False

@@ -31,22 +31,29 @@ class ReplicaProcess:
     """A fake replica as a process, which comes back on the same port."""
 
     def __init__(self, name, journal):
-        self.name, self.journal, self.port, self.process = name, journal, 0, None
+        self.name, self.journal, self.port, self.process, self.next = name, journal, 0, None, None
+
+    def prepare(self):
+        """Load the next process, which waits."""
+        arguments = ["--name", self.name, "--port", str(self.port), "--pace", "0.004", "--journal", str(self.journal)]
+        program = [sys.executable, fake_replica.__file__, *arguments, "--wait"]
+        self.next = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def start(self):
-        arguments = ["--name", self.name, "--port", str(self.port), "--pace", "0.004", "--journal", str(self.journal)]
-        program = [sys.executable, fake_replica.__file__, *arguments]
-        self.process = subprocess.Popen(program, stdout=subprocess.PIPE)
+        self.process, self.next = self.next, None
+        self.process.stdin.close()
         self.port = int(self.process.stdout.readline())
 
     def send(self, number):
         self.process.send_signal(number)
 
     def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(5)
-        self.process.stdout.close()
+        for process in filter(None, (self.process, self.next)):
+            process.kill()
+            process.wait(5)
+            process.stdin.close()
+            process.stdout.close()
+        self.process = self.next = None
 
 
 class Told:
@@ -84,8 +91,9 @@ async def drill(tmp_path, num_routers, disturb):
     async with AsyncExitStack() as stack:
         replicas = [ReplicaProcess(f"replica {number}", journal) for number in range(3)]
         for replica in replicas:
-            replica.start()
             stack.callback(replica.close)
+            replica.prepare()
+            replica.start()
         urls = [f"http://127.0.0.1:{replica.port}" for replica in replicas]
         routers = []
         for _ in range(num_routers):
@@ -118,6 +126,7 @@ async def becomes_ready(routers, count=3):
 async def kill(replica, routers):
     os.kill(replica.process.pid, signal.SIGKILL)
     await asyncio.to_thread(replica.close)
+    replica.prepare()
     await becomes_ready(routers, 2)
     await asyncio.to_thread(replica.start)
     await becomes_ready(routers)
@@ -128,6 +137,7 @@ async def drain(replica, routers):
     replica.send(signal.SIGTERM)
     assert await asyncio.to_thread(replica.process.wait, 5) == 0
     await asyncio.to_thread(replica.close)
+    replica.prepare()
     await becomes_ready(routers, 2)
     await asyncio.to_thread(replica.start)
     await becomes_ready(routers)
