@@ -4,7 +4,7 @@
     a backend may     not accept, not answer, stop in the middle of an answer, answer too much for a slow client
 
 Each has a limit here, so that no client and no backend can hold more than a bounded part of the gateway for longer than
-a bounded time. Bytes in memory for one connection: at most max_head + replay_body + 6 · CHUNK, whatever is sent.
+a bounded time. In memory a connection has at most two copies of replay_body, what is held, and about 1 MB in buffers.
 
 Source: RFC 9110, sections 9.2.2 (idempotent methods), 15.5.16 (429) and 15.6.4 (503); RFC 9112, section 9.5.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-CHUNK = 65536  # bytes read at once; a stream holds at most twice as many before it stops reading from its socket
+CHUNK = 65536  # bytes; a stream that holds twice as many stops reading from its socket, which gives it 256 KiB at most
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
