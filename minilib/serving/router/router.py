@@ -50,6 +50,7 @@ class ReplicaRouter(GatewayHooks):
         policy: its keys are `RoutingKey`s, its loads requests in flight; prefix-aware if left out.
         fingerprint: of the weights that replicas must have, see `ReplicaWatch`.
         every, within: seconds between two rounds of checks, and for one.
+        api_key: that checks send; requests bring their own.
         limits, retries, budget: as of `Gateway`.
 
     Attributes:
@@ -69,6 +70,7 @@ class ReplicaRouter(GatewayHooks):
         fingerprint: str | None = None,
         every: float = 0.5,
         within: float = 2.0,
+        api_key: str | None = None,
         limits: GatewayLimits | None = None,
         retries: RetryRule = RETRIES,
         budget: RetryBudget | None = None,
@@ -94,6 +96,7 @@ class ReplicaRouter(GatewayHooks):
             remove=self._remove,
             fingerprint=fingerprint,
             within=within,
+            api_key=api_key,
         )
         self.metrics = RouterMetrics(self.gateway.backends.dispatcher, self.policy)
         self._watching: asyncio.Task | None = None

@@ -15,6 +15,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ class ReplicaWatch:
         fingerprint: of the weights that they must have; if left out, that of most of those that the first answers came
             from, the one discovered first if there are as many of another.
         within: seconds for a check.
+        api_key: that checks send, where replicas ask for one.
         fall: checks in a row without an answer after which a replica is unreachable. Its requests tell sooner.
         add: address → number; a replica that takes no requests as yet.
         allow: number, whether it may have new requests.
@@ -95,11 +97,13 @@ class ReplicaWatch:
         fingerprint: str | None = None,
         within: float = 2.0,
         fall: int = 2,
+        api_key: str | None = None,
     ) -> None:
         if not within > 0 or fall < 1:
             raise ValueError(f"within is above 0 seconds and fall 1 or more, got {within!r} and {fall!r}")
         self.discover, self.fingerprint, self.within, self.fall = discover, fingerprint, within, fall
         self._add, self._allow, self._lost, self._remove = add, allow, lost, remove
+        self._headers = [("authorization", f"Bearer {api_key}")] if api_key else []
         self.replicas: dict[ReplicaAddress, WatchedReplica] = {}
         self.identity: ModelIdentity | None = None
 
@@ -165,15 +169,15 @@ class ReplicaWatch:
         """State, reason and identity as the replica says them."""
         try:
             async with asyncio.timeout(self.within):
-                status, body = await get(replica.address, "/ready")
+                status, body = await get(replica.address, "/ready", self._headers)
                 if status != 200:
                     return "not ready", f"{status}: {body[:200].decode('utf-8', 'replace')}", None
-                return "ready", "", _identity(*await get(replica.address, "/v1/models"))
+                return "ready", "", _identity(*await get(replica.address, "/v1/models", self._headers))
         except UNUSABLE as error:
             return "unreachable", f"{type(error).__name__}: {error}", None
 
 
-async def get(address: ReplicaAddress, path: str) -> tuple[int, bytes]:
+async def get(address: ReplicaAddress, path: str, headers: Row[tuple[str, str]] = ()) -> tuple[int, bytes]:
     """Status and body of a GET on a connection of its own.
 
     Raises:
@@ -184,7 +188,8 @@ async def get(address: ReplicaAddress, path: str) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection(*address)
     try:
         wire, status, body = h11.Connection(h11.CLIENT), 0, b""
-        head = h11.Request(method="GET", target=path, headers=[("host", str(address)[7:]), ("connection", "close")])
+        sent = [("host", str(address).removeprefix("http://")), ("connection", "close"), *headers]
+        head = h11.Request(method="GET", target=path, headers=sent)
         writer.write(wire.send(head) + wire.send(h11.EndOfMessage()))
         while True:
             event = wire.next_event()

@@ -29,6 +29,7 @@ class FakeReplica:
         self.ready, self.begun, self.running, self.port = True, [], 0, 0
         self.full = False  # answers 429
         self.hangs = False  # answers nothing
+        self.api_key = None  # that models are shown for
         self.before_tokens = 0.0  # seconds
         self._tasks = set()
 
@@ -92,6 +93,8 @@ class FakeReplica:
             state = {"state": "ready" if self.ready else "draining"}
             return await self._json(send, 200 if self.ready else 503, state)
         if path == "/v1/models":
+            if self.api_key and dict(head.headers).get(b"authorization") != f"Bearer {self.api_key}".encode():
+                return await self._json(send, 401, {"error": {"message": "no key"}})
             model = {"id": "tiny", "object": "model", "fingerprint": self.fingerprint, "max_model_len": 512}
             return await self._json(send, 200, {"object": "list", "data": [model]})
         if self.full:

@@ -134,6 +134,18 @@ def test_a_replica_of_other_weights_is_refused_by_name():
     run(drill())
 
 
+def test_checks_send_the_key_that_replicas_ask_for():
+    async def drill():
+        for key, state in (("secret", "ready"), (None, "unreachable")):
+            replica = FakeReplica("a")
+            replica.api_key = "secret"
+            async with before(replica, api_key=key) as (router, client):
+                (one,) = (await client.get("/ready")).json()["replicas"]
+                assert one["state"] == state and ("401" in one["reason"]) == (key is None)
+
+    run(drill())
+
+
 def test_a_replica_that_is_not_ready_drains_and_comes_back():
     async def drill():
         leaving, staying = FakeReplica("leaving", pace=0.02), FakeReplica("staying")
