@@ -99,14 +99,21 @@ def test_where_nothing_is_shared_prefix_aware_is_the_least_loaded():
     assert aware.turns == least.turns, "turn for turn"
 
 
-def test_one_hot_tenant_spreads_over_all_replicas():
-    """All prompts begin alike and nothing else is shared: every replica has the beginning soon, and load decides."""
+@pytest.mark.parametrize("rate, all_work", [(30.0, False), (80.0, True)])
+def test_one_hot_tenant_is_where_prefix_aware_wins_nothing(rate, all_work):
+    """All prompts begin alike and nothing else is shared, so every policy has the hits, and the bound decides the rest.
+
+    Prefix-aware takes no replica more than its bound asks for: one stays idle at the lower rate, which costs time.
+    """
     sessions = chat_sessions(
-        120, 80.0, num_turns=1, tenants=1, system_length=1024, question_length=250, answer_length=6, seed=6
+        120, rate, num_turns=1, tenants=1, system_length=1024, question_length=250, answer_length=6, seed=6
     )
     least, aware = routed(sessions, LeastLoaded), routed(sessions, PrefixAware)
     assert abs(aware.hit_rate - least.hit_rate) < 0.05 and aware.hit_rate > 0.7
-    assert max(aware.counts) <= 1.5 * min(aware.counts)
+    assert (min(aware.counts) > 0) == all_work and min(least.counts) > 0
+    assert aware.imbalance > least.imbalance and aware.ttft.p50 > least.ttft.p50
+    if all_work:
+        assert max(aware.counts) <= 1.5 * min(aware.counts)
 
 
 def test_nothing_to_simulate_is_refused():
