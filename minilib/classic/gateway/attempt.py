@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import h11
 
@@ -147,13 +147,17 @@ class Attempt:
             await _cancelled(receiving)
 
     async def _upload(self, *first: h11.Event) -> None:
-        """Send the body as the client sends it; raises what is the client's fault, not the backend's."""
-        with suppress(OSError, TimeoutError):  # the backend does not read: what it answers, or its end, says why
+        """Send the body as the client sends it; GatewayError and ClientLeft are those of the rest of the body."""
+        try:
             async with asyncio.timeout(self._limits.send_within):
                 await self._backend.send(*first)
             async for event in self._rest:
                 async with asyncio.timeout(self._limits.send_within):
                     await self._backend.send(event)
+        except TimeoutError:
+            raise BackendFailed(504, "the backend does not take the body of the request", was_sent=True) from None
+        except OSError:
+            pass  # the backend has closed its half: what it has answered, if it has, says why
 
     async def _send(self, client: HttpConnection, *events: h11.Event) -> None:
         self.sent_to_client = True

@@ -34,7 +34,7 @@ class HttpConnection:
 
     Attributes:
         wire: state of h11.
-        method: of the last request received; b"" before the first.
+        method: of the request at work; b"" before its head was received.
         is_chunked: whether the last response sent is chunked.
         bytes_received: so far.
         since: when it was last used, for whoever keeps it.
@@ -110,6 +110,7 @@ class HttpConnection:
         if self.wire.our_state is not h11.DONE or self.wire.their_state is not h11.DONE:
             return False
         self.wire.start_next_cycle()
+        self.method = b""
         return not self.writer.is_closing()
 
     def is_quiet(self) -> bool:

@@ -57,7 +57,7 @@ class Forwarder:
                     return
             except BackendFailed as failed:
                 dispatched.failed(clock())
-                if not self.retries.after_failure(request.method, failed.was_sent) or not self._may_retry(request):
+                if not self._may_repeat(request, failed) or not self._may_retry(request):
                     raise
                 error = failed
             finally:
@@ -89,6 +89,9 @@ class Forwarder:
             finally:
                 await attempt.close()
                 self.hooks.ended(request, target, ending)
+
+    def _may_repeat(self, request: GatewayRequest, failed: BackendFailed) -> bool:
+        return self.retries.after_failure(request.method, failed.was_sent, timed_out=failed.status == 504)
 
     def _may_retry(self, request: GatewayRequest) -> bool:
         """Whether there is another backend, the whole body to send it, and a retry in the budget."""

@@ -151,9 +151,8 @@ class Gateway:
         self._connections[task] = client
         try:
             if len(self._connections) > self.limits.max_connections:
-                error = GatewayError(503, "too many connections", retry_after=1)
-                await self._send_reply(client, self.render_error(error), error.retry_after, close=True)
-                writer.close()  # nothing that takes time: there are too many already
+                if len(self._connections) <= 2 * self.limits.max_connections:  # to be told takes time, too
+                    await self._refuse(client, GatewayError(503, "too many connections", retry_after=1))
                 return
             while not self._stopping and await self._serve_next(client, protocol, task):
                 pass
@@ -165,8 +164,7 @@ class Gateway:
             protocol.left = None
             self._busy.discard(task)
             del self._connections[task]
-            if not writer.is_closing():
-                client.abort()
+            client.abort()
 
     async def _serve_next(self, client: HttpConnection, protocol: WatchedProtocol, task: asyncio.Task) -> bool:
         """Receive a request and have it answered; whether the connection stays open."""

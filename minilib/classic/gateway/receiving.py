@@ -93,6 +93,7 @@ def _refusing(what: str) -> Iterator[None]:
     except TimeoutError:
         raise GatewayError(408, f"the {what} of the request took too long") from None
     except h11.RemoteProtocolError as error:
-        raise GatewayError(error.error_status_hint, f"no valid request: {error}") from error
+        what = str(error).partition(":")[0]  # the rest repeats what the client sent
+        raise GatewayError(error.error_status_hint, f"no valid HTTP/1.1: {what}") from error
     except OSError as error:
         raise ClientLeft(str(error)) from error

@@ -4,7 +4,7 @@
     a backend may     not accept, not answer, stop in the middle of an answer, answer too much for a slow client
 
 Each has a limit here, so that no client and no backend can hold more than a bounded part of the gateway for longer than
-a bounded time. Bytes in memory for one connection: at most max_head + replay_body + 6 · CHUNK, whatever is sent.
+a bounded time. In memory a connection has at most two copies of replay_body, what is held, and about 1 MB in buffers.
 
 Source: RFC 9110, sections 9.2.2 (idempotent methods), 15.5.16 (429) and 15.6.4 (503); RFC 9112, section 9.5.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-CHUNK = 65536  # bytes read at once; a stream holds at most twice as many before it stops reading from its socket
+CHUNK = 65536  # bytes; a stream that holds twice as many stops reading from its socket, which gives it 256 KiB at most
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
@@ -26,7 +26,7 @@ class GatewayLimits:
         max_head: start line and headers, of requests and of responses.
         max_body: body of a request.
         replay_body: as much of a request's body as is received before a backend is chosen; what fits can be retried.
-        max_connections: of clients; the next ones are told 503.
+        max_connections: of clients; as many again are told 503, and further ones are closed at once.
         max_idle: connections kept open to each backend.
         idle_within: until an idle client begins its next request.
         head_within: from the first byte of a request's head to its last.
@@ -75,6 +75,7 @@ class RetryRule:
         max_attempts: backends that a request is sent to, at most.
         refusals: statuses with which a backend says that it has not begun; 503 counts only with a Retry-After.
         methods: that may be sent again when nobody knows what the first attempt has done.
+        timeouts: whether they may be after a backend was too slow, too: the next one has as much to do.
 
     Raises:
         ValueError: if max_attempts is below 1.
@@ -83,14 +84,15 @@ class RetryRule:
     max_attempts: int = 3
     refusals: frozenset[int] = frozenset({429, 503})
     methods: frozenset[str] = IDEMPOTENT
+    timeouts: bool = True
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"a request is attempted at least once, got {self.max_attempts!r}")
 
-    def after_failure(self, method: str, was_sent: bool) -> bool:
+    def after_failure(self, method: str, was_sent: bool, timed_out: bool = False) -> bool:
         """Whether a request may go elsewhere, of which a part was sent to a backend that failed, or nothing."""
-        return not was_sent or method in self.methods
+        return not was_sent or (method in self.methods and (self.timeouts or not timed_out))
 
     def after_refusal(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Whether a response says that the request has not begun and may go elsewhere; names are in lower case."""

@@ -18,7 +18,7 @@ from minilib.serving.load.arrivals import poisson_times
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """One question.
 
     Args:
@@ -46,7 +46,7 @@ class ChatSession:
     due: float
     tenant: int
     system: tuple[int, ...]
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
 
 
 def chat_sessions(
@@ -87,7 +87,7 @@ def chat_sessions(
     for due in poisson_times(count, rate, seed):
         tenant = int(draws.choice(tenants, p=weights / weights.sum()))
         turns = [
-            Turn(
+            ChatTurn(
                 _tokens(draws, _around(draws, question_length), vocab_size),
                 _around(draws, answer_length),
                 float(draws.exponential(pause)) if number else 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Sequence
 
@@ -12,8 +13,9 @@ from minilib.classic.http.wire import HOST
 from minilib.mechanisms.balancing import BoundedHashing, LeastLoaded, Policy, Random, RoundRobin, Sticky, TwoChoices
 from minilib.serving.router.discovery import Discover, in_dns, in_file, in_list
 from minilib.serving.router.prefix_aware import BySession, PrefixAware
-from minilib.serving.router.router import Router
+from minilib.serving.router.router import ReplicaRouter
 
+KEY = "MINILIB_API_KEY"  # variable of the environment with the key of the replicas; checks send it
 POLICIES: dict[str, Callable[[argparse.Namespace], Policy]] = {
     "prefix_aware": lambda asked: PrefixAware(asked.blocks, num_routers=asked.routers),
     "sticky": lambda asked: BySession(Sticky),
@@ -53,7 +55,9 @@ async def serve(asked: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    router = Router(asked.discover, asked.chosen, fingerprint=asked.fingerprint, every=asked.every)
+    router = ReplicaRouter(
+        asked.discover, asked.chosen, fingerprint=asked.fingerprint, every=asked.every, api_key=os.environ.get(KEY)
+    )
     port = await router.start(asked.host, asked.port)
     logging.getLogger(__name__).info("routes on http://%s:%d by %s", asked.host, port, asked.policy)
     await stop.wait()

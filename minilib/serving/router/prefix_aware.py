@@ -62,6 +62,11 @@ class RoutingKey:
             names.append(block_key(names[-1] if names else ORIGIN, block, () if names else extras))
         return names
 
+    @cached_property
+    def ticket(self) -> object:
+        """What tells this request from all others, also from those with an equal key."""
+        return object()
+
 
 class HeldPrefixes(Protocol):
     """Which prefixes are held where, as far as the router knows."""
@@ -71,6 +76,9 @@ class HeldPrefixes(Protocol):
 
     def sent(self, target: int, key: RoutingKey) -> None:
         """A request goes to a target."""
+
+    def withdraw(self, target: int, key: RoutingKey) -> None:
+        """A target has refused this very request, and holds nothing because of it."""
 
     def forget(self, target: int) -> None:
         """A target has lost what it held."""
@@ -102,8 +110,15 @@ class SentPrefixes:
 
     def sent(self, target: int, key: RoutingKey) -> None:
         """As `HeldPrefixes`."""
+        held = self._held[target]
         for name in reversed(key.names[: self.max_blocks]):
-            self._held[target].put(name, None)
+            held.put(name, held.get(name, key.ticket))
+
+    def withdraw(self, target: int, key: RoutingKey) -> None:
+        """As `HeldPrefixes`: forgets the blocks that this request was the first one to bring there."""
+        held = self._held[target]
+        for name in [name for name in key.names if name in held and held.get(name) is key.ticket]:
+            held.remove(name)
 
     def forget(self, target: int) -> None:
         """As `HeldPrefixes`."""
@@ -178,6 +193,10 @@ class PrefixAware(Heedless):
         self.asked_blocks += len(key.blocks)
         self.held.sent(chosen, key)
         return chosen
+
+    def withdraw(self, target: int, key: RoutingKey) -> None:
+        """A target has refused the request with this very key."""
+        self.held.withdraw(target, key)
 
     def forget(self, target: int) -> None:
         """A target has restarted, or another one has taken its place: it holds nothing."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
 
 from minilib.classic.gateway.gateway import Gateway
@@ -25,11 +26,12 @@ from minilib.mechanisms.balancing import Policy, RetryBudget
 from minilib.serving.router.discovery import Discover, ReplicaAddress
 from minilib.serving.router.keys import routing_key
 from minilib.serving.router.metrics import RouterMetrics
-from minilib.serving.router.prefix_aware import PrefixAware
+from minilib.serving.router.prefix_aware import PrefixAware, RoutingKey
 from minilib.serving.router.watch import ReplicaWatch
 
+log = logging.getLogger(__name__)
 JSON = [(b"content-type", b"application/json")]
-RETRIES = RetryRule(max_attempts=3, methods=IDEMPOTENT | {"POST"})
+RETRIES = RetryRule(max_attempts=3, methods=IDEMPOTENT | {"POST"}, timeouts=False)
 
 
 def openai_error(error: GatewayError) -> Reply:
@@ -38,7 +40,7 @@ def openai_error(error: GatewayError) -> Reply:
     return Reply(error.status, _error_body(str(error), kind, _code(error.status)), JSON)
 
 
-class Router(GatewayHooks):
+class ReplicaRouter(GatewayHooks):
     """Serves OpenAI's protocol with replicas that serve it.
 
     Use it as an async context manager, or `start` and `stop` it.
@@ -47,7 +49,8 @@ class Router(GatewayHooks):
         discover: where replicas are, such as `in_list(urls)`.
         policy: its keys are `RoutingKey`s, its loads requests in flight; prefix-aware if left out.
         fingerprint: of the weights that replicas must have, see `ReplicaWatch`.
-        every: seconds between two rounds of checks.
+        every, within: seconds between two rounds of checks, and for one.
+        api_key: that checks send; requests bring their own.
         limits, retries, budget: as of `Gateway`.
 
     Attributes:
@@ -66,6 +69,8 @@ class Router(GatewayHooks):
         *,
         fingerprint: str | None = None,
         every: float = 0.5,
+        within: float = 2.0,
+        api_key: str | None = None,
         limits: GatewayLimits | None = None,
         retries: RetryRule = RETRIES,
         budget: RetryBudget | None = None,
@@ -75,7 +80,7 @@ class Router(GatewayHooks):
         self.policy, self.every = PrefixAware() if policy is None else policy, every
         self.gateway = Gateway(
             self.policy,
-            key_of=routing_key,
+            key_of=self._key_of,
             hooks=self,
             limits=limits,
             retries=retries,
@@ -84,7 +89,14 @@ class Router(GatewayHooks):
             render_error=openai_error,
         )
         self.watch = ReplicaWatch(
-            discover, add=self._add, allow=self._allow, lost=self._lost, remove=self._remove, fingerprint=fingerprint
+            discover,
+            add=self._add,
+            allow=self._allow,
+            lost=self._lost,
+            remove=self._remove,
+            fingerprint=fingerprint,
+            within=within,
+            api_key=api_key,
         )
         self.metrics = RouterMetrics(self.gateway.backends.dispatcher, self.policy)
         self._watching: asyncio.Task | None = None
@@ -106,7 +118,7 @@ class Router(GatewayHooks):
         await asyncio.gather(*tasks, return_exceptions=True)
         return cut
 
-    async def __aenter__(self) -> Router:
+    async def __aenter__(self) -> ReplicaRouter:
         await self.start()
         return self
 
@@ -144,8 +156,10 @@ class Router(GatewayHooks):
         return []
 
     def ended(self, request: GatewayRequest, target: int, ending: Ending) -> None:
-        """Count."""
+        """Count; what was refused, or failed before its first byte, has left nothing at its replica."""
         self.metrics.ended(target, ending)
+        if ending in (Ending.REFUSED, Ending.FAILED) and isinstance(self.policy, PrefixAware):
+            self.policy.withdraw(target, request.notes["key"])
 
     def last_words(self, request: GatewayRequest, target: int) -> bytes:
         """An error event, behind the end of whatever event was cut."""
@@ -153,6 +167,9 @@ class Router(GatewayHooks):
             return b""
         reason = f"{self.metrics.name(target)} failed in the middle of this answer, which is not complete; ask again"
         return b"\n\ndata: " + _error_body(reason, "server_error", "replica_failed") + b"\n\n"
+
+    def _key_of(self, request: GatewayRequest) -> RoutingKey:
+        return request.notes.setdefault("key", routing_key(request))
 
     def _ready(self) -> Reply:
         """200 while a replica gets requests; why the others do not is said in any case."""
@@ -169,7 +186,10 @@ class Router(GatewayHooks):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.every)
-            await self.watch.round()
+            try:
+                await self.watch.round()
+            except Exception:  # a router that looks after nobody any more would send requests to the dead
+                log.exception("a round of checks failed")
 
     def _add(self, address: ReplicaAddress) -> int:
         target = self.gateway.backends.add(*address)
@@ -185,6 +205,7 @@ class Router(GatewayHooks):
             self.gateway.backends.drain(target)
 
     def _lost(self, target: int) -> None:
+        self.gateway.backends.dispatcher.health[target].succeeded()  # the next process owes nothing to this one's past
         if isinstance(self.policy, PrefixAware):
             self.policy.forget(target)
 

@@ -92,6 +92,9 @@ class ExactPrefixes:
     def sent(self, target: int, key: RoutingKey) -> None:
         """Nothing: the replica knows."""
 
+    def withdraw(self, target: int, key: RoutingKey) -> None:
+        """Nothing: the replica knows."""
+
     def forget(self, target: int) -> None:
         """Nothing: the replica knows."""
 

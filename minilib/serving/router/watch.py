@@ -15,6 +15,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class ModelIdentity(NamedTuple):
 
 
 @dataclass
-class Replica:
+class WatchedReplica:
     """A replica as its router sees it.
 
     Args:
@@ -70,10 +71,11 @@ class ReplicaWatch:
         fingerprint: of the weights that they must have; if left out, that of most of those that the first answers came
             from, the one discovered first if there are as many of another.
         within: seconds for a check.
+        api_key: that checks send, where replicas ask for one.
         fall: checks in a row without an answer after which a replica is unreachable. Its requests tell sooner.
         add: address → number; a replica that takes no requests as yet.
         allow: number, whether it may have new requests.
-        lost: number; what a replica held is gone.
+        lost: number; the process that failed is gone, and so is what it held.
         remove: number; a replica that never comes back.
 
     Attributes:
@@ -95,16 +97,18 @@ class ReplicaWatch:
         fingerprint: str | None = None,
         within: float = 2.0,
         fall: int = 2,
+        api_key: str | None = None,
     ) -> None:
         if not within > 0 or fall < 1:
             raise ValueError(f"within is above 0 seconds and fall 1 or more, got {within!r} and {fall!r}")
         self.discover, self.fingerprint, self.within, self.fall = discover, fingerprint, within, fall
         self._add, self._allow, self._lost, self._remove = add, allow, lost, remove
-        self.replicas: dict[ReplicaAddress, Replica] = {}
+        self._headers = [("authorization", f"Bearer {api_key}")] if api_key else []
+        self.replicas: dict[ReplicaAddress, WatchedReplica] = {}
         self.identity: ModelIdentity | None = None
 
     @property
-    def ready(self) -> list[Replica]:
+    def ready(self) -> list[WatchedReplica]:
         """Replicas that get new requests."""
         return [replica for replica in self.replicas.values() if replica.state == "ready"]
 
@@ -143,9 +147,9 @@ class ReplicaWatch:
             self._remove(self.replicas.pop(address).target)
         for address in addresses:
             if address not in self.replicas:
-                self.replicas[address] = Replica(self._add(address), address)
+                self.replicas[address] = WatchedReplica(self._add(address), address)
 
-    def _agree(self, replicas: list[Replica]) -> None:
+    def _agree(self, replicas: list[WatchedReplica]) -> None:
         """Settle once which model it is that this router serves."""
         seen = Counter(replica.identity for replica in replicas if replica.identity)
         if self.fingerprint is not None:
@@ -161,19 +165,19 @@ class ReplicaWatch:
             return f"serves {identity}, the others serve {self.identity}"
         return ""
 
-    async def _check(self, replica: Replica) -> tuple[str, str, ModelIdentity | None]:
+    async def _check(self, replica: WatchedReplica) -> tuple[str, str, ModelIdentity | None]:
         """State, reason and identity as the replica says them."""
         try:
             async with asyncio.timeout(self.within):
-                status, body = await get(replica.address, "/ready")
+                status, body = await get(replica.address, "/ready", self._headers)
                 if status != 200:
                     return "not ready", f"{status}: {body[:200].decode('utf-8', 'replace')}", None
-                return "ready", "", _identity(*await get(replica.address, "/v1/models"))
+                return "ready", "", _identity(*await get(replica.address, "/v1/models", self._headers))
         except UNUSABLE as error:
             return "unreachable", f"{type(error).__name__}: {error}", None
 
 
-async def get(address: ReplicaAddress, path: str) -> tuple[int, bytes]:
+async def get(address: ReplicaAddress, path: str, headers: Row[tuple[str, str]] = ()) -> tuple[int, bytes]:
     """Status and body of a GET on a connection of its own.
 
     Raises:
@@ -184,7 +188,8 @@ async def get(address: ReplicaAddress, path: str) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection(*address)
     try:
         wire, status, body = h11.Connection(h11.CLIENT), 0, b""
-        head = h11.Request(method="GET", target=path, headers=[("host", str(address)[7:]), ("connection", "close")])
+        sent = [("host", str(address).removeprefix("http://")), ("connection", "close"), *headers]
+        head = h11.Request(method="GET", target=path, headers=sent)
         writer.write(wire.send(head) + wire.send(h11.EndOfMessage()))
         while True:
             event = wire.next_event()

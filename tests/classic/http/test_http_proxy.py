@@ -345,7 +345,13 @@ def test_a_request_in_every_state_when_the_proxy_is_killed():
                 "with a backend that is silent": Client(proxy.port).get(keys[3]),
             }
             tasks = {state: asyncio.ensure_future(request) for state, request in states.items()}
-            await until(lambda: sum(proxy._dispatcher.in_flight) == 4 and proxy._dispatcher.health[2].on_trial and len(proxy._connections) == 7)
+            await until(
+                lambda: (
+                    sum(proxy._dispatcher.in_flight) == 4
+                    and proxy._dispatcher.health[2].on_trial
+                    and len(proxy._connections) == 7
+                )
+            )
             await until(lambda: sum(backend.served for backend in backends) == 1)
             proxy.check_invariants()
             await proxy.kill()

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from minilib.serving.load.conversations import ChatSession, Turn, chat_sessions, working_set
+from minilib.serving.load.conversations import ChatSession, ChatTurn, chat_sessions, working_set
 
 
 def test_sessions_are_as_asked_for():
@@ -27,7 +27,7 @@ def test_sessions_are_as_asked_for():
 
 
 def test_the_working_set_counts_what_is_said_and_needed_again():
-    turns = (Turn((1,) * 10, 5, 0.0), Turn((2,) * 10, 5, 10.0), Turn((3,) * 10, 5, 10.0))
+    turns = (ChatTurn((1,) * 10, 5, 0.0), ChatTurn((2,) * 10, 5, 10.0), ChatTurn((3,) * 10, 5, 10.0))
     one = ChatSession(0.0, 0, (0,) * 100, turns)
     assert [working_set([one], 0, 2 * moment) for moment in (5, 15, 25)] == [115, 130, 0]
     assert working_set([one, one], 0, 10) == 130, "a system prompt counts once"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import h11
@@ -27,6 +28,8 @@ class FakeReplica:
         self.name, self.fingerprint, self.pace, self.journal = name, fingerprint, pace, journal
         self.ready, self.begun, self.running, self.port = True, [], 0, 0
         self.full = False  # answers 429
+        self.hangs = False  # answers nothing
+        self.api_key = None  # that models are shown for
         self.before_tokens = 0.0  # seconds
         self._tasks = set()
 
@@ -80,6 +83,8 @@ class FakeReplica:
 
     async def _answer(self, head, body, send) -> None:
         path, _, query = head.target.decode().partition("?")
+        if self.hangs:
+            await asyncio.sleep(60)
         if path == "/control":
             self.ready = parse_qs(query)["ready"] == ["1"]
         if path in ("/health", "/control"):
@@ -88,26 +93,34 @@ class FakeReplica:
             state = {"state": "ready" if self.ready else "draining"}
             return await self._json(send, 200 if self.ready else 503, state)
         if path == "/v1/models":
+            if self.api_key and dict(head.headers).get(b"authorization") != f"Bearer {self.api_key}".encode():
+                return await self._json(send, 401, {"error": {"message": "no key"}})
             model = {"id": "tiny", "object": "model", "fingerprint": self.fingerprint, "max_model_len": 512}
             return await self._json(send, 200, {"object": "list", "data": [model]})
         if self.full:
             return await self._json(send, 429, {"error": {"message": "full", "code": "queue_full"}})
-        return await self._generate(json.loads(body), dict(head.headers), send)
+        try:
+            asked = json.loads(body)
+            prompt, count = str(asked["prompt"]), int(asked.get("max_tokens", 4))
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            return await self._json(send, 400, {"error": {"message": str(error), "code": "unreadable"}})
+        return await self._generate(prompt, count, asked.get("stream"), dict(head.headers), send)
 
     async def _json(self, send, status, content) -> None:
         encoded = json.dumps(content).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(encoded))), ("x-replica", self.name)]
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(encoded))),
+            ("x-replica", self.name),
+        ]
         headers += [("retry-after", "1")] if status in (429, 503) else []
         await send(h11.Response(status_code=status, headers=headers), h11.Data(data=encoded), h11.EndOfMessage())
 
-    async def _generate(self, asked, headers, send) -> None:
-        prompt, count = asked["prompt"], asked.get("max_tokens", 4)
+    async def _generate(self, prompt, count, stream, headers, send) -> None:
         self._begin(headers.get(b"x-request-id", b"-").decode())
         try:
-            if self.before_tokens and not asked.get("stream"):
-                await asyncio.sleep(self.before_tokens)
-            if not asked.get("stream"):
-                await asyncio.sleep(self.pace * count)
+            if not stream:
+                await asyncio.sleep(self.before_tokens + self.pace * count)
                 text = " ".join(tokens_of(prompt, count))
                 return await self._json(send, 200, {"choices": [{"text": text, "finish_reason": "length"}]})
             kind = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked"), ("x-replica", self.name)]
@@ -124,7 +137,7 @@ class FakeReplica:
         self.begun.append(request_id)
         self.running += 1
         if self.journal:
-            with open(self.journal, "a", encoding="utf-8") as journal:
+            with Path(self.journal).open("a", encoding="utf-8") as journal:
                 journal.write(f"{request_id} {self.name}\n")
 
 
@@ -135,10 +148,13 @@ async def main() -> None:
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--journal")
+    parser.add_argument("--wait", action="store_true", help="for the end of stdin before it listens")
     asked = parser.parse_args()
     replica = FakeReplica(asked.name, asked.fingerprint, asked.pace, asked.journal)
     term = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, term.set)
+    if asked.wait:
+        os.read(0, 1)
     os.write(1, f"{await replica.start(asked.port)}\n".encode())
     await term.wait()
     replica.ready = False

@@ -156,6 +156,18 @@ def test_a_replica_that_restarted_holds_nothing_and_one_that_is_down_is_not_chos
         policy.choose(key("a"), [math.inf] * 3)
 
 
+def test_a_replica_that_refused_a_request_does_not_attract_what_follows_it():
+    policy, refused = PrefixAware(), key("system", "a", "b")
+    policy.held.sent(1, key("system", "z"))
+    policy.held.sent(1, refused)
+    policy.withdraw(1, refused)
+    assert policy.held.depths(refused, 2) == [0, 1], "what others had brought there stays"
+    policy.held.sent(1, refused)
+    policy.withdraw(1, key("system", "a", "b"))
+    assert policy.held.depths(refused, 2) == [0, 3], "an equal request is another one"
+    policy.held.check_invariants()
+
+
 def test_text_is_cut_into_blocks_of_bytes():
     assert RoutingKey.of_text("ab" * 3, size=4).blocks == (b"abab",)
     assert RoutingKey.of_text("é" * 4, size=2).blocks == ("é".encode(),) * 4

@@ -6,7 +6,7 @@ from minilib.mechanisms.balancing import LeastLoaded, RoundRobin, Sticky, TwoCho
 from minilib.model.config import ModelConfig
 from minilib.serving.load.arrivals import Arrival
 from minilib.serving.load.clock import VirtualClock
-from minilib.serving.load.conversations import ChatSession, Turn, chat_sessions, working_set
+from minilib.serving.load.conversations import ChatSession, ChatTurn, chat_sessions, working_set
 from minilib.serving.load.open_loop import run_open_loop
 from minilib.serving.load.simulation import SimulatedEngine
 from minilib.serving.request import SamplingParams
@@ -53,7 +53,7 @@ def test_one_replica_is_the_open_loop():
 
 def test_hits_are_counted_to_the_page():
     """A conversation alone: everything before the question was computed by the turn before, whole pages of it."""
-    turns = tuple(Turn(tuple(range(n * 50, n * 50 + 50)), 4, float(n > 0)) for n in range(3))
+    turns = tuple(ChatTurn(tuple(range(n * 50, n * 50 + 50)), 4, float(n > 0)) for n in range(3))
     sessions = [ChatSession(0.0, 0, tuple(range(40)), turns)]
     report = routed(sessions, lambda: BySession(Sticky))
     assert [turn.prompt_tokens for turn in report.turns] == [90, 144, 198]
@@ -72,7 +72,7 @@ def test_loads_are_those_of_the_moment():
             seen.append(tuple(loads))
             return super().choose(key, loads)
 
-    sessions = [ChatSession(due, 0, (), (Turn((1, 2), 2, 0.0),)) for due in (0.0, 0.0, 0.0, 0.001, 50.0)]
+    sessions = [ChatSession(due, 0, (), (ChatTurn((1, 2), 2, 0.0),)) for due in (0.0, 0.0, 0.0, 0.001, 50.0)]
     report = routed(sessions, Watched)
     assert seen == [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 0, 0)]
     assert [turn.times.due for turn in report.turns][-1] == 50.0
@@ -99,14 +99,21 @@ def test_where_nothing_is_shared_prefix_aware_is_the_least_loaded():
     assert aware.turns == least.turns, "turn for turn"
 
 
-def test_one_hot_tenant_spreads_over_all_replicas():
-    """All prompts begin alike and nothing else is shared: every replica has the beginning soon, and load decides."""
+@pytest.mark.parametrize("rate, all_work", [(30.0, False), (80.0, True)])
+def test_one_hot_tenant_is_where_prefix_aware_wins_nothing(rate, all_work):
+    """All prompts begin alike and nothing else is shared, so every policy has the hits, and the bound decides the rest.
+
+    Prefix-aware takes no replica more than its bound asks for: one stays idle at the lower rate, which costs time.
+    """
     sessions = chat_sessions(
-        120, 80.0, num_turns=1, tenants=1, system_length=1024, question_length=250, answer_length=6, seed=6
+        120, rate, num_turns=1, tenants=1, system_length=1024, question_length=250, answer_length=6, seed=6
     )
     least, aware = routed(sessions, LeastLoaded), routed(sessions, PrefixAware)
     assert abs(aware.hit_rate - least.hit_rate) < 0.05 and aware.hit_rate > 0.7
-    assert max(aware.counts) <= 1.5 * min(aware.counts)
+    assert (min(aware.counts) > 0) == all_work and min(least.counts) > 0
+    assert aware.imbalance > least.imbalance and aware.ttft.p50 > least.ttft.p50
+    if all_work:
+        assert max(aware.counts) <= 1.5 * min(aware.counts)
 
 
 def test_nothing_to_simulate_is_refused():
