@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from minilib.serving.router.discovery import ReplicaAddress, in_list
-from minilib.serving.router.router import Router
+from minilib.serving.router.router import ReplicaRouter
 from minilib.serving.router.watch import get
 from tests.serving.server.api import running
 
@@ -40,7 +40,7 @@ def router_metrics(server):
     """Names that a router before the server serves."""
 
     async def asked():
-        async with Router(in_list([server.url])) as router:
+        async with ReplicaRouter(in_list([server.url])) as router:
             return await get(ReplicaAddress("127.0.0.1", router.gateway.port), "/metrics")
 
     status, body = asyncio.run(asked())

@@ -31,7 +31,8 @@ def start():
     options = {"num_cpus": 8, "include_dashboard": False, "log_to_driver": False, "object_store_memory": 10**8}
     for left in range(3, -1, -1):
         try:
-            return ray.init(runtime_env={"env_vars": variables}, _node_ip_address="127.0.0.1", **options)
+            ray.init(runtime_env={"env_vars": variables}, _node_ip_address="127.0.0.1", **options)
+            return
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
                 raise
