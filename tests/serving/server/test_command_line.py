@@ -17,7 +17,7 @@ from minilib.serving.server import __main__ as command_line
 from tests.serving.server.api import PATIENCE, alone
 
 CURL = shutil.which("curl")
-LONG = {"model": "pretrained", "prompt": "import os\n", "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+LONG = {"model": "pretrained", "prompt": "import os\n", "max_tokens": 250, "temperature": 0, "ignore_eos": True}
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def streaming(url, body):
 
 
 def test_an_engine_in_its_own_process_serves_curl_and_drains():
-    with started("--name", "a-1") as (process, url):
+    with started("--name", "a-1", "--drain-seconds", "300") as (process, url):
         status, text = curl(url + "/v1/completions", LONG | {"max_tokens": 20}, "-i")
         head, _, body = text.replace("\r\n", "\n").partition("\n\n")
         assert status == 200 and "x-replica: a-1" in head
@@ -92,7 +92,7 @@ def test_an_engine_in_its_own_process_serves_curl_and_drains():
     assert status == 200 and text.rstrip().endswith("data: [DONE]")
     pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     said = "".join(piece["choices"][0]["text"] for piece in pieces)
-    assert said == alone("import os\n", max_tokens=400, temperature=0, ignore_eos=True)[1]
+    assert said == alone("import os\n", max_tokens=250, temperature=0, ignore_eos=True)[1]
 
 
 def test_a_second_signal_ends_at_once():
