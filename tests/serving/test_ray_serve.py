@@ -57,15 +57,17 @@ def cluster():
 
 
 @pytest.fixture
-def run(cluster):
-    """Run an application with these options until the test ends."""
+def run(cluster, request):
+    """Run an application with these options until the test ends; its name is new, for Serve's proxy keeps the router
+    of the first application of a name."""
+    name = request.node.name
 
     def run(**options):
-        serve.run(application(ServeOptions(num_threads=1, num_pages=64, **options)), name="tiny")
+        serve.run(application(ServeOptions(num_threads=1, num_pages=64, **options)), name=name)
         return cluster
 
     yield run
-    serve.delete("tiny")
+    serve.delete(name)
 
 
 def post(url, body, **headers):
@@ -113,11 +115,11 @@ def test_sessions_stay_where_they_are(run):
             status, replica, _ = post(url, asked(max_tokens=1), x_session_id=f"session-{session}")
             assert status == 200
             homes.setdefault(session, set()).add(replica)
-    assert all(len(replicas) == 1 for replicas in homes.values())
+    assert all(len(replicas) == 1 for replicas in homes.values()), homes
     assert len(set.union(*homes.values())) == 2
 
 
-def test_a_replica_that_goes_finishes_what_it_has(run):
+def test_a_replica_that_goes_finishes_what_it_has(run, request):
     url = run(num_replicas=1, drain_seconds=60)
     done = {}
     long = asked(max_tokens=100, ignore_eos=True, stream=True)
@@ -126,7 +128,7 @@ def test_a_replica_that_goes_finishes_what_it_has(run):
     give_up = time.monotonic() + PATIENCE
     while not metric(url, "minilib_num_requests_running"):
         assert time.monotonic() < give_up and not done
-    serve.delete("tiny")
+    serve.delete(request.node.name)
     thread.join(PATIENCE)
     status, _, body = done["answer"]
     assert status == 200 and body.endswith(b"data: [DONE]\n\n") and body.count(b"data: ") > 2
