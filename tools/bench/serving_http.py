@@ -127,9 +127,11 @@ def _asked(
     server: ServerProcess, prompts: Sequence[Prompt], new: int, arrivals: Sequence[float] | None = None
 ) -> list[Stream]:
     """A completion of each prompt, of so many tokens: all at once, or each at its time."""
+    server.resume()
     name = server.get("/v1/models")[1]["data"][0]["id"]
     body = {"model": name, "max_tokens": new, "temperature": 0, "ignore_eos": True, "stream": True}
     found = asyncio.run(load(server.port, COMPLETIONS, [{**body, "prompt": prompt} for prompt in prompts], arrivals))
+    server.pause()
     assert all(len(each.text.split()) == new for each in found), "a token of a model of words is a word"
     return found
 

@@ -63,6 +63,7 @@ def kernel(signature: types.Type, parallel: bool = True) -> Callable[[Callable],
     """Compile a function for this signature now, or load it if that was done before."""
 
     def decorate(function: Callable) -> Callable:
+        binding.initialize_native_asmparser()  # Numba does not; a kernel that is called may be kept, with its assembly
         before, config.CACHE_DIR = config.CACHE_DIR, _FOLDER
         try:
             return njit(signature, parallel=parallel, cache=True, fastmath=FAST, error_model="numpy")(function)
@@ -139,7 +140,6 @@ def _add_products_of_pairs(builder: ir.IRBuilder, pair: ir.Value, weights: ir.Va
         trap = builder.module.declare_intrinsic("llvm.trap", (), ir.FunctionType(ir.VoidType(), ()))
         builder.call(trap, ())
         return total
-    binding.initialize_native_asmparser()  # for Numba does not
     operation = ir.FunctionType(VECTOR, [VECTOR] * 3)
     return builder.asm(operation, "vdpbf16ps $2, $1, $0", "=v,v,v,0", (pair, weights, total), side_effect=False)
 

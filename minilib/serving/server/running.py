@@ -99,15 +99,16 @@ class GenerationResponse(Response):
 
     async def _stream(self, send: Send) -> None:
         samples, chunk = self._job.samples, self._writer.chunk
+        usage = self._usage if self._job.continuous_usage else None
 
         async def take(prompt: int, outputs: list[TokenOutput]) -> None:
             if samples == 1:
-                data = chunk(prompt, outputs)
+                data = chunk(prompt, outputs, usage)
             else:
                 of_sample: dict[int, list[TokenOutput]] = {}
                 for output in outputs:
                     of_sample.setdefault(output.sample, []).append(output)
-                data = b"".join([chunk(prompt * samples + sample, made) for sample, made in of_sample.items()])
+                data = b"".join([chunk(prompt * samples + sample, made, usage) for sample, made in of_sample.items()])
             if not self._started:  # so late that an error before the first token has a status of its own
                 self._started = True
                 await self._send(send, {"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})

@@ -99,7 +99,7 @@ def servers(names: Sequence[str] = tuple(SERVERS), turns: int = 5) -> dict:
         model = models.random_model(models.RANDOM["small"])
         models.write_with_letters(model, folder)
         running = {OURS: stack.enter_context(our_server(folder / "hf", SEQUENCES, PROMPT + NEW, environment))}
-        bodies = {OURS: {"model": running[OURS].get("/v1/models")[1]["data"][0]["id"], "ignore_eos": True}}
+        bodies = {OURS: {"model": "hf", "ignore_eos": True}}  # the folder's name
         for name in tqdm(names, desc="installing and starting", leave=False):
             try:
                 running[name] = stack.enter_context(_started(name, folder, threads, environment))

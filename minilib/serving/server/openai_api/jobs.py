@@ -23,6 +23,7 @@ class GenerationJob:
         scheduling: for all of them.
         stream: send tokens as they come.
         include_usage: end the stream with the usage.
+        continuous_usage: put the usage so far into every chunk of the stream.
     """
 
     prompts: list[list[int]]
@@ -30,6 +31,7 @@ class GenerationJob:
     scheduling: SchedulingParams
     stream: bool
     include_usage: bool
+    continuous_usage: bool
 
     @property
     def samples(self) -> int:
@@ -73,6 +75,7 @@ def job_of(
         SchedulingParams(priority=request.priority or 0, tenant=request.user or ""),
         bool(request.stream),
         bool(request.stream_options and request.stream_options.include_usage),
+        bool(request.stream_options and request.stream_options.continuous_usage_stats),
     )
 
 

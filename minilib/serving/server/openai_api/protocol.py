@@ -35,6 +35,7 @@ class StreamOptions(Strict):
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's, which guidellm asks for: usage so far in every chunk
 
 
 class TextFormat(Strict):
@@ -48,6 +49,7 @@ class Unserved(Strict):
 
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
+    repetition_penalty: Literal[1] | None = None  # vLLM's, whose benchmark always sends 1
     logit_bias: NoBias | None = None
 
 

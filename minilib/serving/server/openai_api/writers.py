@@ -76,8 +76,9 @@ class Writer:
         written = [self._choice(index, outputs) for index, outputs in enumerate(choices)]
         return {**self._head, "object": self.kind, "choices": written, "usage": usage.document()}
 
-    def chunk(self, index: int, outputs: list[TokenOutput]) -> bytes:
-        """Events for outputs of one choice; none for tokens whose text is still held back."""
+    def chunk(self, index: int, outputs: list[TokenOutput], usage: Usage | None = None) -> bytes:
+        """Events for outputs of one choice, with the usage so far if it is given; none while text is held back."""
+        after = self._after if usage is None else f'], "usage": {json.dumps(usage.document())}}}\n\n'
         text, reason = "".join([output.text for output in outputs]), outputs[-1].finish_reason
         first = ""
         if index not in self._written:
@@ -88,7 +89,7 @@ class Writer:
         self._written[index] += len(text)
         ended = f'"{reason}"' if reason else "null"
         piece = self._piece(encode_basestring_ascii(text))
-        return (first + self._event(index, piece, logprobs, ended)).encode()
+        return (first + self._event(index, piece, logprobs, ended, after)).encode()
 
     def usage_chunk(self, usage: Usage) -> bytes:
         """The last event before the end, without choices."""
@@ -108,8 +109,11 @@ class Writer:
     def _choice(self, index: int, outputs: list[TokenOutput]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _event(self, index: int, piece: str, logprobs: str = "null", ended: str = "null") -> str:
-        return f'{self._before}{index}, {piece}, "logprobs": {logprobs}, "finish_reason": {ended}}}{self._after}'
+    def _event(
+        self, index: int, piece: str, logprobs: str = "null", ended: str = "null", after: str | None = None
+    ) -> str:
+        end = self._after if after is None else after
+        return f'{self._before}{index}, {piece}, "logprobs": {logprobs}, "finish_reason": {ended}}}{end}'
 
 
 class CompletionWriter(Writer):
