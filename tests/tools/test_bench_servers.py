@@ -93,7 +93,7 @@ def test_a_stream_that_fails_is_no_stream(what, message):
 def test_requests_are_sent_at_their_times():
     with stub() as server:
         server.resume()
-        found = asyncio.run(load(server.port, "/", [{"max_tokens": 2}] * 3, [0.0, 0.2, 0.1]))
+        found = load(server.port, "/", [{"max_tokens": 2}] * 3, [0.0, 0.2, 0.1])
     assert found[0].sent < found[2].sent < found[1].sent and [len(each.text) for each in found] == [2, 2, 2]
 
 

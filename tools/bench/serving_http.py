@@ -7,7 +7,6 @@ server over the mean of the engine just before and just after.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import statistics
@@ -33,6 +32,7 @@ from tools.bench.sse_client import Stream, load
 STREAMS, PROMPT, NEW, PAGE = (1, 8, 32), 128, 128, 16
 SEQUENCES, LENGTH = 32, PROMPT + NEW
 REQUESTS, SHORT = 200, 32  # of the open loop at half load: how many, and new tokens of each
+BURST = 64  # requests at once, to find how many a second the engine can serve
 COMPLETIONS = "/v1/completions"
 Prompt = list[int]
 
@@ -81,7 +81,7 @@ def _of_model(name: str, turns: int) -> dict:
         ):
             watch = Watch()
             rows = [_rates(engine, server, model.config.vocab_size, streams, turns) for streams in STREAMS]
-            added = _added_at_half_load(engine, server, model.config.vocab_size, rows)
+            added = _added_at_half_load(engine, server, model.config.vocab_size)
             return {"model": name, "parameters": model.config.num_parameters, "threads": threads,
                     "rows": rows, "half_load": added, "busy": watch.busy}  # fmt: skip
 
@@ -103,9 +103,10 @@ def _rates(engine: Worker, server: ServerProcess, vocabulary: int, streams: int,
             "server_over_engine": {"median": statistics.median(ratios), "quartiles": quartiles(ratios)}}  # fmt: skip
 
 
-def _added_at_half_load(engine: Worker, server: ServerProcess, vocabulary: int, rows: list[dict]) -> dict:
-    """Times to the first token of the same requests at the same times, at half of the rate that eight streams reach."""
-    rate = 0.5 * next(row["engine_rate"] for row in rows if row["streams"] == 8) / SHORT
+def _added_at_half_load(engine: Worker, server: ServerProcess, vocabulary: int) -> dict:
+    """Times to the first token of the same requests at the same times, at half of the rate that the engine serves."""
+    burst = engine.ask([[0.0, prompt, SHORT] for prompt in _prompts(vocabulary, BURST)], TURN)["times"]
+    rate = 0.5 * BURST / max(row[-1] for row in burst)
     chances = random.Random(0)
     arrivals = list(accumulate(chances.expovariate(rate) for _ in range(REQUESTS)))
     prompts = _prompts(vocabulary, REQUESTS)
@@ -130,7 +131,7 @@ def _asked(
     server.resume()
     name = server.get("/v1/models")[1]["data"][0]["id"]
     body = {"model": name, "max_tokens": new, "temperature": 0, "ignore_eos": True, "stream": True}
-    found = asyncio.run(load(server.port, COMPLETIONS, [{**body, "prompt": prompt} for prompt in prompts], arrivals))
+    found = load(server.port, COMPLETIONS, [{**body, "prompt": prompt} for prompt in prompts], arrivals)
     server.pause()
     assert all(len(each.text.split()) == new for each in found), "a token of a model of words is a word"
     return found

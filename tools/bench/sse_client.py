@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import h11
+import uvloop
 
 HOST = "127.0.0.1"
 _END = b"0\r\n\r\n"  # of a chunked body
@@ -85,8 +86,13 @@ async def stream(port: int, path: str, body: dict, timeout: float = 600.0) -> St
     return _parsed(reader)
 
 
-async def load(port: int, path: str, bodies: Sequence[dict], arrivals: Sequence[float] | None = None) -> list[Stream]:
+def load(port: int, path: str, bodies: Sequence[dict], arrivals: Sequence[float] | None = None) -> list[Stream]:
     """Send all requests, whatever becomes of the others: at once, or each at its time, in seconds from now."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # half the processor time of asyncio's own
+        return runner.run(_load(port, path, bodies, arrivals))
+
+
+async def _load(port: int, path: str, bodies: Sequence[dict], arrivals: Sequence[float] | None) -> list[Stream]:
     clock = asyncio.get_running_loop().time
     start = clock()
 

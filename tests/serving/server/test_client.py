@@ -49,6 +49,13 @@ def test_a_stream_adds_up_to_the_whole_answer(server):
     assert chunks[-1].usage.completion_tokens == 12 and chunks[-1].choices == []
 
 
+def test_the_usage_so_far_is_in_every_chunk_that_asks_for_it(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    stream = server.client().completions.create(prompt=PROMPT, stream=True, stream_options=options, **GREEDY)
+    so_far = [chunk.usage.completion_tokens for chunk in stream]
+    assert so_far == sorted(so_far) and so_far[0] >= 1 and so_far[-1] == so_far[-2] == GREEDY["max_tokens"]
+
+
 def test_prompts_of_a_list_are_choices_in_order(server):
     ids = parts()[1].encode("import").ids
     client, texts = server.client(), [alone(prompt, max_tokens=12, temperature=0)[1] for prompt in (PROMPT, "import")]

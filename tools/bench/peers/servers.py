@@ -7,7 +7,6 @@ the peer's.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import statistics
@@ -198,7 +197,7 @@ def _asked(server: ServerProcess, body: dict, prompts: Sequence[str]) -> list[St
     """
     body = {**body, "max_tokens": NEW, "temperature": 0, "stream": True}
     server.resume()
-    found = asyncio.run(load(server.port, COMPLETIONS, [{**body, "prompt": prompt} for prompt in prompts]))
+    found = load(server.port, COMPLETIONS, [{**body, "prompt": prompt} for prompt in prompts])
     server.pause()
     for each in found:
         if len(each.text) != NEW:
