@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--targets", nargs="+", choices=compiled.TARGETS, help="of compiled: only these")
     parser.add_argument("--peers", nargs="+", choices=bench_peers.PEERS, help="of peers: only these", metavar="PEER")
     parser.add_argument("--models", nargs="+", choices=bench_peers.models.NAMES, help="of peers: only these")
-    parser.add_argument("--turns", type=int, default=5, help="of peers: turns of each")
+    parser.add_argument("--turns", type=int, default=5, help="of peers, servers and serving-http: turns of each")
     options = parser.parse_args()
     if options.only == "compiled" and (triton is None or interpreted()):
         parser.error("compiled needs Triton (on Linux) without TRITON_INTERPRET")
@@ -111,7 +111,7 @@ def main() -> int:
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
     if options.only in (None, "serving-http") and machine.kind == "cpu":
-        found = bench_serving_http.serving_http()  # chapter 17
+        found = bench_serving_http.serving_http(turns=options.turns)  # chapter 17
         _measured(machine, "serving-http", found, bench_serving_http.lines(found))
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)

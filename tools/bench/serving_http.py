@@ -29,15 +29,15 @@ from tools.bench.peers.process import Worker
 from tools.bench.server_process import ServerProcess
 from tools.bench.sse_client import Stream, load
 
-STREAMS, PROMPT, NEW, PAGE = (1, 8, 32), 128, 128, 16
+STREAMS, PROMPT, NEW, PAGE = (1, 8, 32), 64, 96, 16
 SEQUENCES, LENGTH = 32, PROMPT + NEW
-REQUESTS, SHORT = 200, 32  # of the open loop at half load: how many, and new tokens of each
+REQUESTS, SHORT = 100, 32  # of the open loop at half load: how many, and new tokens of each
 BURST = 64  # requests at once, to find how many a second the engine can serve
 COMPLETIONS = "/v1/completions"
 Prompt = list[int]
 
 
-def serving_http(model_names: Sequence[str] = ("small", "big"), turns: int = 7) -> dict:
+def serving_http(model_names: Sequence[str] = ("small", "big"), turns: int = 5) -> dict:
     """The figures of chapter 17 about the server, JSON values in SI units.
 
     Args:
