@@ -96,6 +96,7 @@ def servers(names: Sequence[str] = tuple(SERVERS), turns: int = 5) -> dict:
     with tempfile.TemporaryDirectory(dir=BUILD) as place, contextlib.ExitStack() as stack:
         folder = Path(place)
         model = models.random_model(models.RANDOM["small"])
+        model.embed.weight.data[0] = 0.0  # the end token is never the likeliest: every answer has NEW tokens
         models.write_with_letters(model, folder)
         running = {OURS: stack.enter_context(our_server(folder / "hf", SEQUENCES, PROMPT + NEW, environment))}
         bodies = {OURS: {"model": "hf", "ignore_eos": True}}  # the folder's name
