@@ -143,12 +143,12 @@ def _beside(
     same: dict[str, int],
 ) -> list[dict]:
     """One row a peer that answers; notes the others, and whose texts are ours."""
-    letters = models.letters(vocabulary)
-    ids = np.random.default_rng(streams).integers(1, vocabulary, size=(streams, PROMPT))
-    prompts = ["".join(letters[token] for token in row) for row in ids]
+    letters, draws = models.letters(vocabulary), np.random.default_rng(streams)
     peers = [name for name in running if name != OURS]
     taken: dict[str, list[list[Stream]]] = {name: [] for name in running}
     for _ in tqdm(range(turns + 1), desc=f"{streams} streams", leave=False):
+        ids = draws.integers(1, vocabulary, size=(streams, PROMPT))  # new ones: a kept prompt is of no use
+        prompts = ["".join(letters[token] for token in row) for row in ids]
         for name in (each for peer in peers for each in (OURS, peer)):
             if name in failed:
                 continue
