@@ -614,6 +614,9 @@ async def write_all(stream, connection, leaving):
             "half an answer looks whole": changed(
                 RESPOND, ('        end = json.dumps({"error": {"message": str(error)}})\n', "        pass\n")
             ),
+            "asks for outputs after the last one": changed(
+                RESPOND, ("                break\n", "                continue\n")
+            ),
             "an error ends in silence": changed(
                 RESPOND, ('        end = json.dumps({"error": {"message": str(error)}})\n', "        return\n")
             ),
