@@ -20,11 +20,10 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.model.families import whole_number
 from minilib.model.moe import Router
+from minilib.model.stored.files import PRETRAINED as PRETRAINED
 from minilib.model.stored.files import CheckpointError, read_json
 from minilib.model.stored.layout import placements, without_weights
 from minilib.model.stored.shards import SINGLE, Shards
-
-PRETRAINED = Path(__file__).with_name("pretrained")
 
 
 def load(

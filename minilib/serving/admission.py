@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Row
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.model.config import ModelConfig
-from minilib.serving.request import InvalidRequest, SamplingParams, token_ids_of, whole
+from minilib.serving.request import InvalidRequest, SamplingParams, token_ids_of
 
 
 def check_independence(config: ModelConfig) -> None:
@@ -67,6 +68,6 @@ def end_tokens(given: int | Row[int] | None, vocab_size: int) -> frozenset[int]:
     if given is None:
         return frozenset()
     try:
-        return frozenset(token_ids_of([given] if whole(given) is not None else given, vocab_size, "eos_token_id"))
+        return frozenset(token_ids_of([given] if is_whole(given) else given, vocab_size, "eos_token_id"))
     except InvalidRequest as error:
         raise ValueError(f"eos_token_id={given!r}: {error}") from error

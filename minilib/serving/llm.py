@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.mechanisms.basics.interrupts import held
 from minilib.model import tokenizer as tokenizer_files
 from minilib.model import weights
@@ -21,7 +22,7 @@ from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.serving.cpu import pack_as_asked
 from minilib.serving.engine import Engine
-from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput, whole
+from minilib.serving.request import InvalidRequest, SamplingParams, TokenOutput
 from minilib.serving.tensor_parallel.remote import EngineOnRanks
 
 
@@ -68,7 +69,7 @@ class LLM:
         tensor_parallel: int = 1,
         **options,
     ) -> None:
-        if not (whole(tensor_parallel) or 0) >= 1:
+        if not is_whole(tensor_parallel, 1):
             raise ValueError(f"tensor_parallel is how many ranks share the model, 1 or more; got {tensor_parallel!r}")
         if tokenizer is not None:
             options.setdefault("eos_token_id", tokenizer.token_to_id(tokenizer_files.END))
@@ -130,7 +131,7 @@ class LLM:
         """
         one = isinstance(prompts, str) or not hasattr(prompts, "__iter__")
         prompts = prompts if one else list(prompts)
-        if one or any(whole(prompt) is not None for prompt in prompts):
+        if one or any(map(is_whole, prompts)):
             raise InvalidRequest(f"prompts is a list of prompts, got one, {prompts!r}; put it into a list")
         samples = (params or SamplingParams()).n
         results = [[Completion() for _ in range(samples)] for _ in prompts]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
 
+from minilib.mechanisms.basics.checks import is_whole, whole
 from minilib.mechanisms.scheduling.task import InvalidTask, check_priority
 
 
@@ -34,14 +34,6 @@ def token_ids_of(values: Iterable[int], vocab_size: int, name: str) -> list[int]
     if wrong:
         raise InvalidRequest(f"{name} holds {wrong[0]!r}, and the model knows token ids 0 … {vocab_size - 1}")
     return found
-
-
-def whole(value: object) -> int | None:
-    """A whole number of Python, numpy or torch as Python's; None for anything else, True and False too."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ class SamplingParams:
             if value is None or value < least:
                 raise InvalidRequest(f"{name} must be a whole number ≥ {least}, got {getattr(self, name)!r}")
             self._set(name, value)
-        if self.seed is not None and whole(self.seed) is None:
+        if self.seed is not None and not is_whole(self.seed):
             raise InvalidRequest(f"seed must be a whole number or None, got {self.seed!r}")
         if self.logprobs is not None:
             count = whole(self.logprobs)
@@ -148,7 +140,7 @@ class SchedulingParams:
             raise InvalidRequest(str(error)) from error
         if not isinstance(self.tenant, str):
             raise InvalidRequest(f"tenant must be a string, got {self.tenant!r}")
-        if self.predicted_tokens is not None and (whole(self.predicted_tokens) or 0) < 1:
+        if self.predicted_tokens is not None and not is_whole(self.predicted_tokens, 1):
             raise InvalidRequest(f"predicted_tokens must be a whole number ≥ 1, got {self.predicted_tokens!r}")
         if not isinstance(self.deadline, Real) or math.isnan(self.deadline):
             raise InvalidRequest(f"deadline must be a time on the engine's clock, got {self.deadline!r}")

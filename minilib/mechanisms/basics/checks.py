@@ -7,13 +7,18 @@ import operator
 from numbers import Real
 
 
+def whole(value: object) -> int | None:
+    """A whole number of Python, numpy or torch as Python's; None for anything else, True and False too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def is_whole(value: object, least: int | None = None) -> bool:
     """Whether a value is a whole number, of Python, numpy or torch, and not below `least`; True and False are none."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool) and (least is None or found >= least)
+    found = whole(value)
+    return found is not None and (least is None or found >= least)
 
 
 def check_whole(what: str, value: object, least: int = 0, error: type[Exception] = ValueError) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the checkpoint that comes with this library
+
 _POINTER = b"version https://git-lfs"
 
 

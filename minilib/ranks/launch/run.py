@@ -9,6 +9,7 @@ import os
 import pickle
 from collections.abc import Callable
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.ranks.launch import local
 from minilib.ranks.launch.errors import NestedRun, RankFailed
 from minilib.ranks.launch.group import call, failure, join, leave, returned, running
@@ -100,18 +101,14 @@ def _check(fn: Callable, world_size: int | None, timeout: float | None, threads:
             raise ValueError(
                 f"world_size is {world_size!r}, but torchrun started WORLD_SIZE={expected} ranks: pass None"
             )
-    elif not _is_count(world_size):
+    elif not is_whole(world_size, 1):
         raise ValueError(
             f"world_size is the number of ranks, an int of at least 1 (or None under torchrun), got {world_size!r}"
         )
-    if not _is_count(threads):
+    if not is_whole(threads, 1):
         raise ValueError(f"threads is the number of torch's threads per rank, an int of at least 1, got {threads!r}")
     if timeout is not None and not 0 < timeout < math.inf:
         raise ValueError(f"timeout is in seconds, positive and finite, or None for no limit, got {timeout!r}")
-
-
-def _is_count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _run_under_torchrun(fn: Callable, args: tuple, timeout: float | None, backend: str, threads: int) -> list:

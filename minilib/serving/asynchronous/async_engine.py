@@ -23,12 +23,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from functools import cached_property, partial
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.serving.asynchronous.counted_steps import CountedSteps
 from minilib.serving.asynchronous.errors import NEW_ENGINE, EngineDied, EngineStopped, QueueFull, RequestAborted
 from minilib.serving.asynchronous.status import EngineStatus, ModelDescription, State
 from minilib.serving.asynchronous.token_stream import Mailbox, TokenStream
 from minilib.serving.engine import Engine
-from minilib.serving.request import SamplingParams, TokenOutput, whole
+from minilib.serving.request import SamplingParams, TokenOutput
 
 
 class AsyncEngine:
@@ -46,7 +47,7 @@ class AsyncEngine:
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 1024) -> None:
-        if (whole(max_waiting) or 0) < 1:
+        if not is_whole(max_waiting, 1):
             raise ValueError(f"max_waiting must be a whole number ≥ 1, got {max_waiting!r}")
         self.engine, self.max_waiting = engine, max_waiting
         self._steps = CountedSteps(engine)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.ranks.transport.base import CollectiveFailed
 from minilib.ranks.transport.shared_memory import SLOT_BYTES, Peer
 
@@ -45,6 +46,27 @@ class Packet:
     kind: str
     fields: dict = field(default_factory=dict)
     content: Tensor = NOTHING
+
+    def field(self, name: str, kind: type):
+        """A field, looked at before it is used: the other end may be another program, or another version of this one.
+
+        Args:
+            name: of the field.
+            kind: int for a whole number from 0, float for a number above 0, list for whole numbers from 0, str, dict.
+
+        Raises:
+            ChannelClosed: if the field is missing or of another kind.
+        """
+        value = self.fields.get(name)
+        if kind is int:
+            fits = is_whole(value, 0)
+        elif kind is float:
+            fits = isinstance(value, int | float) and value > 0
+        else:
+            fits = isinstance(value, kind) and (kind is not list or all(is_whole(each, 0) for each in value))
+        if not fits:
+            raise ChannelClosed(f"a packet {self.kind!r} came with {name} = {value!r}, which is not of this protocol")
+        return value
 
 
 class PacketChannel:
@@ -153,9 +175,9 @@ class PacketChannel:
             try:
                 fields = json.loads(head)
                 kind = fields.pop("kind")
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                self.num_received[kind] = self.num_received.get(kind, 0) + 1
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise ChannelClosed(f"{self.name} sent {bytes(head)[:80]!r}, which is no head of a packet") from error
-            self.num_received[kind] = self.num_received.get(kind, 0) + 1
             self.content_bytes_received += content_bytes
             tensor = torch.frombuffer(content, dtype=torch.uint8) if content_bytes else NOTHING
             self._arrived.append(Packet(kind, fields, tensor))

@@ -185,13 +185,15 @@ class DecodeEngine(Engine):
     def _take(self, peer: PrefillPeer, packet: Packet) -> None:
         if packet.kind == "alive":
             return
-        delivery = self.deliveries.get(packet.fields["number"])
+        if packet.kind not in ("pages", "failed", "done"):
+            raise PagesRefused(f"{peer.channel.name} sent {packet.kind!r}, which this worker does not know")
+        delivery = self.deliveries.get(packet.field("number", int))
         if delivery is None or delivery.peer is not peer:
             self.num_late += packet.kind == "pages"
         elif packet.kind == "pages":
             self._put(delivery, packet)
         elif packet.kind == "failed":
-            self._fail_delivery(delivery, f"{peer.channel.name}: {packet.fields['why']}")
+            self._fail_delivery(delivery, f"{peer.channel.name}: {packet.field('why', str)}")
         elif packet.kind == "done":
             missing = [layer for layer, page in enumerate(delivery.next_pages) if page != self._num_pages(delivery)]
             if missing or not delivery.pulled:
@@ -202,7 +204,9 @@ class DecodeEngine(Engine):
 
     def _put(self, delivery: Delivery, packet: Packet) -> None:
         """Put one layer's pages into the frames of the sequence that they belong to."""
-        layer, first, stop = (packet.fields[name] for name in ("layer", "first", "stop"))
+        layer, first, stop = (packet.field(name, int) for name in ("layer", "first", "stop"))
+        if layer >= self.cache.config.num_layers:
+            raise PagesRefused(f"pages of layer {layer} came, and the model has {self.cache.config.num_layers} layers")
         k, v = self.cache.k[layer], self.cache.v[layer]
         expected = 2 * (stop - first) * k[0].nbytes
         if not delivery.pulled or not first <= delivery.next_pages[layer] <= stop <= self._num_pages(delivery):
@@ -261,17 +265,18 @@ class DecodeEngine(Engine):
         Raises:
             PagesRefused, ChannelClosed: see the class.
         """
-        hello = {"patience": self.timeout, "format": self.format.to_dict()}
+        ours = Packet("hello", {"patience": self.timeout, "format": self.format.to_dict()})
         deadline = time.monotonic() + self.timeout
         try:
-            channel.post(Packet("hello", hello))
+            channel.post(ours)
             while not (packets := channel.receive()):
                 if time.monotonic() >= deadline:
                     raise ChannelClosed(f"{channel.name} has said nothing for {self.timeout:g} s")
                 wait_for_packets([channel], self.patience)
-            fields = packets[0].fields
-            self.format.check(fields["format"], channel.name)
+            hello = packets[0]
+            self.format.check(hello.field("format", dict), channel.name)
+            peer = PrefillPeer(channel, hello.field("epoch", int), hello.field("patience", float), self.clock())
         except BaseException:
             channel.close()
             raise
-        return PrefillPeer(channel, fields["epoch"], fields["patience"], self.clock())
+        return peer

@@ -163,22 +163,23 @@ class PrefillEngine(Engine):
     def _take(self, channel: PacketChannel, packet: Packet) -> None:
         """Do what a decode worker asks for."""
         if packet.kind == "hello":
-            self.format.check(packet.fields["format"], channel.name)
-            self.channels[channel] = packet.fields["patience"]
+            self.format.check(packet.field("format", dict), channel.name)
+            self.channels[channel] = packet.field("patience", float)
             return
-        if self.channels[channel] is None or packet.fields["epoch"] != self.epoch:
+        if self.channels[channel] is None or packet.fields.get("epoch") != self.epoch:
             raise PagesRefused(f"{channel.name} asks for pages of another worker, which ran here before; connect anew")
         if packet.kind == "compute":
             self._compute(channel, packet)
             return
-        numbers = packet.fields["numbers"]
-        for number in numbers:
+        if packet.kind not in ("pull", "renew", "release"):
+            raise PagesRefused(f"{channel.name} asks for {packet.kind!r}, which this worker does not know")
+        for number in packet.field("numbers", list):
             handover = self.handovers.get(self._name(channel, number))
             if handover is None:
                 if packet.kind == "pull":
                     self._refuse(channel, number, "LeaseExpired: its pages were given up, and others may have them now")
             elif packet.kind == "pull":
-                handover.pulled, handover.next_page = True, packet.fields["first"]
+                handover.pulled, handover.next_page = True, packet.field("first", int)
                 if handover.lease:
                     self._finish(handover)
             elif packet.kind == "renew":
@@ -188,9 +189,11 @@ class PrefillEngine(Engine):
 
     def _compute(self, channel: PacketChannel, packet: Packet) -> None:
         """Begin a prompt; one token behind it ends the request, and is thrown away."""
-        number, tokens = packet.fields["number"], packet.content.view(torch.int64).tolist()
-        request_id = self._name(channel, number)
-        params = SamplingParams(1, temperature=0, ignore_eos=True, cache_salt=packet.fields["salt"])
+        number, salt, size = packet.field("number", int), packet.field("salt", str), len(packet.content)
+        if size % torch.int64.itemsize:
+            raise PagesRefused(f"{channel.name} sent a prompt of {size} bytes, and a token id takes 8")
+        tokens, request_id = packet.content.view(torch.int64).tolist(), self._name(channel, number)
+        params = SamplingParams(1, temperature=0, ignore_eos=True, cache_salt=salt)
         try:
             self.add_request(request_id, tokens, params)
         except InvalidRequest as error:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.ranks.launch.pickling import dumps
 from minilib.serving.asynchronous.errors import (
     NEW_ENGINE,
@@ -36,7 +37,7 @@ from minilib.serving.engine_process.messages import RemoteTraceback, unpacked_er
 from minilib.serving.engine_process.open_requests import OpenRequests
 from minilib.serving.engine_process.process import EngineProcess
 from minilib.serving.engine_process.supervision import Crashes, Supervision
-from minilib.serving.request import SamplingParams, token_ids_of, whole
+from minilib.serving.request import SamplingParams, token_ids_of
 
 if TYPE_CHECKING:
     from minilib.serving.engine import Engine
@@ -62,7 +63,7 @@ class RemoteEngine:
     def __init__(
         self, make_engine: Callable[[], Engine], max_waiting: int = 1024, supervision: Supervision | None = None
     ) -> None:
-        if (whole(max_waiting) or 0) < 1:
+        if not is_whole(max_waiting, 1):
             raise ValueError(f"max_waiting must be a whole number ≥ 1, got {max_waiting!r}")
         self.max_waiting, self.supervision = max_waiting, supervision or Supervision()
         self._factory = dumps(make_engine)

@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from minilib.model import tokenizer, weights
-from minilib.serving.asynchronous.async_engine import AsyncEngine
+from minilib.model import tokenizer
+from minilib.model.stored.files import PRETRAINED
 from minilib.serving.engine_process.checkpoint_engine import CheckpointEngine
 from minilib.serving.engine_process.remote_engine import RemoteEngine
 from minilib.serving.server.limits import Limits
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     shown = argparse.ArgumentDefaultsHelpFormatter
     found = argparse.ArgumentParser("python -m minilib.serving.server", description=__doc__, formatter_class=shown)
     add, limits = found.add_argument, Limits()
-    add("--model", type=Path, default=weights.PRETRAINED, help="folder of the checkpoint")
+    add("--model", type=Path, default=PRETRAINED, help="folder of the checkpoint")
     add("--served-model-name", help="what clients call it; the folder's name if left out")
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=8000, help="port to listen on, 0 for a free one")
@@ -69,6 +69,8 @@ def server_of(given: argparse.Namespace) -> DrainingServer:
     texts, template = tokenizer.load(given.model), ChatTemplate.load(given.model)
     make_engine = CheckpointEngine(given.model, given.dtype, given.num_threads, options)
     if given.in_process:
+        from minilib.serving.asynchronous.async_engine import AsyncEngine  # and torch, which no other server loads
+
         engine, start = AsyncEngine(make_engine(), given.max_waiting), None
     else:
         engine = RemoteEngine(make_engine, given.max_waiting)

@@ -66,9 +66,12 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         return answer(as_api_error(error, service.metrics.pace.wait(service.engine.num_waiting)))
 
     async def of_starlette(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-        code = {404: "unknown_path", 405: "method_not_allowed"}.get(error.status_code)
-        return answer(ApiError(error.status_code, message, code, headers=error.headers))
+        came, headers = f"{request.method} {request.url.path[:200]}", error.headers or {}
+        code, hint = {
+            404: ("unknown_path", "not found; GET /openapi.json lists the paths there are"),
+            405: ("method_not_allowed", f"this path takes {headers.get('Allow', 'another method')}"),
+        }.get(error.status_code, (None, error.detail))
+        return answer(ApiError(error.status_code, f"{came}: {hint}", code, headers=headers))
 
     async def failed(_: Request, error: Exception) -> Response:
         return answer(ApiError(500, "the server failed; its log says why", "internal_error", kind=SERVER))
@@ -175,6 +178,9 @@ async def _json_body(request: Request, service: Service) -> bytes:
     if kind != "application/json":
         message = f"the body must be JSON, with Content-Type: application/json; got {kind[:100]!r}"
         raise ApiError(415, message, "unsupported_media_type", headers={"Connection": "close"})
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        message = f"the body must come as it is, without Content-Encoding; got {coding[:100]!r}"
+        raise ApiError(415, message, "unsupported_content_encoding", headers={"Connection": "close"})
     return await read_body(request, service.limits)
 
 

@@ -44,6 +44,8 @@ class Door:
                 self._metrics.http.labels(path, str(message["status"])).inc()
             await send(message)
 
+        if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope itself, sends no body
+            scope = scope | {"method": "GET"}
         if self._key and scope["path"] not in OPEN and not self._knows(scope):
             headers = {"WWW-Authenticate": "Bearer"}
             message = "the API key is wrong or missing"

@@ -17,6 +17,7 @@ class Limits:
     Args:
         body_bytes: most bytes of a request's body.
         body_seconds: most seconds until a body has come.
+        header_bytes: most bytes of the headers of a request.
         header_seconds: most seconds until the headers of a request have come.
         request_seconds: most seconds that a request may take, its wait in the queue included.
         slow_client_seconds: most seconds that a client may leave what was written to it unread.
@@ -32,6 +33,7 @@ class Limits:
 
     body_bytes: int = 4 * 2**20
     body_seconds: float = 30
+    header_bytes: int = 2**16
     header_seconds: float = 20
     request_seconds: float = 600
     slow_client_seconds: float = 30

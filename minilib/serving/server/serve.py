@@ -54,7 +54,7 @@ class DrainingServer(uvicorn.Server):
             build_app(service, api_key),
             host=host,
             port=port,
-            http=connection_type(limits.header_seconds),
+            http=connection_type(limits),
             ws="none",
             lifespan="off",
             log_config=None,

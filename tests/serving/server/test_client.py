@@ -100,6 +100,18 @@ def test_log_probabilities_are_the_engines(server):
     assert sum((chunk.choices[0].logprobs.text_offset for chunk in streamed), []) == told.logprobs.text_offset
 
 
+def test_offsets_of_tokens_whose_text_is_held_back(server):
+    """Text that may begin a stop string is held back; where a token stands does not change by that."""
+    client = server.client()
+    plain = client.completions.create(prompt=PROMPT, logprobs=0, **GREEDY).choices[0]
+    held = [plain.text[end - 1] + "\0" for end in (3, 6, 9, 12)]
+    streamed = client.completions.create(prompt=PROMPT, logprobs=0, stop=held, stream=True, **GREEDY)
+    offsets = sum((chunk.choices[0].logprobs.text_offset for chunk in streamed), [])
+    assert offsets == plain.logprobs.text_offset
+    whole = client.completions.create(prompt=PROMPT, logprobs=0, stop=held, **GREEDY).choices[0]
+    assert whole.logprobs.text_offset == plain.logprobs.text_offset
+
+
 def test_a_chat_is_the_completion_of_what_its_template_writes(server):
     written = "# a module\nimport os\n\ndef f(\n"
     text = alone(written, max_tokens=12, temperature=0)[1]

@@ -76,6 +76,8 @@ def test_an_engine_in_its_own_process_serves_curl_and_drains():
         assert json.loads(body)["choices"][0]["text"] == alone("import os\n", max_tokens=20, temperature=0)[1]
         assert curl(url + "/v1/models", key="wrong")[0] == 401
         assert curl(url + "/ready")[0] == 200
+        loaded = [mapped.path for mapped in psutil.Process(process.pid).memory_maps()]
+        assert not [path for path in loaded if "/torch/" in path or "/numpy/" in path]
 
         reader, streamed = streaming(url, LONG)
         give_up = time.monotonic() + PATIENCE
@@ -93,6 +95,17 @@ def test_an_engine_in_its_own_process_serves_curl_and_drains():
     pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     said = "".join(piece["choices"][0]["text"] for piece in pieces)
     assert said == alone("import os\n", max_tokens=250, temperature=0, ignore_eos=True)[1]
+
+
+def test_only_the_process_of_the_engine_loads_torch():
+    code = """if True:
+        import sys
+        from minilib.serving.server.__main__ import parser, server_of
+        server_of(parser().parse_args(["--port", "0"]))
+        print({"torch", "numpy", "minilib"} & sys.modules.keys())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout == "{'minilib'}\n", done.stdout + done.stderr
 
 
 def test_a_second_signal_ends_at_once():

@@ -1,5 +1,6 @@
 """Every refusal is OpenAI's body with the right status, and leaves the server as it was."""
 
+import gzip
 import json
 import socket
 from contextlib import suppress
@@ -216,5 +217,25 @@ def test_tokens_there_and_back(server):
     assert json.loads(server.ask("/detokenize", {"tokens": ids})[2]) == {"prompt": "def f(x):"}
     chat = json.loads(server.ask("/tokenize", {"messages": CHAT["messages"]})[2])
     assert chat["tokens"] == parts()[1].encode("a\n").ids
-    assert server.refused("/tokenize", {"text": "a"})[0] == 400
+    assert server.refused("/tokenize", {"text": "a"})[1]["param"] == "prompt"
+    assert server.refused("/tokenize", {"messages": [{}]})[1]["message"].startswith("messages[0].role")
+    assert server.refused("/tokenize", b"[]")[0] == server.refused("/tokenize", b"{")[0] == 400
     assert server.refused("/detokenize", {"tokens": [2048]})[1]["param"] == "tokens"
+
+
+def test_a_message_that_makes_no_sense_is_found(server):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    told = server.refused(CHATS, CHAT | {"messages": messages})[1]["message"]
+    assert told.startswith("messages[1].content: ")
+
+
+def test_what_is_not_there_says_what_is(server):
+    assert "this path takes POST" in server.refused(COMPLETIONS, method="PUT")[1]["message"]
+    assert "/openapi.json" in server.refused("/v1/embeddings", {})[1]["message"]
+
+
+def test_compressed_bodies(server):
+    status, error = server.refused(
+        COMPLETIONS, gzip.compress(json.dumps(TEXT).encode()), headers={"Content-Encoding": "gzip"}
+    )
+    assert (status, error["code"]) == (415, "unsupported_content_encoding")

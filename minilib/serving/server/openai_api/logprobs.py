@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 from typing import Any
@@ -33,7 +34,8 @@ class TokenTexts:
         self._byte_level = tokenizer is not None and "ByteLevel" in json.dumps(
             json.loads(tokenizer.to_str())["decoder"]
         )
-        self._special = set(tokenizer.get_added_tokens_decoder()) if tokenizer else set()
+        added = tokenizer.get_added_tokens_decoder() if tokenizer else {}
+        self._added, self._control = set(added), {token_id for token_id, token in added.items() if token.special}
         self.of = functools.lru_cache(maxsize=2**16)(self._of)
 
     def _of(self, token_id: int) -> tuple[str, list[int]]:
@@ -44,19 +46,38 @@ class TokenTexts:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), list(raw)
 
+    def in_text(self, token_id: int) -> bytes:
+        """What a token adds to a text, which a control token does not, nor any without a tokenizer."""
+        return b"" if self._tokenizer is None or token_id in self._control else self._bytes(token_id)
+
     def _bytes(self, token_id: int) -> bytes:
         if self._tokenizer is None:
             return f"token_id:{token_id}".encode()
         spelling = self._tokenizer.id_to_token(token_id)
         if spelling is None:
             return b""
-        if token_id in self._special:
+        if token_id in self._added:
             return spelling.encode()
         if self._byte_level:
             return bytes(_byte_of()[character] for character in spelling)
         if len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">"):
             return bytes([int(spelling[3:5], 16)])
         return spelling.replace("▁", " ").encode()
+
+
+class TextPlace:
+    """Where the next token of one text begins, whatever of the text has been handed out: characters that are whole.
+
+    Args:
+        texts: of the model.
+    """
+
+    def __init__(self, texts: TokenTexts) -> None:
+        self._texts, self._decoder, self.offset = texts, codecs.getincrementaldecoder("utf-8")("replace"), 0
+
+    def pass_by(self, token_id: int) -> None:
+        """One more token stands in front."""
+        self.offset += len(self._decoder.decode(self._texts.in_text(token_id)))
 
 
 def chat_logprobs(outputs: list[TokenOutput], texts: TokenTexts) -> dict[str, Any]:
@@ -74,13 +95,13 @@ def chat_logprobs(outputs: list[TokenOutput], texts: TokenTexts) -> dict[str, An
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(outputs: list[TokenOutput], texts: TokenTexts, offset: int) -> dict[str, Any]:
+def completion_logprobs(outputs: list[TokenOutput], texts: TokenTexts, place: TextPlace) -> dict[str, Any]:
     """What /v1/completions writes about tokens.
 
     Args:
         outputs: of one sample.
         texts: of the model.
-        offset: characters of the text in front of them.
+        place: where the first of them begins; it moves behind the last.
     """
     written: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for output in outputs:
@@ -90,8 +111,8 @@ def completion_logprobs(outputs: list[TokenOutput], texts: TokenTexts, offset: i
             written["tokens"].append(text)
             written["token_logprobs"].append(logprob)
             written["top_logprobs"].append(likely | {text: logprob})  # OpenAI's API always has the chosen one
-            written["text_offset"].append(offset)
-        offset += len(output.text)
+            written["text_offset"].append(place.offset)
+            place.pass_by(output.token_id)
     return written
 
 

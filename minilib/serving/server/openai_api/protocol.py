@@ -7,9 +7,10 @@ send it are served.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, ValidationError
 
 from minilib.serving.server.errors import ApiError
 
@@ -162,7 +163,14 @@ class TokenizeChatRequest(Strict):
     add_generation_prompt: bool = True
 
 
-class TokenizeRequest(RootModel[TokenizeTextRequest | TokenizeChatRequest]):
+def _of_chat(value: object) -> str:
+    return "chat" if isinstance(value, dict) and "messages" in value else "text"
+
+
+Tokenized = Annotated[TokenizeTextRequest, Tag("text")] | Annotated[TokenizeChatRequest, Tag("chat")]
+
+
+class TokenizeRequest(RootModel[Annotated[Tokenized, Discriminator(_of_chat)]]):
     """POST /tokenize."""
 
     model_config = ConfigDict(strict=True)
@@ -185,6 +193,8 @@ def parse(model: type[Model], body: bytes) -> Model:
         return model.model_validate_json(body)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        if issubclass(model, RootModel):  # the first place is which of its models was meant
+            wrong = [each | {"loc": each["loc"][1:]} for each in wrong]
         raise _refusal(wrong) from None
 
 
@@ -201,12 +211,26 @@ def _refusal(wrong: list[dict]) -> ApiError:
         return ApiError(400, message, "unknown_field", param[:200])
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return ApiError(400, f"{param!r} is missing", "missing_field", param)
-    said = dict.fromkeys(_lower(each["msg"]) for each in wrong if each["loc"][0] == first["loc"][0])
-    message = f"{param}: {', or '.join(list(said)[:4])}"
+    place = _place(first["loc"])
+    said = dict.fromkeys(_lower(each["msg"]) for each in wrong if _place(each["loc"]) == place)
+    message = f"{place}: {', or '.join(list(said)[:4])}"
     if param in UNSERVED:
         message = f"this server does not support {param} with this value; leave it out"
         return ApiError(400, message, "unsupported_parameter", param)
     return ApiError(400, message, "invalid_value", param)
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """Where a value is, such as messages[1].content; pydantic names the types that it tried behind that."""
+    place = str(location[0])
+    for before, here in pairwise(location):
+        if isinstance(here, int):
+            place += f"[{here}]"
+        elif isinstance(before, int):
+            place += f".{here}"
+        else:
+            break
+    return place
 
 
 def _lower(sentence: str) -> str:

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from minilib.serving.request import TokenOutput
-from minilib.serving.server.openai_api.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from minilib.serving.server.openai_api.logprobs import TextPlace, TokenTexts, chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
 
@@ -61,7 +61,7 @@ class Writer:
     ) -> None:
         self.texts, self.logprobs, self._prompts = texts, logprobs, prompts
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._written: dict[int, int] = {}  # choice → characters of its text in chunks so far
+        self._places: dict[int, TextPlace] = {}  # of the choices that have begun
         head = json.dumps({**self._head, "object": self.chunk_kind})[:-1]
         self._before = f'data: {head}, "choices": [{{"index": '
         self._after = "]" + (', "usage": null' if include_usage else "") + "}\n\n"
@@ -81,12 +81,11 @@ class Writer:
         after = self._after if usage is None else f'], "usage": {json.dumps(usage.document())}}}\n\n'
         text, reason = "".join([output.text for output in outputs]), outputs[-1].finish_reason
         first = ""
-        if index not in self._written:
-            first, self._written[index] = self._first(index), 0
+        if index not in self._places:
+            first, self._places[index] = self._first(index), TextPlace(self.texts)
         if not (text or reason or self.logprobs):
             return first.encode()
-        logprobs = json.dumps(self._logprobs(outputs, self._written[index])) if self.logprobs else "null"
-        self._written[index] += len(text)
+        logprobs = json.dumps(self._logprobs(outputs, self._places[index])) if self.logprobs else "null"
         ended = f'"{reason}"' if reason else "null"
         piece = self._piece(encode_basestring_ascii(text))
         return (first + self._event(index, piece, logprobs, ended, after)).encode()
@@ -95,7 +94,7 @@ class Writer:
         """The last event before the end, without choices."""
         return event({**self._head, "object": self.chunk_kind, "choices": [], "usage": usage.document()})
 
-    def _logprobs(self, outputs: list[TokenOutput], offset: int) -> dict[str, Any]:
+    def _logprobs(self, outputs: list[TokenOutput], place: TextPlace) -> dict[str, Any]:
         raise NotImplementedError
 
     def _first(self, index: int) -> str:
@@ -122,8 +121,8 @@ class CompletionWriter(Writer):
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
 
-    def _logprobs(self, outputs: list[TokenOutput], offset: int) -> dict[str, Any]:
-        return completion_logprobs(outputs, self.texts, offset)
+    def _logprobs(self, outputs: list[TokenOutput], place: TextPlace) -> dict[str, Any]:
+        return completion_logprobs(outputs, self.texts, place)
 
     def _first(self, index: int) -> str:
         return self._event(index, self._piece(json.dumps(self._prompts[index]))) if self._prompts else ""
@@ -136,7 +135,7 @@ class CompletionWriter(Writer):
         return {
             "index": index,
             "text": (self._prompts[index] if self._prompts else "") + text,
-            "logprobs": self._logprobs(outputs, 0) if self.logprobs else None,
+            "logprobs": self._logprobs(outputs, TextPlace(self.texts)) if self.logprobs else None,
             "finish_reason": outputs[-1].finish_reason,
         }
 
@@ -146,7 +145,7 @@ class ChatWriter(Writer):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def _logprobs(self, outputs: list[TokenOutput], offset: int) -> dict[str, Any]:
+    def _logprobs(self, outputs: list[TokenOutput], place: TextPlace) -> dict[str, Any]:
         return chat_logprobs(outputs, self.texts)
 
     def _first(self, index: int) -> str:
@@ -160,6 +159,6 @@ class ChatWriter(Writer):
         return {
             "index": index,
             "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs(outputs, 0) if self.logprobs else None,
+            "logprobs": self._logprobs(outputs, TextPlace(self.texts)) if self.logprobs else None,
             "finish_reason": outputs[-1].finish_reason,
         }
