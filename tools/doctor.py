@@ -40,6 +40,9 @@ def missing() -> list[str]:
         lines.append(f"{platform.machine()}: the random-access probe knows x86-64 and arm64 only")
     if shutil.which("git") is None:
         lines.append("no git: records made here cannot name their commit")
+    absent = [program for program in ("nginx", "haproxy", "prometheus", "promtool") if shutil.which(program) is None]
+    if absent:
+        lines.append(f"no {', '.join(absent)}: chapter 17 leaves out their rows, and their tests are skipped")
     return lines
 
 
