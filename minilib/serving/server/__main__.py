@@ -17,6 +17,7 @@ from minilib.serving.server.openai_api.templates import ChatTemplate
 from minilib.serving.server.serve import DrainingServer
 from minilib.serving.server.service import Service
 
+LAST_PORT = 65535
 KEY = "MINILIB_API_KEY"  # variable of the environment, which other users of the machine do not see in its process list
 
 
@@ -58,6 +59,7 @@ def server_of(given: argparse.Namespace) -> DrainingServer:
     Raises:
         ValueError, FileNotFoundError, CheckpointError: if something that it names makes no sense or is not there.
     """
+    _check(given)
     limits = Limits(
         body_bytes=given.max_body_bytes,
         request_seconds=given.request_seconds,
@@ -79,6 +81,21 @@ def server_of(given: argparse.Namespace) -> DrainingServer:
     service = Service(engine, model, texts, template, limits, given.name, given.max_model_len)
     key = given.api_key or os.environ.get(KEY)
     return DrainingServer(service, given.host, given.port, key, given.drain_seconds, start)
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what would be found out late, or never: a port above the last one is taken modulo 65,536."""
+    if not given.model.is_dir():
+        raise ValueError(f"--model is the folder of a checkpoint, got {given.model}, and there is no such folder")
+    if not 0 <= given.port <= LAST_PORT:
+        raise ValueError(f"--port is 0 for a free one, or up to {LAST_PORT}, got {given.port}")
+    for name, value in (("--max-model-len", given.max_model_len), ("--num-threads", given.num_threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, got {value}")
+    if not given.drain_seconds >= 0:
+        raise ValueError(f"--drain-seconds is 0 or more, got {given.drain_seconds:g}")
+    if given.name is not None and not (given.name.isascii() and given.name.isprintable() and given.name.strip()):
+        raise ValueError(f"--name becomes a header: printable ASCII that is not blank, got {given.name!r}")
 
 
 def serve_from(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from minilib.model.stored.files import PRETRAINED
 from minilib.serving.server import __main__ as command_line
 from tests.serving.server.api import PATIENCE, alone
 
@@ -78,6 +79,8 @@ def test_an_engine_in_its_own_process_serves_curl_and_drains():
         assert curl(url + "/ready")[0] == 200
         loaded = [mapped.path for mapped in psutil.Process(process.pid).memory_maps()]
         assert not [path for path in loaded if "/torch/" in path or "/numpy/" in path]
+        engine = psutil.Process(process.pid).children()[0]
+        assert engine.environ()["OMP_WAIT_POLICY"] == os.environ.get("OMP_WAIT_POLICY", "passive")
 
         reader, streamed = streaming(url, LONG)
         give_up = time.monotonic() + PATIENCE
@@ -138,7 +141,16 @@ def test_an_engine_that_is_killed_is_a_503_and_a_restart():
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--model", "/nowhere"], "tokenizer.json"),
+        (["--model", "/nowhere"], "there is no such folder"),
+        (["--model", str(PRETRAINED.parent)], "tokenizer.json"),
+        (["--port", "65536"], "up to 65535, got 65536"),
+        (["--port", "-1"], "got -1"),
+        (["--max-model-len", "0"], "--max-model-len is at least 1, got 0"),
+        (["--num-threads", "0"], "--num-threads is at least 1, got 0"),
+        (["--drain-seconds", "-1"], "--drain-seconds is 0 or more, got -1"),
+        (["--drain-seconds", "nan"], "--drain-seconds is 0 or more, got nan"),
+        (["--name", "a\nb: c"], "--name becomes a header"),
+        (["--name", ""], "--name becomes a header"),
         (["--in-process", "--num-pages", "0"], "num_"),
         (["--max-body-bytes", "0"], "body_bytes must be above 0"),
     ],
