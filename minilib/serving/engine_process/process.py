@@ -22,9 +22,6 @@ _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from minilib.serving.engine_process.engine_loop import serve; sys.exit(serve(*map(int, sys.argv[2:])))"
 )
-# Threads that wait for the next step sleep: spinning, they take the core from the process that asks, and from each
-# other where there are fewer cores than threads. Whoever sets the variable is obeyed.
-_QUIET = {"OMP_WAIT_POLICY": "passive"}
 _POLL = 0.005  # seconds between looks at a process that ends
 _PATIENCE = 10.0  # seconds that a process may take to be gone after it was killed
 
@@ -63,9 +60,7 @@ class EngineProcess(asyncio.Protocol):
             with its_end:
                 fds = its_end.fileno(), self._traces.fileno()
                 command = [sys.executable, "-c", _CODE, json.dumps(sys.path), *map(str, fds)]
-                self._process = subprocess.Popen(
-                    command, pass_fds=fds, stdin=subprocess.DEVNULL, env=_QUIET | os.environ
-                )
+                self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
             undo.callback(self._end_now)
             self._socket.setblocking(False)
             loop = asyncio.get_running_loop()

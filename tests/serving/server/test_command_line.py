@@ -79,8 +79,6 @@ def test_an_engine_in_its_own_process_serves_curl_and_drains():
         assert curl(url + "/ready")[0] == 200
         loaded = [mapped.path for mapped in psutil.Process(process.pid).memory_maps()]
         assert not [path for path in loaded if "/torch/" in path or "/numpy/" in path]
-        engine = psutil.Process(process.pid).children()[0]
-        assert engine.environ()["OMP_WAIT_POLICY"] == os.environ.get("OMP_WAIT_POLICY", "passive")
 
         reader, streamed = streaming(url, LONG)
         give_up = time.monotonic() + PATIENCE
