@@ -25,6 +25,7 @@ WHOLE, LOST, TORN, REFUSED = OUTCOMES = ("whole", "lost", "torn", "refused")
 REFUSALS = (JournalDamaged, SegmentMissing, UnknownFormat)
 GARBLED = (struct.error, ValueError, LookupError, FileNotFoundError)  # what a reader may meet that checks nothing
 COMMIT, SNAP = "commit", "snapshot"
+History = Mapping[int, Mapping[bytes, bytes]]  # number of records → the values after them
 Change = tuple[bytes, bytes | None] | str  # a key and its value, None to delete it; or COMMIT, or SNAP
 
 
@@ -42,7 +43,7 @@ class RecordedRun:
     disk: Callable[[], FaultyDisk]
     steps: tuple[DiskStep, ...]
     acknowledged: tuple[tuple[int, int], ...]
-    history: Mapping[int, Mapping[bytes, bytes]]
+    history: History
 
     def acknowledged_after(self, num_steps: int) -> int:
         """Records that were acknowledged once so many steps had been taken."""
@@ -146,22 +147,23 @@ def record_run(
 
 
 def crash_everywhere(
-    run: RecordedRun, recoverer: Callable[[Disk], Recoverer] = Recoverer, limit: int = 4096, seed: int = 0
+    run: RecordedRun, outcome: Callable[[Files, int, History], str] | None = None, limit: int = 4096, seed: int = 0
 ) -> CrashTally:
     """Cut the power after each number of steps, and recover each state that the disk may be in.
 
     Args:
         run: what was done.
-        recoverer: of the store that is opened on what is left.
+        outcome: files, records acknowledged and the run's history → one of OUTCOMES; `outcome_of` if not given.
         limit: states a point; more are chosen by chance, with this seed.
         seed: see there.
     """
+    outcome = outcome or outcome_of
     disk, outcomes, exhaustive = run.disk(), Counter(dict.fromkeys(OUTCOMES, 0)), True
     for num_steps in range(len(run.steps) + 1):
         left = disk.power_cut(limit, seed + num_steps)
         exhaustive &= left.exhaustive
         acknowledged = run.acknowledged_after(num_steps)
-        outcomes.update(outcome_of(files, acknowledged, run.history, recoverer) for files in left.states)
+        outcomes.update(outcome(files, acknowledged, run.history) for files in left.states)
         if num_steps < len(run.steps):
             take(disk, run.steps[num_steps])
     return CrashTally(len(run.steps) + 1, outcomes, exhaustive)
@@ -170,7 +172,7 @@ def crash_everywhere(
 def outcome_of(
     files: Files,
     acknowledged: int,
-    history: Mapping[int, Mapping[bytes, bytes]],
+    history: History,
     recoverer: Callable[[Disk], Recoverer] = Recoverer,
 ) -> str:
     """What recovery makes of the files that a power cut has left: one of OUTCOMES."""
@@ -180,11 +182,14 @@ def outcome_of(
         return REFUSED
     except GARBLED:
         return TORN
-    if store.num_acknowledged not in history:
-        return LOST if store.num_acknowledged < acknowledged else TORN
-    if dict(store.items()) != history[store.num_acknowledged]:
-        return TORN
-    return LOST if store.num_acknowledged < acknowledged else WHOLE
+    return held_against(store.num_acknowledged, dict(store.items()), acknowledged, history)
+
+
+def held_against(num_records: int, values: Mapping[bytes, bytes], acknowledged: int, history: History) -> str:
+    """WHOLE, LOST or TORN: values after so many records, if so many were acknowledged."""
+    if num_records < acknowledged and (num_records not in history or values == history[num_records]):
+        return LOST
+    return WHOLE if values == history.get(num_records) else TORN
 
 
 def _make(store: DurableStore, change: Change, history: dict[int, dict[bytes, bytes]]) -> None:

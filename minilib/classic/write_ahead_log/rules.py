@@ -17,6 +17,7 @@ from minilib.classic.write_ahead_log.crashes import (
     CrashTally,
     WatchedDisk,
     crash_everywhere,
+    outcome_of,
     record_run,
 )
 from minilib.classic.write_ahead_log.faulty_disk import FaultyDisk
@@ -175,5 +176,5 @@ def without_each_rule(
     for rule in rules:
         disk = partial(FaultyDisk, page_size=page_size, failing_syncs=rule.failing_syncs)
         run = record_run(changes, disk, rule.altered, rule.recoverer)
-        tallies[rule.name] = crash_everywhere(run, rule.recoverer, limit)
+        tallies[rule.name] = crash_everywhere(run, partial(outcome_of, recoverer=rule.recoverer), limit)
     return tallies

@@ -91,6 +91,7 @@ class DurableStore:
         self._values, self._next, self._snapshot = found.values, found.next_sequence, found.snapshot
         self._segment, self._salt, self._end = found.segment, found.salt, found.end
         self._run(leftovers(disk.names()), "cleaning up")
+        self._remove_old()
         if self._segment is None:
             self._begin_segment()
 
@@ -209,10 +210,11 @@ class DurableStore:
         self._segment, self._salt, self._end = self._next, salt, SEGMENT_BYTES
 
     def _remove_old(self) -> None:
-        """An order that a power cut may break off anywhere: no manifest is left without its parts."""
+        """Remove what is not kept, and snapshots that recovery could not use, since the log has made up for them."""
         names = self._disk.names()
-        kept = retained(numbers_of(MANIFEST, names), self._keep)
-        for number in numbers_of(MANIFEST, names):
+        snapshots = numbers_of(MANIFEST, names)
+        kept = retained([number for number in snapshots if number <= self._snapshot], self._keep)
+        for number in snapshots:
             if number not in kept:
                 steps = retire(numbered(MANIFEST, number), [numbered(SNAPSHOT, number)])
                 self._run(steps, "removing a snapshot")
