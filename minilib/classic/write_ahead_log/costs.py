@@ -5,7 +5,7 @@ frame and record header of h bytes each:
 
     fsyncs a record        1 / g
     bytes asked for        p + h
-    bytes of pages         what the disk writes: each fsync writes the pages that were touched, the last one again next time
+    bytes of pages         what the disk writes: whole pages, the last one of a group once more with the next group
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minilib.classic.write_ahead_log.faulty_disk import FaultyDisk
+from minilib.classic.write_ahead_log.disks.faulty_disk import FaultyDisk
 from minilib.classic.write_ahead_log.restart import put_record
 from minilib.classic.write_ahead_log.store import DurableStore
 from minilib.mechanisms.journaling import FRAME_BYTES, WriteFile

@@ -1,7 +1,7 @@
 """SQLite in its WAL mode, with the few methods of our store: a group is a transaction, a snapshot is a checkpoint.
 
-With synchronous = FULL the log is synced at every commit. With NORMAL it is synced at checkpoints alone: a commit may be
-lost with the power, and not with the process; the database stays whole in either case.
+With synchronous = FULL the log is synced at every commit. With NORMAL it is synced at checkpoints alone: a commit may
+be lost with the power, and not with the process; the database stays whole in either case.
 
 Sources: SQLite, "Write-Ahead Logging", 2.1 and "PRAGMA synchronous".
 """

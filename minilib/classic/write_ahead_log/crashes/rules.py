@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from minilib.classic.write_ahead_log.crashes import (
+from minilib.classic.write_ahead_log.crashes.power_cuts import (
     COMMIT,
     SNAP,
     Change,
@@ -20,7 +20,7 @@ from minilib.classic.write_ahead_log.crashes import (
     outcome_of,
     record_run,
 )
-from minilib.classic.write_ahead_log.faulty_disk import FaultyDisk
+from minilib.classic.write_ahead_log.disks.faulty_disk import FaultyDisk
 from minilib.classic.write_ahead_log.restart import LOG, MANIFEST, Recoverer
 from minilib.mechanisms.journaling import (
     FRAME_BYTES,

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from minilib.classic.write_ahead_log.faulty_disk import FaultyDisk, Files
+from minilib.classic.write_ahead_log.disks.faulty_disk import FaultyDisk, Files
 from minilib.classic.write_ahead_log.restart import Recoverer
 from minilib.classic.write_ahead_log.store import DurableStore, NoSpaceLeft, StoreFailed
 from minilib.mechanisms.journaling import Disk, DiskStep, JournalDamaged, SegmentMissing, UnknownFormat
@@ -192,6 +192,12 @@ def held_against(num_records: int, values: Mapping[bytes, bytes], acknowledged: 
     return WHOLE if values == history.get(num_records) else TORN
 
 
+def with_change(values: Mapping[bytes, bytes], key: bytes, value: bytes | None) -> dict[bytes, bytes]:
+    """Values after a key got another value, or none."""
+    others = {other: held for other, held in values.items() if other != key}
+    return others if value is None else {**others, key: value}
+
+
 def _make(store: DurableStore, change: Change, history: dict[int, dict[bytes, bytes]]) -> None:
     if change == COMMIT:
         store.commit()
@@ -201,5 +207,4 @@ def _make(store: DurableStore, change: Change, history: dict[int, dict[bytes, by
         return
     key, value = change
     sequence = store.delete(key) if value is None else store.put(key, value)
-    values = {**history[sequence], key: value}
-    history[sequence + 1] = {key: value for key, value in values.items() if value is not None}
+    history[sequence + 1] = with_change(history[sequence], key, value)

@@ -1,7 +1,7 @@
-"""SIGKILL at points chosen by chance: a process writes to a store, is killed, and what it had told is held against the store.
+"""SIGKILL at points chosen by chance: a process writes to a store and is killed; the store is held against what it told.
 
-A kill never loses what the kernel has, so this says nothing about power cuts (crashes.py does). It does say that the
-real thing recovers from wherever it was broken off: half a write, between rename and fsync, in the middle of a snapshot.
+A kill never loses what the kernel has, so this says nothing about power cuts (power_cuts.py does). It says that the real
+store recovers from wherever it was broken off: half a write, between rename and fsync, in the middle of a snapshot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from minilib.classic.write_ahead_log.victim import ACKNOWLEDGED, MAX_GROUP, nth_change, open_victim
+from minilib.classic.write_ahead_log.crashes.victim import ACKNOWLEDGED, MAX_GROUP, nth_change, open_victim
 from minilib.mechanisms.basics.child import child_environment
 
 TIMEOUT = 60.0  # seconds until a victim must have acknowledged something
@@ -81,7 +81,15 @@ def kill_rounds(kind: str, folder: Path, num_kills: int, seed: int = 0) -> KillT
 
 def _killed(kind: str, folder: Path, seed: int, num_acks: int, delay: float) -> int:
     """Start a process, kill it a while after it has told so often; returns the last number that it told."""
-    command = [sys.executable, "-P", "-m", "minilib.classic.write_ahead_log.victim", kind, str(folder), str(seed)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "minilib.classic.write_ahead_log.crashes.victim",
+        kind,
+        str(folder),
+        str(seed),
+    ]
     victim = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=child_environment()
     )

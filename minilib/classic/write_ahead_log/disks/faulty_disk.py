@@ -3,8 +3,7 @@
 SIGKILL never loses what a process has written: the kernel has it. A power cut does, and what it leaves here is the most
 that POSIX allows, no particular file system's habit:
 
-    a page written since the last fsync of its file     any version since then, each page for itself
-    the size of a file                                  any size since then, for itself; a missing page is zeros
+    bytes and size of a file                            any page in any version since its last fsync: cached_file.py
     a name made, renamed or removed since the last      any subset of these changes; the rename of a name is one change
     fsync of its folder                                 and is never half done
 
@@ -21,9 +20,10 @@ import errno
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
+from minilib.classic.write_ahead_log.disks.cached_file import CachedFile
 from minilib.mechanisms.journaling import (
     CreateFile,
     CutFile,
@@ -41,71 +41,8 @@ from minilib.mechanisms.journaling import (
 Files = Mapping[str, bytes]  # name → what is in the file
 
 
-@dataclass(eq=False)
-class _Inode:
-    """A file without its names; None in `_Changes` stands for no file, and a folder has an inode, too."""
-
-    page_size: int
-    pages: dict[int, list[bytes]] = field(
-        default_factory=dict
-    )  # versions that may be on the disk, the durable one first
-    sizes: list[int] = field(default_factory=lambda: [0])
-    dirty: set[int] = field(default_factory=set)
-    resized: bool = False
-    is_folder: bool = False
-
-    def write(self, data: bytes, offset: int) -> None:
-        end = offset + len(data)
-        for page in range(offset // self.page_size, math.ceil(end / self.page_size)):
-            start = page * self.page_size
-            versions = self.pages.setdefault(page, [bytes(self.page_size)])
-            content = bytearray(versions[-1])
-            low, high = max(offset, start), min(end, start + self.page_size)
-            content[low - start : high - start] = data[low - offset : high - offset]
-            versions.append(bytes(content))
-            self.dirty.add(page)
-        self.resize(max(end, self.sizes[-1]))
-
-    def cut(self, size: int) -> None:
-        end = max(self.pages, default=-1) * self.page_size + self.page_size
-        if size < self.sizes[-1]:
-            self.write(bytes(end - size), size)
-        self.resize(size)
-
-    def resize(self, size: int) -> None:
-        if size != self.sizes[-1]:
-            self.sizes.append(size)
-            self.resized = True
-
-    def sync(self) -> int:
-        """Make all that is dirty durable; returns how many pages that were."""
-        flushed = len(self.dirty)
-        for page in self.dirty:
-            del self.pages[page][:-1]
-        if self.resized:
-            del self.sizes[:-1]
-        self.forget()
-        return flushed
-
-    def forget(self) -> None:
-        """Take what is dirty for clean."""
-        self.dirty.clear()
-        self.resized = False
-
-    def choices(self) -> list[list]:
-        """What a power cut chooses from: sizes first, then the versions of each page."""
-        return [_distinct(self.sizes), *(_distinct(versions) for _, versions in sorted(self.pages.items()))]
-
-    def content(self, chosen: Iterable | None = None) -> bytes:
-        """The bytes for one of the choices; those that reads find if there is none."""
-        size, *pages = chosen or [self.sizes[-1], *(versions[-1] for _, versions in sorted(self.pages.items()))]
-        content = bytearray(max(size, (max(self.pages, default=-1) + 1) * self.page_size))
-        for page, data in zip(sorted(self.pages), pages, strict=True):
-            content[page * self.page_size : (page + 1) * self.page_size] = data
-        return bytes(content[:size])
-
-
-_Changes = Mapping[str, _Inode | None]  # name → what it leads to from now on
+_FOLDER = object()  # what the name of a folder leads to
+_Changes = Mapping[str, "CachedFile | object | None"]  # name → what it leads to from now on; None for nothing
 
 
 @dataclass(frozen=True)
@@ -144,14 +81,14 @@ class FaultyDisk:
         failing_syncs: Iterable[int] = (),
     ) -> None:
         self.page_size, self._capacity, self._failing = page_size, capacity, frozenset(failing_syncs)
-        self._durable: dict[str, _Inode] = {}
+        self._durable: dict[str, CachedFile | object] = {}
         self._pending: list[tuple[str, _Changes]] = []  # folder, changes of its names that belong together
         for name, data in (files or {}).items():
-            inode = self._durable[name] = _Inode(page_size)
-            inode.write(data, 0)
-            inode.sync()
+            file = self._durable[name] = CachedFile(page_size)
+            file.write(data, 0)
+            file.sync()
             while name := folder_of(name):
-                self._durable[name] = _Inode(page_size, is_folder=True)
+                self._durable[name] = _FOLDER
         self.steps: list[DiskStep] = []
         self.num_syncs = self.pages_flushed = 0
 
@@ -163,10 +100,7 @@ class FaultyDisk:
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files in a folder, in order."""
-        found = self._now().items()
-        return sorted(
-            name.rpartition("/")[2] for name, inode in found if folder_of(name) == folder and not inode.is_folder
-        )
+        return sorted(name.rpartition("/")[2] for name, _ in self._files() if folder_of(name) == folder)
 
     def read(self, name: str) -> bytes:
         """All bytes of a file, as a process finds them while there is power."""
@@ -174,7 +108,7 @@ class FaultyDisk:
 
     def files(self) -> dict[str, bytes]:
         """All files, as processes find them while there is power."""
-        return {name: inode.content() for name, inode in self._now().items() if not inode.is_folder}
+        return {name: file.content() for name, file in self._files()}
 
     def power_cut(self, limit: int = 4096, seed: int = 0) -> PowerCut:
         """What a power cut at this moment may leave.
@@ -202,7 +136,7 @@ class FaultyDisk:
                 if name in self._now():
                     self._file(name).cut(0)
                 else:
-                    self._change(name, {name: _Inode(self.page_size)})
+                    self._change(name, {name: CachedFile(self.page_size)})
             case RenameFile(old, new):
                 self._change(new, {old: None, new: self._file(old)})
             case RemoveFile(name):
@@ -210,7 +144,7 @@ class FaultyDisk:
                     self._change(name, {name: None})
             case MakeFolder(name):
                 if name not in self._now():
-                    self._change(name, {name: _Inode(self.page_size, is_folder=True)})
+                    self._change(name, {name: _FOLDER})
             case SyncFile(name):
                 self._sync(name, [self._file(name)])
             case SyncFolder(name):
@@ -219,18 +153,18 @@ class FaultyDisk:
                     _apply(self._durable, changes)
                 self._pending = [pending for pending in self._pending if pending[0] != name]
 
-    def _sync(self, name: str, inodes: list[_Inode]) -> None:
+    def _sync(self, name: str, files: list[CachedFile]) -> None:
         self.num_syncs += 1
         if self.num_syncs - 1 in self._failing:
-            for inode in inodes:
-                inode.forget()
+            for file in files:
+                file.fail_to_sync()
             raise SyncFailed(errno.EIO, f"fsync of {name or 'the folder'} failed: the disk is told to")
-        self.pages_flushed += sum(inode.sync() for inode in inodes)
+        self.pages_flushed += sum(file.sync() for file in files)
 
-    def _write(self, inode: _Inode, data: bytes, offset: int) -> None:
-        others = sum(other.sizes[-1] for other in self._now().values() if other is not inode)
+    def _write(self, file: CachedFile, data: bytes, offset: int) -> None:
+        others = sum(other.size for _, other in self._files() if other is not file)
         room = self._capacity - others - offset
-        inode.write(data[: int(max(0, min(len(data), room)))], offset)
+        file.write(data[: int(max(0, min(len(data), room)))], offset)
         if room < len(data):
             raise OSError(errno.ENOSPC, "no space left on the simulated disk")
 
@@ -240,58 +174,61 @@ class FaultyDisk:
             raise FileNotFoundError(errno.ENOENT, f"there is no folder {folder}")
         self._pending.append((folder, changes))
 
-    def _now(self) -> dict[str, _Inode]:
+    def _files(self) -> Iterator[tuple[str, CachedFile]]:
+        return ((name, file) for name, file in self._now().items() if isinstance(file, CachedFile))
+
+    def _now(self) -> dict[str, CachedFile | object]:
         names = dict(self._durable)
         for _, changes in self._pending:
             _apply(names, changes)
         return names
 
-    def _file(self, name: str) -> _Inode:
-        inode = self._now().get(name)
-        if inode is None or inode.is_folder:
+    def _file(self, name: str) -> CachedFile:
+        file = self._now().get(name)
+        if not isinstance(file, CachedFile):
             raise FileNotFoundError(errno.ENOENT, f"there is no file {name}")
-        return inode
+        return file
 
 
-def _distinct(versions: list) -> list:
-    return list(dict.fromkeys(versions))
-
-
-def _apply(names: dict[str, _Inode], changes: _Changes) -> None:
-    for name, inode in changes.items():
+def _apply(names: dict[str, CachedFile | object], changes: _Changes) -> None:
+    for name, target in changes.items():
         names.pop(name, None)
-        if inode is not None:
-            names[name] = inode
+        if target is not None:
+            names[name] = target
 
 
-def _reachable(names: dict[str, _Inode]) -> Iterator[tuple[str, _Inode]]:
-    """Files whose folders are there."""
-    for name, inode in names.items():
-        folders = itertools.accumulate(folder_of(name).split("/"), lambda above, below: f"{above}/{below}")
-        if not inode.is_folder and all(folder in names for folder in folders if folder):
-            yield name, inode
+def _left(
+    durable: dict[str, CachedFile | object], pending: list[tuple[str, _Changes]], kept: Iterable[bool]
+) -> list[tuple[str, CachedFile]]:
+    """Files that have a name, in folders that have one, if these of the pending changes are on the disk."""
+    names = dict(durable)
+    for _, changes in itertools.compress(pending, kept):
+        _apply(names, changes)
+    return [
+        (name, file)
+        for name, file in names.items()
+        if isinstance(file, CachedFile) and all(folder in names for folder in _folders_of(name))
+    ]
 
 
-def _listed(durable: dict[str, _Inode], pending: list[tuple[str, _Changes]], limit: int) -> list[dict] | None:
+def _folders_of(name: str) -> Iterator[str]:
+    while name := folder_of(name):
+        yield name
+
+
+def _listed(durable: dict, pending: list[tuple[str, _Changes]], limit: int) -> list[dict[str, bytes]] | None:
     """All states; None if they are more than the limit."""
-    found: list[dict] = []
+    found: list[dict[str, bytes]] = []
     for kept in itertools.product((False, True), repeat=len(pending)):
-        names = dict(durable)
-        for _, changes in itertools.compress(pending, kept):
-            _apply(names, changes)
-        files = list(_reachable(names))
-        choices = [inode.choices() for _, inode in files]
-        if len(found) + math.prod(len(options) for inode in choices for options in inode) > limit:
+        files = _left(durable, pending, kept)
+        if len(found) + math.prod(file.num_states() for _, file in files) > limit:
             return None
-        for chosen in itertools.product(*(itertools.product(*inode) for inode in choices)):
-            found.append({name: inode.content(one) for (name, inode), one in zip(files, chosen, strict=True)})
+        for contents in itertools.product(*(file.states() for _, file in files)):
+            found.append({name: data for (name, _), data in zip(files, contents, strict=True)})
     return found
 
 
-def _chosen(durable: dict[str, _Inode], pending: list[tuple[str, _Changes]], choose) -> dict[str, bytes]:
+def _chosen(durable: dict, pending: list[tuple[str, _Changes]], choose: Callable) -> dict[str, bytes]:
     """One state, by a function that takes one of several options."""
-    names = dict(durable)
-    for _, changes in pending:
-        if choose((False, True)):
-            _apply(names, changes)
-    return {name: inode.content([choose(options) for options in inode.choices()]) for name, inode in _reachable(names)}
+    files = _left(durable, pending, [choose((False, True)) for _ in pending])
+    return {name: file.state(choose) for name, file in files}
