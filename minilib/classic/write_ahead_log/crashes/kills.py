@@ -1,7 +1,7 @@
-"""SIGKILL at points chosen by chance: a process writes to a store and is killed; the store is held against what it told.
+"""SIGKILL by chance: a process writes to a store and is killed, and the store is held against what the process told.
 
-A kill never loses what the kernel has, so this says nothing about power cuts (power_cuts.py does). It says that the real
-store recovers from wherever it was broken off: half a write, between rename and fsync, in the middle of a snapshot.
+A kill never loses what the kernel has, so this says nothing about power cuts (power_cuts.py does). It says that the
+real store recovers from wherever it was broken off: half a write, between rename and fsync, amid a snapshot.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from minilib.classic.write_ahead_log.crashes.victim import ACKNOWLEDGED, MAX_GROUP, nth_change, open_victim
 from minilib.mechanisms.basics.child import child_environment
 
+VICTIM = "minilib.classic.write_ahead_log.crashes.victim"
 TIMEOUT = 60.0  # seconds until a victim must have acknowledged something
 MAX_ACKS = 24  # acknowledgements that a victim may give before it is killed
 MAX_DELAY = 0.004  # seconds from the last of these to the kill
@@ -85,7 +86,7 @@ def _killed(kind: str, folder: Path, seed: int, num_acks: int, delay: float) -> 
         sys.executable,
         "-P",
         "-m",
-        "minilib.classic.write_ahead_log.crashes.victim",
+        VICTIM,
         kind,
         str(folder),
         str(seed),

@@ -77,7 +77,7 @@ class _RecordingVFS(apsw.VFS):
 
 
 def record_sqlite(changes: Sequence[Change], synchronous: str) -> RecordedRun:
-    """Let SQLite do things, and note what the disk does and what is acknowledged when; see `crashes.record_run`.
+    """Let SQLite do things, and note what the disk does and what is acknowledged when; see `power_cuts.record_run`.
 
     The run begins with an empty store whose file is durable.
 
@@ -103,7 +103,7 @@ def record_sqlite(changes: Sequence[Change], synchronous: str) -> RecordedRun:
 
 
 def sqlite_outcome(files: Files, acknowledged: int, history: History) -> str:
-    """What SQLite makes of the files that a power cut has left: one of `crashes.OUTCOMES`; TORN if it finds a fault."""
+    """What SQLite makes of the files that a power cut has left: one of `power_cuts.OUTCOMES`; TORN for a fault."""
     with tempfile.TemporaryDirectory() as name:
         for file, data in files.items():
             (Path(name) / file).write_bytes(data)

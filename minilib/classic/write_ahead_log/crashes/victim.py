@@ -1,8 +1,8 @@
 """A process that writes, acknowledges and is killed: `python -m …write_ahead_log.crashes.victim KIND FOLDER SEED`.
 
 It goes on where the store in the folder ends, for ever. After each commit it writes the number of durable records to
-its standard output: whoever reads that has been told. Every record follows from the seed and its number, so that anybody
-can tell what a store with n records holds.
+its standard output: whoever reads that has been told. Every record follows from the seed and its number, which tell
+what a store with n records holds.
 """
 
 from __future__ import annotations

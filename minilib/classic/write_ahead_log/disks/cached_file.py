@@ -42,7 +42,9 @@ class CachedFile:
         return self._epochs[-1].sizes[-1]
 
     def write(self, data: bytes, offset: int) -> None:
-        """Write bytes; the file grows if it must."""
+        """Write bytes; the file grows if it must, and not for none."""
+        if not data:
+            return
         end, pages = offset + len(data), self._epochs[-1].pages
         for page in range(offset // self._page_size, math.ceil(end / self._page_size)):
             start = page * self._page_size
@@ -53,6 +55,7 @@ class CachedFile:
             versions.append(bytes(content))
             self._dirty.add(page)
         self._resize(max(end, self.size))
+        self._resized |= end > self._epochs[-1].sizes[0]  # what an fsync has written can be read, so the size holds it
 
     def cut(self, size: int) -> None:
         """Cut the file off, or make it longer, with zeros."""
