@@ -34,7 +34,6 @@ from minilib.mechanisms.journaling import (
     ManifestEntry,
     RemoveFile,
     SyncFailed,
-    SyncFile,
     append,
     commit,
     expendable_segments,
@@ -226,7 +225,7 @@ class DurableStore:
         self._disk.run(leftovers(self._disk.names()))
 
     def _cut_back(self) -> None:
-        self._disk.run([CutFile(self._log, self._end), SyncFile(self._log)])
+        self._disk.run([CutFile(self._log, self._end)])  # the next fsync makes it durable; until then it is a torn tail
 
     def _check_alive(self) -> None:
         if self._failure:

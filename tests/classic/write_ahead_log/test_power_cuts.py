@@ -66,7 +66,7 @@ def test_a_process_may_die_at_any_step_and_the_power_go_later():
 
 @pytest.fixture(scope="module")
 def table():
-    return without_each_rule(limit=1000)
+    return without_each_rule(limit=400)
 
 
 def test_each_rule_is_needed(table):

@@ -125,6 +125,15 @@ def test_a_damaged_snapshot_costs_nothing_while_an_older_one_and_the_log_are_kep
             assert again.snapshot() == 8 and dict(reopened(damaged, keep=2).items()) == dict(again.items())
 
 
+def test_with_fewer_snapshots_than_are_kept_the_whole_log_is():
+    disk = FaultyDisk()
+    store = filled(disk, keep=2)
+    store.snapshot()
+    again = DurableStore(FaultyDisk({**disk.files(), numbered(SNAPSHOT, 6): b"?"}), keep=2)
+    assert dict(again.items()) == dict(store.items()) and again.recovered.replayed == 6
+    again.check_invariants()
+
+
 def test_the_only_snapshot_damaged_is_an_error_by_name():
     disk = FaultyDisk()
     filled(disk).snapshot()
