@@ -53,7 +53,7 @@ class RecordedRun:
         """The disk after so many steps, as it is while there is power: what a killed process leaves."""
         disk = self.disk()
         for step in self.steps[:num_steps]:
-            take(disk, step)
+            take_or_fail(disk, step)
         return disk
 
 
@@ -108,7 +108,7 @@ class WatchedDisk:
         return self._disk.read(name)
 
 
-def take(disk: FaultyDisk, step: DiskStep) -> None:
+def take_or_fail(disk: FaultyDisk, step: DiskStep) -> None:
     """Take a step that may fail."""
     try:
         disk.run([step])
@@ -165,7 +165,7 @@ def crash_everywhere(
         acknowledged = run.acknowledged_after(num_steps)
         outcomes.update(outcome(files, acknowledged, run.history) for files in left.states)
         if num_steps < len(run.steps):
-            take(disk, run.steps[num_steps])
+            take_or_fail(disk, run.steps[num_steps])
     return CrashTally(len(run.steps) + 1, outcomes, exhaustive)
 
 
