@@ -56,7 +56,7 @@ SMALL_RUN: tuple[Change, ...] = (
 
 
 class UncheckedRecords(Recoverer):
-    """Takes every record whose header makes sense: no checksum of header or body."""
+    """Takes every record that its length and its sequence allow: no checksum of header or body."""
 
     def scan_segment(self, data: bytes, known_durable: int) -> Scan:
         """The records of a segment, by their lengths and sequences alone."""

@@ -8,7 +8,7 @@ that POSIX allows, no particular file system's habit:
     fsync of its folder                                 and is never half done
 
 An fsync that fails leaves the pages in memory, where reads find them, and marks them clean: a further fsync succeeds
-and does not write them. That is what Linux does.
+and does not write them. So ext4 and XFS do; Btrfs goes back to what was there before, and reads find that.
 
 Sources: Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014; Rebello et al., "Can Applications Recover
 from fsync Failures?", USENIX ATC 2020.
