@@ -39,18 +39,21 @@ class RealDisk:
 
     Args:
         folder: one that is there.
+        locked: False for several writers that keep to files of their own.
 
     Raises:
         NotADirectoryError: if there is no such folder.
         DiskInUse: if somebody else has it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, locked: bool = True) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder.name} is no folder; make it first, or give the folder of a store")
         self._folder = folder
         self._open: dict[str, int] = {}  # name → descriptor
-        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if locked else -1
+        if not locked:
+            return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
