@@ -1,4 +1,4 @@
-"""Pipelines, meshes and bf16: what is cut in one way is loaded in another, and equals torch's own state of one model."""
+"""Pipelines, meshes and bf16: what is cut in one way is loaded in another, and equals the state of one process."""
 
 import copy
 
