@@ -24,6 +24,9 @@ from tools.bench import (
     caching as bench_caching,
 )
 from tools.bench import (
+    checkpointing as bench_checkpointing,
+)
+from tools.bench import (
     collectives as bench_collectives,
 )
 from tools.bench import (
@@ -61,7 +64,7 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "compiled", "kernels", "peers", "prefix-peers",
+    "tensor-parallel", "pipeline", "moe", "checkpointing", "compiled", "kernels", "peers", "prefix-peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -104,6 +107,8 @@ def main() -> int:
         _pipeline(machine)
     if options.only in (None, "moe") and machine.kind == "cpu":
         _moe(machine)
+    if options.only in (None, "checkpointing") and machine.kind == "cpu":
+        _checkpointing(machine)
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":
@@ -270,6 +275,14 @@ def _moe(machine: Machine) -> None:
         loads = ", ".join(f"{load:.2f}" for load in row["held_out_max_over_mean"])
         print(f"{row['method']}, seed {row['seed']}: {row['validation_loss']:.4f} nats, max/mean held out {loads}")
     _save(machine, "moe", found)
+
+
+def _checkpointing(machine: Machine) -> None:
+    """Chapter 18: durable saves and loads beside others', and what a save behind the steps costs them."""
+    found = bench_checkpointing.checkpointing()
+    for line in bench_checkpointing.lines(found):
+        print(line)
+    _save(machine, "checkpointing", found)
 
 
 def _compiled(machine: Machine, modules: list[str] | None, targets: list[str] | None) -> None:

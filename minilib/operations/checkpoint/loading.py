@@ -51,7 +51,7 @@ def load_state(
         OtherRankFailed: if this happens on another rank.
         ValueError: as a state's `prepare`.
     """
-    prepared, error = tried(lambda: _prepared(states, committed, ignore))
+    prepared, error = tried(lambda: fragments_to_fill(states, committed, ignore))
     fail_together(error, comm)
     fragments, known = prepared
     held = told_by_all(json.dumps(sorted({fragment.name for fragment in fragments} | known)), comm)
@@ -65,10 +65,14 @@ def load_state(
     return Loaded(committed.step, reader.tally)
 
 
-def _prepared(
+def fragments_to_fill(
     states: Mapping[str, Saveable], committed: Committed, ignore: Sequence[str]
 ) -> tuple[list[Fragment], set[str]]:
-    """The fragments to fill, and the names of tensors that are knowingly not loaded."""
+    """Prepare states for a checkpoint: their fragments, and the names of tensors that are knowingly not loaded.
+
+    Raises:
+        StateMismatch, ValueError: see `load_state`.
+    """
     lacking = [name for name in states if name not in committed.values]
     left = [name for name in committed.values if name not in states and not _matches(name, ignore)]
     if lacking or left:
