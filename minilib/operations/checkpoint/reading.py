@@ -23,7 +23,7 @@ from minilib.operations.checkpoint.boxes import Box, overlap
 from minilib.operations.checkpoint.table import Fragment, StoredBox, StoredTensor
 from minilib.operations.checkpoint.writing import CRC_BYTES
 
-WINDOW = 16 * 2**20  # bytes that are read at a time, at least a block
+WINDOW = 4 * 2**20  # bytes that are read at a time, at least a block
 
 
 class RangeSource(Protocol):
@@ -87,7 +87,7 @@ class PartReader:
     ) -> None:
         self._source, self._checksums, self._sizes, self._block_bytes = source, checksums, sizes, block_bytes
         self._window = bytearray()
-        self._held: tuple[str, int, bytes] = ("", -1, b"")  # the block that was read last
+        self._last: tuple[str, int, slice, bytearray] = ("", -1, slice(0), self._window)  # the block that was read last
         self.tally = ReadTally()
 
     @torch.no_grad()
@@ -126,8 +126,11 @@ class PartReader:
     def _read_blocks(self, part: str, first: int, last: int, base: int) -> None:
         """Blocks first to last, the latter excluded, into the window, whose first byte is the part's byte `base`."""
         size = self._block_bytes
-        if self._held[:2] == (part, first):
-            self._window[first * size - base : first * size - base + len(self._held[2])] = self._held[2]
+        if self._last[:2] == (part, first):
+            held = self._last[3][self._last[2]]
+            place = slice(first * size - base, first * size - base + len(held))
+            self._window[place] = held
+            self._last = (part, first, place, self._window)
             first += 1
         if first == last:
             return
@@ -147,7 +150,8 @@ class PartReader:
             if crc32(data).to_bytes(CRC_BYTES, "little") != said:
                 raise PartDamaged(f"{part} is damaged between bytes {block * size:,} and {block * size + len(data):,}: "
                                   "they do not agree with their checksum")  # fmt: skip
-        self._held = (part, last - 1, bytes(room[(last - 1 - first) * size :]))
+        place = slice((last - 1) * size - base, first * size - base + wanted)
+        self._last = (part, last - 1, place, self._window)
         self.tally.read += wanted
         self.tally.blocks += last - first
 

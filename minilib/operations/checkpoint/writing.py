@@ -77,7 +77,8 @@ def snapshot(contents: PartContents, views: Sequence[Tensor], into: Tensor) -> N
 def staged_blocks(contents: PartContents, views: Sequence[Tensor], block_bytes: int) -> Iterator[memoryview]:
     """The blocks of a part straight from where its boxes lie; one is valid until the next is asked for.
 
-    Cost: memory of one block, and of a copy of a box that is on a GPU or not contiguous.
+    Cost: memory of one block, through which go those that hold parts of several boxes; and of a copy of a box that is
+        on a GPU or not contiguous.
     """
     block = bytearray(block_bytes)
     filled = 0
@@ -88,10 +89,13 @@ def staged_blocks(contents: PartContents, views: Sequence[Tensor], block_bytes: 
             while source:
                 place = filled % block_bytes
                 count = min(len(source), block_bytes - place)
-                block[place : place + count] = source[:count]
+                if count == block_bytes:  # all of it lies in one box
+                    yield source[:count]
+                else:
+                    block[place : place + count] = source[:count]
+                    if place + count == block_bytes:
+                        yield memoryview(block)
                 source, filled = source[count:], filled + count
-                if filled % block_bytes == 0:
-                    yield memoryview(block)
     if filled % block_bytes:
         yield memoryview(block)[: filled % block_bytes]
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from zlib import crc32
 
 import pytest
 import torch
@@ -152,3 +153,18 @@ def test_a_fragment_that_is_not_stored_is_named(tmp_path):
         with pytest.raises(ValueError, match=said):
             check_fits([Fragment(name, shape, Box.whole(shape), data)], committed.table)
     assert ModelState([]).fragments() == []
+
+
+def test_a_block_that_several_tensors_share_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "WINDOW", 100)
+    tensors = {f"t{number}": torch.randn(size) for number, size in enumerate((70, 3, 1, 2, 90, 1, 1, 200, 5))}
+    disk, committed = saved(tmp_path, **tensors)
+    block_bytes = 4 * BLOCK  # of a checkpoint with larger blocks than tensors
+    data = disk.read(part_name(0, 0))
+    sums = b"".join(crc32(data[at : at + block_bytes]).to_bytes(4, "little") for at in range(0, len(data), block_bytes))
+    reader = PartReader(disk, {part_name(0, 0): sums}, committed.sizes, block_bytes)
+    room = {name: torch.zeros_like(x) for name, x in tensors.items()}
+    fragments = [Fragment(f"model.{name}", tuple(x.shape), Box.whole(x.shape), x) for name, x in room.items()]
+    reader.read(fragments, committed.table)
+    assert all(torch.equal(x, room[name]) for name, x in tensors.items())
+    assert (reader.tally.read, reader.tally.blocks) == (len(data), len(sums) // 4)
