@@ -119,47 +119,47 @@ class ExpertReplica(Replica):
 
     def __init__(self, model: nn.Module, experts: ExpertParallel, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(model, experts.comm, optimizer, skip=experts.parameters)
-        self._experts = experts
+        self.experts = experts
 
     def clip_grad_norm(self, max_norm: float) -> float:
         self._average()
-        mine = set(self._experts.parameters)
+        mine = set(self.experts.parameters)
         shared = [p.grad for p in self.model.parameters() if p.grad is not None and p not in mine]
         # A list keeps the order of layers, so that a run's sums are always made in the same one.
         own = (
-            nn.utils.get_total_norm([p.grad for p in self._experts.parameters if p.grad is not None])
+            nn.utils.get_total_norm([p.grad for p in self.experts.parameters if p.grad is not None])
             .square()
             .double()
             .reshape(1)
         )
-        self._experts.comm.all_reduce(own)
+        self.experts.comm.all_reduce(own)
         norm = (nn.utils.get_total_norm(shared).square() + own).sqrt().squeeze()
         nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, norm)
         return norm.item()
 
     def full_state_dict(self) -> dict:
         """See `Strategy`; all ranks get it."""
-        names = {name for name, _ in self._experts.named_parameters(self.model)}
+        names = {name for name, _ in self.experts.named_parameters(self.model)}
         model = {name: self._whole(x) if name in names else x for name, x in self.model.state_dict().items()}
         return {"model": model, "optimizer": self._moments(self.optimizer.state_dict(), self._whole)}
 
     def load_full_state_dict(self, state: dict) -> None:
         """See `Strategy`; each rank keeps its experts' part."""
-        names = {name for name, _ in self._experts.named_parameters(self.model)}
-        own = self._experts.own
+        names = {name for name, _ in self.experts.named_parameters(self.model)}
+        own = self.experts.own
         self.model.load_state_dict({name: own(x) if name in names else x for name, x in state["model"].items()})
         self.optimizer.load_state_dict(copy.deepcopy(self._moments(state["optimizer"], own)))
 
     def _finish(self) -> None:
         super()._finish()
-        self._experts.finish()
+        self.experts.finish()
 
     def _whole(self, own: Tensor) -> Tensor:
-        return self._experts.whole(own.detach())
+        return self.experts.whole(own.detach())
 
     def _moments(self, state: dict, change: Callable[[Tensor], Tensor]) -> dict:
         """An optimizer's state with the moments of experts changed."""
-        mine = set(self._experts.parameters)
+        mine = set(self.experts.parameters)
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         experts = {number for number, parameter in enumerate(parameters) if parameter in mine}
         changed = {

@@ -139,13 +139,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything that resuming needs to one file; a reader sees the old one or the new one. Rank 0 writes."""
-        state = self.strategy.full_state_dict() | {
-            "config": self._identity(),
-            "step": self.step,
-            "losses": self.losses,
-            "validation_losses": self.validation_losses,
-            "seconds": self.seconds,
-        }
+        state = self.strategy.full_state_dict() | self.progress()
         if self.rank == 0:
             with written_whole(path) as partial:
                 torch.save(state, partial)
@@ -161,13 +155,32 @@ class Trainer:
         Cost: the file is mapped, so a rank reads what its strategy keeps of it: with ZeRO this rank's slices.
         """
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        mine, theirs = self._identity(), self._saved_identity(state["config"])
+        self.check_same_run(state, path.name)
+        self.strategy.load_full_state_dict(state)
+        self.go_on_from(state)
+
+    def progress(self) -> dict:
+        """Which run this is, and how far it is: what is saved beside the strategy's state."""
+        return {
+            "config": self._identity(),
+            "step": self.step,
+            "losses": self.losses,
+            "validation_losses": self.validation_losses,
+            "seconds": self.seconds,
+        }
+
+    def go_on_from(self, progress: Mapping) -> None:
+        """Stand where `progress` says; the strategy's state is loaded beside it."""
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.losses = list(progress["losses"])
+        self.validation_losses = [tuple(entry) for entry in progress["validation_losses"]]
+
+    def check_same_run(self, progress: Mapping, where: str = "this checkpoint") -> None:
+        """Raise CannotResume if another run saved `progress`, of which only "config" is read."""
+        mine, theirs = self._identity(), self._saved_identity(progress["config"])
         differ = [f"{name} was {theirs[name]!r}, now {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
         if differ:
-            raise CannotResume(f"{path.name} is another run: {'; '.join(differ)}")
-        self.strategy.load_full_state_dict(state)
-        self.step, self.losses, self.seconds = state["step"], state["losses"], state["seconds"]
-        self.validation_losses = [tuple(entry) for entry in state["validation_losses"]]
+            raise CannotResume(f"{where} is another run: {'; '.join(differ)}")
 
     def _identity(self) -> dict:
         """What makes this run this run: another value of any of these, and resuming would be another run.

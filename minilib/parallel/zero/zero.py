@@ -191,7 +191,7 @@ class Zero:
         # 3. Publish: while one row is converted to the parameters' dtype, the row before it is gathered.
         for each in gradients:
             each.row.publish()
-        self._use_anew()
+        self.use_anew()
 
     def zero_grad(self) -> None:
         """Forget all gradients, averaged or not."""
@@ -220,7 +220,7 @@ class Zero:
             OtherModel: if a key is missing, unknown, or of another shape.
         """
         saving.load_full(self, state)
-        self._use_anew()
+        self.use_anew()
 
     def state_dict(self) -> dict:
         """This rank's slices of parameters and optimizer state, and the optimizer's options.
@@ -242,7 +242,7 @@ class Zero:
         """
         self.zero_grad()
         saving.load_slices(self, states)
-        self._use_anew()
+        self.use_anew()
 
     def load_by_name(
         self, values: Mapping[str, Tensor], moments: Mapping[str, Mapping], param_groups: Sequence[Mapping]
@@ -259,7 +259,7 @@ class Zero:
         """
         self.zero_grad()
         saving.load_by_name(self, values, moments, param_groups)
-        self._use_anew()
+        self.use_anew()
 
     def bytes_per_rank(self) -> dict[str, int]:
         """Bytes of the tensors that this rank holds now, by what they are for.
@@ -297,7 +297,7 @@ class Zero:
         for each in self.gradients.values():
             each.check_invariants()
 
-    def _use_anew(self) -> None:
+    def use_anew(self) -> None:
         """Parameters have changed: drop what was gathered before, and wait for what is being gathered."""
         self._schedule.reset()
         for row in self.rows:

@@ -1,0 +1,41 @@
+"""Checkpoints: saved from any ranks and cuts, loaded on any others, written behind the steps; see checkpointer.py."""
+
+from minilib.operations.checkpoint.checkpointer import AlreadySaved, Checkpointer, SaveInProgress
+from minilib.operations.checkpoint.commit import SaveFailed
+from minilib.operations.checkpoint.cuts import (
+    TrainerState,
+    expert_parallel_state,
+    pipeline_state,
+    replica_state,
+    strategy_state,
+    tensor_parallel_state,
+)
+from minilib.operations.checkpoint.folder import NoCheckpoint
+from minilib.operations.checkpoint.loading import Loaded
+from minilib.operations.checkpoint.rng import RngState
+from minilib.operations.checkpoint.states import ModelState, Saveable
+from minilib.operations.checkpoint.table import Fragment, StateMismatch
+from minilib.operations.checkpoint.together import OtherRankFailed
+from minilib.operations.checkpoint.zero_state import ZeroState
+
+__all__ = [
+    "AlreadySaved",
+    "Checkpointer",
+    "Fragment",
+    "Loaded",
+    "ModelState",
+    "NoCheckpoint",
+    "OtherRankFailed",
+    "RngState",
+    "SaveFailed",
+    "SaveInProgress",
+    "Saveable",
+    "StateMismatch",
+    "TrainerState",
+    "ZeroState",
+    "expert_parallel_state",
+    "pipeline_state",
+    "replica_state",
+    "strategy_state",
+    "tensor_parallel_state",
+]
