@@ -69,8 +69,8 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "compiled", "kernels", "peers", "prefix-peers",
-    "servers",
+    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "compiled", "kernels", "peers",
+    "prefix-peers", "servers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
