@@ -1,6 +1,7 @@
 """The compose file without containers: its programs as processes of this machine, with free ports for its names."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -35,6 +36,14 @@ def commands():
         yield name, ports[name], [word.replace("0.0.0.0", "127.0.0.1") for word in words]
 
 
+def until_idle(port):
+    """The router has counted all that has ended, so that the next request meets equal loads."""
+    deadline = time.monotonic() + PATIENCE
+    while re.search(r"^router_in_flight\{.*\} [1-9]", ask(port, "/metrics")[1].decode(), re.M):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def ask(port, path, body=None):
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body and json.dumps(body).encode(), headers)
@@ -62,6 +71,7 @@ def test_two_replicas_and_a_router_serve_and_drain():
             until_ready(ports[name], processes[name])
         seen = {}
         for number in range(4):
+            until_idle(ports["router"])
             prompt = (
                 f"# {number}, a prompt of its own that is long enough for a block of text\n" * 2 + "def add(a, b):\n"
             )

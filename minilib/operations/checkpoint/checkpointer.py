@@ -21,6 +21,7 @@ In production: torch.distributed.checkpoint (async_save), Megatron-LM's dist_che
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -248,7 +249,8 @@ class Checkpointer:
         if self._rank == 0 and step in self.steps():
             raise AlreadySaved(f"there is a checkpoint of step {step}; discard({step}) first if the run went back")
         states = _saveables(state)
-        values = {name: each.values() for name, each in states.items()}
+        # copied, as tensors are: the run goes on, and appends to lists that are not written yet
+        values = copy.deepcopy({name: each.values() for name, each in states.items()})
         if problem := json_error(values):
             raise StateMismatch(problem)
         fragments = [fragment for each in states.values() for fragment in each.fragments()]

@@ -60,6 +60,19 @@ def test_steps_go_on_while_a_copy_is_written(gated, tmp_path):
         assert torch.equal(value, saved[name]), name
 
 
+def test_what_a_run_notes_while_a_copy_is_written_is_not_in_it(gated):
+    trainer = trainer_of("data", None)
+    trainer.run(3)
+    with gated() as checkpointer:
+        checkpointer.save({"run": trainer}, trainer.step)
+        trainer.run(5)
+        GatedFolder.gate.set()
+        assert checkpointer.wait() == 3
+        losses = list(trainer.losses)
+        checkpointer.load({"run": trainer})
+    assert len(losses) == 5 and trainer.losses == losses[:3]
+
+
 def test_a_second_save_waits_or_is_refused(gated):
     state = {"run": replica_state(*model_and_optimizer())}
     with gated(busy="refuse") as checkpointer:

@@ -23,7 +23,7 @@ PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
 @given(st.integers(1, 4), st.lists(st.tuples(PROMPTS, st.lists(st.integers(0, 9), min_size=4, max_size=4))))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_longest_match_within_the_bound_is_chosen(num_targets, requests):
     policy, sent = PrefixAware(gap=2, ratio=1.5, least_share=0.5), [[] for _ in range(num_targets)]
     for prompt, loads in requests:
