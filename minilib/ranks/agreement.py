@@ -85,10 +85,13 @@ def gather_numbers(number: int, comm: Communicator) -> list[int]:
 
 def gather_texts(text: str, comm: Communicator) -> list[str]:
     """What every rank has to say, in order of ranks."""
-    mine = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(comm.device)
+    content = bytearray(text.encode())
+    mine = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
     lengths = gather_numbers(len(mine), comm)
+    if not any(lengths):
+        return [""] * comm.world_size
     everything = torch.zeros(comm.world_size, max(lengths), dtype=torch.uint8, device=comm.device)
-    everything[comm.rank, : len(mine)] = mine
+    everything[comm.rank, : len(mine)] = mine  # to the communicator's device
     comm.all_gather(everything)
     return [bytes(row[:length].tolist()).decode() for row, length in zip(everything, lengths, strict=True)]
 

@@ -18,9 +18,7 @@ class OtherRankFailed(RuntimeError):
 
 def told_by_all(text: str, comm: Communicator | None) -> list[str]:
     """What every rank has to say, in order of ranks; on one process its own."""
-    if comm is None:
-        return [text]
-    return [said[1:] for said in gather_texts(f"={text}", comm)]  # a text of no bytes is none to gather
+    return [text] if comm is None else gather_texts(text, comm)
 
 
 def fail_together(error: Exception | None, comm: Communicator | None) -> None:
