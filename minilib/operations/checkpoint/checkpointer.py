@@ -21,7 +21,6 @@ In production: torch.distributed.checkpoint (async_save), Megatron-LM's dist_che
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +35,7 @@ import torch
 from minilib.classic.write_ahead_log.disks.real_disk import RealDisk
 from minilib.mechanisms.journaling import SyncFolder
 from minilib.operations.checkpoint.commit import OpenDisk, SaveJob
-from minilib.operations.checkpoint.cuts import saveable
+from minilib.operations.checkpoint.cuts import prepared_to_save, saveables
 from minilib.operations.checkpoint.folder import (
     CheckpointFolder,
     committed_steps,
@@ -48,7 +47,7 @@ from minilib.operations.checkpoint.folder import (
 )
 from minilib.operations.checkpoint.loading import Loaded, load_state
 from minilib.operations.checkpoint.plan import Planner, SavePlan
-from minilib.operations.checkpoint.shares import HeldBox, held_by
+from minilib.operations.checkpoint.shares import HeldBox
 from minilib.operations.checkpoint.table import Fragment, StateMismatch
 from minilib.operations.checkpoint.together import decided_by_first, fail_together, tried
 from minilib.operations.checkpoint.writing import BLOCK, cut_blocks, snapshot, staged_blocks
@@ -189,7 +188,7 @@ class Checkpointer:
         self._settle()
         chosen = decided_by_first(lambda: self._chosen(step), self._comm)
         with self._open_disk() as disk:
-            found, error = tried(lambda: (_saveables(state), read_committed(disk, chosen)))
+            found, error = tried(lambda: (saveables(state), read_committed(disk, chosen)))
             fail_together(error, self._comm)
             return load_state(*found, disk, self._comm, ignore)
 
@@ -248,13 +247,10 @@ class Checkpointer:
             raise ValueError(f"step is a whole number, 0 or more; got {step!r}")
         if self._rank == 0 and step in self.steps():
             raise AlreadySaved(f"there is a checkpoint of step {step}; discard({step}) first if the run went back")
-        states = _saveables(state)
-        # copied, as tensors are: the run goes on, and appends to lists that are not written yet
-        values = copy.deepcopy({name: each.values() for name, each in states.items()})
-        if problem := json_error(values):
+        prepared = prepared_to_save(state)
+        if problem := json_error(prepared[2]):
             raise StateMismatch(problem)
-        fragments = [fragment for each in states.values() for fragment in each.fragments()]
-        return fragments, held_by(fragments), values
+        return prepared
 
     def _copied(self, plan: SavePlan, fragments: Sequence[Fragment]) -> Callable:
         contents = plan.parts[self._rank]
@@ -281,10 +277,6 @@ class Checkpointer:
             if step not in committed_steps(disk):
                 read_committed(disk, step)  # raises, and says what there is
             disk.run(retire_steps(disk, step))
-
-
-def _saveables(state: Mapping[str, object]) -> dict:
-    return {name: saveable(name, each) for name, each in state.items()}
 
 
 def _step_back() -> None:

@@ -12,12 +12,14 @@ has to be said of the mesh.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from minilib.operations.checkpoint.boxes import Box
+from minilib.operations.checkpoint.shares import HeldBox, held_by
 from minilib.operations.checkpoint.states import ModelState, Saveable, persistent_buffers, whole_fragment
 from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredTensor
 from minilib.operations.checkpoint.zero_state import ZeroState
@@ -153,6 +155,24 @@ class JsonState:
     def accept(self, values: Mapping) -> None:
         """Give it back to the holder."""
         self._holder.load_state_dict(values)
+
+
+def saveables(state: Mapping[str, object]) -> dict[str, Saveable]:
+    """`saveable` for each part of a state."""
+    return {name: saveable(name, each) for name, each in state.items()}
+
+
+def prepared_to_save(state: Mapping[str, object]) -> tuple[list[Fragment], list[HeldBox], dict]:
+    """Fragments of a state's tensors, what of them this rank holds, and its values.
+
+    Values are copies: the run goes on, and appends to lists that are not written yet. Fragments are not.
+
+    Raises:
+        StateMismatch: see `held_by`.
+    """
+    states = saveables(state)
+    fragments = [fragment for each in states.values() for fragment in each.fragments()]
+    return fragments, held_by(fragments), copy.deepcopy({name: each.values() for name, each in states.items()})
 
 
 def saveable(name: str, state: object) -> Saveable:

@@ -24,13 +24,11 @@ from torch import Tensor
 
 from minilib.mechanisms.journaling import numbered, numbers_of
 from minilib.mechanisms.sharding.placement import spread
-from minilib.operations.checkpoint.cuts import saveable
+from minilib.operations.checkpoint.cuts import prepared_to_save, saveables
 from minilib.operations.checkpoint.folder import MANIFEST, CheckpointFolder, Committed, NoCheckpoint, part_name
 from minilib.operations.checkpoint.loading import Loaded, fragments_to_fill, load_state
 from minilib.operations.checkpoint.plan import Planner
 from minilib.operations.checkpoint.reading import parts_needed
-from minilib.operations.checkpoint.shares import HeldBox, held_by
-from minilib.operations.checkpoint.table import Fragment
 from minilib.operations.checkpoint.together import fail_together, told_by_all, tried
 from minilib.operations.checkpoint.writing import BLOCK, CRC_BYTES, cut_blocks, snapshot
 from minilib.ranks.collectives import Communicator
@@ -79,7 +77,7 @@ class NeighbourMemory:
 
         Cost: (copies − 1) times a rank's share sent and received, and a copy of it; memory for two steps for a time.
         """
-        prepared, error = tried(lambda: _prepared(state))
+        prepared, error = tried(lambda: prepared_to_save(state))
         fail_together(error, self._comm)
         fragments, held, values = prepared
         plan = self._planner.plan(held)
@@ -109,7 +107,7 @@ class NeighbourMemory:
             this rank needs: with replicas all parts, with ZeRO those with AdamW's step, which one rank wrote for all.
         """
         committed = self._recover()
-        states = {name: saveable(name, each) for name, each in state.items()}
+        states = saveables(state)
         found, error = tried(lambda: fragments_to_fill(states, committed, ()))
         fail_together(error, self._comm)
         kept = self._held()
@@ -208,12 +206,6 @@ class NeighbourMemory:
         for path in self._folder.iterdir():
             if not path.name.startswith((numbered("part", step), numbered(MANIFEST, step))):
                 path.unlink()
-
-
-def _prepared(state: Mapping[str, object]) -> tuple[list[Fragment], list[HeldBox], dict]:
-    states = {name: saveable(name, each) for name, each in state.items()}
-    fragments = [fragment for each in states.values() for fragment in each.fragments()]
-    return fragments, held_by(fragments), {name: each.values() for name, each in states.items()}
 
 
 def _spread_from(copies: int, places: Sequence[int], first: int) -> list[int]:
