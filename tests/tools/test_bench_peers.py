@@ -15,8 +15,9 @@ from minilib.model.decoder import Decoder
 from tools.bench import peers
 from tools.bench.peers import environments, models
 from tools.bench.peers.cases import Case, cases
-from tools.bench.peers.process import Unable, Worker, WorkerFailed, last_line
+from tools.bench.peers.process import Unable, Worker, WorkerFailed
 from tools.bench.peers.worker import serve, told
+from tools.bench.still_process import last_line
 
 STUB = """
 import json, os, sys, time

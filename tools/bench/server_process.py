@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
-from typing import Self
 
-from tools.bench.peers.process import WorkerFailed, last_line
+from tools.bench.peers.process import WorkerFailed
 from tools.bench.sse_client import HOST
+from tools.bench.still_process import StillProcess
 
 
-class ServerProcess:
+class ServerProcess(StillProcess):
     """A program that serves HTTP on a port of this machine; a context manager that leaves no process behind.
 
     Args:
@@ -34,35 +31,14 @@ class ServerProcess:
         self, command: Sequence[str], ready: str, timeout: float, environment: dict[str, str] | None = None
     ) -> None:
         self.port = free_port()
-        self._noise = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [part.replace("{port}", str(self.port)) for part in command],
-            stdin=subprocess.DEVNULL,
-            stdout=self._noise,
-            stderr=self._noise,
-            env={**os.environ, **(environment or {})},
-            process_group=0,  # its threads and children stop and end with it; Ctrl-C reaches this process alone
-        )
+        filled = [part.replace("{port}", str(self.port)) for part in command]
+        super().__init__(filled, environment, stdin=subprocess.DEVNULL, stdout=None)
         try:
             self._await(ready, timeout)
             self.pause()
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def pause(self) -> None:
-        """Stop it where it is, so that it cannot spin while another one is measured."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
 
     def get(self, path: str) -> tuple[int, dict]:
         """Status and JSON of a GET.
@@ -80,12 +56,6 @@ class ServerProcess:
         finally:
             connection.close()
 
-    def close(self) -> None:
-        """End the process and all that it started, in whatever state they are."""
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        self._noise.close()
-
     def _await(self, path: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
@@ -95,18 +65,10 @@ class ServerProcess:
             except OSError:
                 pass
             if self._process.poll() is not None:
-                self._noise.seek(0)
-                said = last_line(self._noise.read().decode(errors="replace"))
-                raise WorkerFailed(f"ended with {self._process.returncode}: {said}")
+                raise WorkerFailed(self._end())
             if time.monotonic() > deadline:
                 raise WorkerFailed(f"not ready within {timeout:g} s")
             time.sleep(0.2)
-
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.bench.peers.process import last_line
+from tools.bench.still_process import last_line
 
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = ROOT / "build" / "peers"
