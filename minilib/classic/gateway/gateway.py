@@ -34,7 +34,7 @@ from minilib.classic.gateway.hooks import GatewayHooks
 from minilib.classic.gateway.messages import GatewayError, GatewayRequest, Reply, render_plainly, reply_to_send
 from minilib.classic.gateway.receiving import receive_request
 from minilib.classic.gateway.rules import CheckRule, GatewayLimits, RetryRule
-from minilib.classic.http.wire import HOST
+from minilib.classic.http.wire import HOST, connections_end
 from minilib.mechanisms.balancing import HealthRule, Policy, RetryBudget
 
 log = logging.getLogger(__name__)
@@ -130,9 +130,7 @@ class Gateway:
             self._server = None
         for task in self._connections:
             task.cancel()
-        for _ in range(4):  # turns of the event loop that it takes to accept a connection and to close it
-            await asyncio.sleep(0)
-        await asyncio.gather(*self._connections)
+        await connections_end(self._connections)
         await self.backends.close()
         await asyncio.sleep(0)  # transports close their sockets in the next turn
 

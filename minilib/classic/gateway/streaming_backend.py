@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 import h11
 
 from minilib.classic.gateway.connection import HttpConnection, WatchedProtocol, listen
-from minilib.classic.http.wire import HOST
+from minilib.classic.http.wire import HOST, connections_end
 
 
 class StreamingBackend:
@@ -60,9 +60,7 @@ class StreamingBackend:
         for task, connection in self._connections.items():
             connection.abort()
             task.cancel()
-        for _ in range(4):
-            await asyncio.sleep(0)
-        await asyncio.gather(*self._connections)
+        await connections_end(self._connections)
 
     @property
     def requests(self) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -243,9 +243,7 @@ class HttpServer:
         for task, writer in self._connections.items():
             task.cancel()
             writer.transport.abort()
-        for _ in range(4):  # turns of the event loop that it takes to accept a connection and to close it
-            await asyncio.sleep(0)
-        await asyncio.gather(*self._connections)
+        await connections_end(self._connections)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of a connection one after the other."""
@@ -288,6 +286,13 @@ class HttpServer:
         except Exception:
             log.exception("no answer to %s", target)
             return HttpError(500, "an internal error, which the log of this server describes").response()
+
+
+async def connections_end(tasks: Iterable[asyncio.Task]) -> None:
+    """Wait for the cancelled tasks of a server's connections, those that are just being accepted among them."""
+    for _ in range(4):  # turns of the event loop that it takes to accept a connection and to close it
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
 
 
 def is_quiet(reader: asyncio.StreamReader) -> bool:
