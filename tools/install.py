@@ -71,7 +71,7 @@ def install():
     print("[2/4] installing torch, {} build: {}".format(build, why))
     install_torch(build)
     print("[3/4] installing everything else")
-    _pip("-c", "constraints.txt", "-e", ".[serve,test]")
+    _pip("-c", "constraints.txt", "-e", ".[observe,serve,test]")
     print("[4/4] finishing")
     check_imports(IMPORTS)
     _configure_lab()

@@ -26,6 +26,7 @@ from minilib.training import strategies, usage
 from minilib.training.batches import RandomWindows, Share, batches_of
 from minilib.training.config import PRECISIONS, TrainConfig, completed
 from minilib.training.expert_balance import Balancer
+from minilib.training.phases import StepPhases, no_phases
 from minilib.training.planner.shape import TrainedShape
 
 
@@ -48,6 +49,10 @@ class Trainer:
             every sequence together; "sequence", the same with the tokens divided between layers. No part of what the
             run is.
         machine: what the ranks run on, as measured, for `mfu`.
+        phases: told when a phase of a step begins and ends; see phases.py.
+
+    Attributes:
+        grad_norms: of each step since this trainer was made, over all ranks, before clipping.
 
     Raises:
         ValueError: if a data row is shorter than one sequence and its next token, or for another `parallel`.
@@ -64,6 +69,7 @@ class Trainer:
         comm: Communicator | None = None,
         parallel: str = "data",
         machine: Machine | None = None,
+        phases: StepPhases = no_phases,
     ) -> None:
         for name, row in (("train", train), ("validation", validation)):
             if len(row) < config.context + 1:
@@ -80,8 +86,10 @@ class Trainer:
         self.balancer = Balancer(model, config.balance, comm)
         self.strategy = strategies.choose_strategy(parallel, model, comm, config)
         self._peak = usage.peak_flops(machine, config.precision, comm) if machine is not None else None
+        self._phase = phases
         self.step = 0
         self.losses: list[float] = []
+        self.grad_norms: list[float] = []
         self.validation_losses: list[tuple[int, float]] = []
         self.seconds = 0.0
 
@@ -201,18 +209,34 @@ class Trainer:
             group["lr"] = self.config.rate(self.step)
         self.strategy.zero_grad()
         self.balancer.forget()
-        total, left = 0.0, self.config.accumulate
-        for tokens, weight in self._parts(self._batches.draw(self.step), self.train_tokens):
-            left -= 1
-            with self.strategy.no_sync() if left else nullcontext():
-                loss = self._loss(tokens, weight)
-                (loss + self.balancer.penalty(weight)).backward()
-            total += loss.item()
-        self.strategy.clip_grad_norm(self.config.clip)
-        self.strategy.step()
-        self.balancer.step(self.config.rate(self.step) / self.config.learning_rate)
-        self.losses.append(self._mean(total))
+        total = sum(self._backward(tokens, weight, last) for tokens, weight, last in self._drawn())
+        with self._phase("gradients"):
+            self.grad_norms.append(self.strategy.clip_grad_norm(self.config.clip))
+        with self._phase("optimizer"):
+            self.strategy.step()
+            self.balancer.step(self.config.rate(self.step) / self.config.learning_rate)
+        with self._phase("loss"):
+            self.losses.append(self._mean(total))
         self.step += 1
+
+    def _drawn(self) -> Iterator[tuple[Tensor, float, bool]]:
+        """For each backward of this step its tokens and weight, and whether it is the last."""
+        with self._phase("data"):
+            parts = list(self._parts(self._batches.draw(self.step), self.train_tokens))
+        yield from ((*part, number == len(parts)) for number, part in enumerate(parts, start=1))
+
+    def _backward(self, tokens: Tensor, weight: float, last: bool) -> float:
+        """Add the gradients of some sequences; in the last backward of a step they leave for other ranks.
+
+        Returns:
+            The sequences' weighted loss.
+        """
+        with nullcontext() if last else self.strategy.no_sync():
+            with self._phase("forward"):
+                loss = self._loss(tokens, weight)
+            with self._phase("backward"):
+                (loss + self.balancer.penalty(weight)).backward()
+        return loss.item()
 
     def _parts(self, share: Share, row: Tensor) -> Iterator[tuple[Tensor, float]]:
         """For each backward of a step its tokens, (sequences, context + 1), and what to multiply their mean loss by.
