@@ -93,22 +93,25 @@ class Trainer:
         self.validation_losses: list[tuple[int, float]] = []
         self.seconds = 0.0
 
-    def run(self, until: int | None = None, after_step: Callable[[Trainer], None] = lambda trainer: None) -> None:
+    def run(
+        self, until: int | None = None, after_step: Callable[[Trainer], None] = lambda trainer: None, bar: bool = True
+    ) -> None:
         """Train up to a step, or to the end.
 
         Args:
             until: step to stop before; the end of the run if left out.
             after_step: called after every step, for instance to save.
+            bar: show a progress bar, on rank 0.
         """
         last = min(self.config.steps, self.config.steps if until is None else until)
-        bar = tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=self.rank > 0)
-        with bar:
+        hidden = self.rank > 0 or not bar
+        with tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step", disable=hidden) as shown:
             while self.step < last:
                 started = time.perf_counter()
                 self._train_step()
                 self.seconds += time.perf_counter() - started
-                bar.update()
-                bar.set_postfix(self._progress())
+                shown.update()
+                shown.set_postfix(self._progress())
                 if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
                     self.validation_losses.append((self.step, self.validation_loss()))
                 after_step(self)

@@ -43,3 +43,10 @@ def test_who_listens_changes_nothing():
     alone = Trainer(Decoder(SHAPE), ROW, HELD_OUT, listened.config)
     alone.run()
     assert alone.losses == listened.losses
+
+
+def test_a_bar_is_shown_unless_it_is_not_wanted(capfd):
+    told(accumulate=1, steps=1)
+    assert "training" in capfd.readouterr().err
+    Trainer(Decoder(SHAPE), ROW, HELD_OUT, SHORT).run(until=1, bar=False)
+    assert capfd.readouterr().err == ""
