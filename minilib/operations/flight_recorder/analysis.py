@@ -46,7 +46,7 @@ def analyse(dumps: Iterable[Dump], dead: Collection[int] = (), patience: float =
     waiting = all_waiting(by_rank, patience)
     return (
         _mismatch(by_rank)
-        or _dead(waiting, by_rank, dead)
+        or _dead(all_waiting(by_rank, 0) if dead else waiting, by_rank, dead)
         or _waited_for(waiting, by_rank, patience)
         or _slow(by_rank, patience)
         or Verdict("healthy", (), f"{_count(by_rank)} calls of {len(by_rank)} ranks, none of which waits for long")
@@ -88,7 +88,8 @@ def _dead(waiting: list[Waiting], dumps: Dumps, known: Collection[int]) -> Verdi
             last = " ".join(_last_call(rank, dumps) for rank in sorted(ranks))
             return Verdict("dead", tuple(sorted(ranks)), f"{_ranks(ranks)} died before the end of {what}. {last}",
                            one.call.group, one.call.sequence)  # fmt: skip
-    return Verdict("dead", tuple(sorted(known)), f"{_ranks(known)} died; nobody waited for it") if known else None
+    last = " ".join(_last_call(rank, dumps) for rank in sorted(known))
+    return Verdict("dead", tuple(sorted(known)), f"{_ranks(known)} died, nobody waited. {last}") if known else None
 
 
 def _waited_for(waiting: list[Waiting], dumps: Dumps, patience: float) -> Verdict | None:
