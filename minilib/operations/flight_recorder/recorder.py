@@ -33,13 +33,14 @@ MAX_DIMS = 6  # of a larger shape the last numbers are multiplied
 CALL = [struct.Struct(f"=IIIHHqq{dims}q") for dims in range(MAX_DIMS + 1)]  # group, kind, site, flags, dims, …
 CALL_BYTES = CALL[MAX_DIMS].size
 STARTED, ENDED, WAITED = range(3)  # marks of a call: times in ns, of failure negative; ns waited, or -since
+CALL_MARKS = 3
 REFUSED = 1  # in place of the time of its end
 ASYNCHRONOUS = 1  # a flag
 
 
 def recording_bytes(capacity: int) -> int:
     """Bytes of a recording of that many calls."""
-    return HEAD.size + NUM_NAMES * slot_bytes(NAME_BYTES, 1) + capacity * slot_bytes(CALL_BYTES, 3)
+    return HEAD.size + NUM_NAMES * slot_bytes(NAME_BYTES, 1) + capacity * slot_bytes(CALL_BYTES, CALL_MARKS)
 
 
 def rings(buffer, capacity: int) -> tuple[memoryview, Ring, Ring]:
@@ -53,7 +54,11 @@ def rings(buffer, capacity: int) -> tuple[memoryview, Ring, Ring]:
         raise ValueError(f"{capacity} calls take {recording_bytes(capacity)} bytes, and the buffer has {len(content)}")
     calls = HEAD.size + NUM_NAMES * slot_bytes(NAME_BYTES, 1)
     names = Ring(content[HEAD.size : calls], NAME_BYTES, marks=1)
-    return content[: HEAD.size].cast("q"), names, Ring(content[calls : recording_bytes(capacity)], CALL_BYTES, marks=3)
+    return (
+        content[: HEAD.size].cast("q"),
+        names,
+        Ring(content[calls : recording_bytes(capacity)], CALL_BYTES, CALL_MARKS),
+    )
 
 
 class Recorder:

@@ -14,6 +14,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch.distributed.flight_recorder.components.builder import build_db
@@ -64,8 +65,8 @@ def from_torch(trace: Mapping, rank: int, ranks: Mapping[str, Sequence[int]] | N
     """A dump of torch's flight recorder as one of ours.
 
     Args:
-        trace: unpickled, as `torch._C._distributed_c10d._dump_fr_trace()` pickles it. Of gloo's only `retired` tells
-            that a call is done.
+        trace: unpickled, as `torch._C._distributed_c10d._dump_fr_trace()` pickles it. In gloo's (torch 2.13) only
+            `retired` tells that a call is over, which it is on some ranks when it has timed out, too.
         rank: whose dump it is.
         ranks: of the job, by names of process groups, where the dump does not say; gloo's (torch 2.13) does not.
     """
@@ -153,7 +154,8 @@ def _entry(call: RecordedCall, record: int, group: int) -> dict:
 def _call(entry: Mapping, ranks: Mapping[str, tuple[int, ...]]) -> RecordedCall:
     name, description = entry["process_group"]
     done = entry["state"] == "completed" or entry["retired"]
-    frame = entry["frames"][0] if entry.get("frames") else {"filename": "?", "line": 0, "name": "?"}
+    frames = [frame for frame in entry.get("frames", ()) if "/torch/distributed/" not in frame["filename"]]
+    frame = frames[0] if frames else {"filename": "?", "line": 0, "name": "?"}
     sizes, dtypes = entry["input_sizes"], entry["input_dtypes"]
     names = {torch_name: own for own, torch_name in (NAMES | DTYPES).items()}
     op = entry["profiling_name"].partition(":")[2]
@@ -166,7 +168,7 @@ def _call(entry: Mapping, ranks: Mapping[str, tuple[int, ...]]) -> RecordedCall:
         root=None,
         dtype=names.get(dtypes[0], dtypes[0]) if dtypes else "",
         shape=tuple(sizes[0]) if sizes else (),
-        site=f"{frame['filename']}:{frame['line']} {frame['name']}",
+        site=f"{'/'.join(Path(frame['filename']).parts[-2:])}:{frame['line']} {frame['name']}",
         state="completed" if done else entry["state"],
         asynchronous=False,
         enqueued_ns=entry["time_created_ns"],
