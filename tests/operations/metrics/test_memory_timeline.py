@@ -1,5 +1,7 @@
 """Memory by phase and step: what grows is found, what only warms up or jumps is not."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,15 @@ from minilib.operations.metrics.memory_timeline import MemoryTimeline, live_tens
 from minilib.operations.metrics.trend import MOST_POINTS, robust_slope, trend_significance
 
 MIB = 2**20
+
+
+@pytest.fixture
+def few_objects():
+    """The objects of all modules are set aside, so that a walk over objects is short."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def timeline_of(held):
@@ -97,7 +108,7 @@ def test_a_floor_says_what_is_too_little_to_tell_of():
 
 
 @pytest.mark.parametrize("leaky", [None, "data", "forward"])
-def test_tensors_kept_by_a_phase_are_counted_to_the_byte(leaky):
+def test_tensors_kept_by_a_phase_are_counted_to_the_byte(leaky, few_objects):
     """A list of losses with their graphs, the most common leak of training."""
     kept, timeline = [], MemoryTimeline(memory_reader(tensors=True))
     for _ in range(16):
@@ -115,7 +126,7 @@ def test_tensors_kept_by_a_phase_are_counted_to_the_byte(leaky):
     assert steps == list(range(16)) and held[0] <= held[-1]
 
 
-def test_views_share_a_storage_that_counts_once():
+def test_views_share_a_storage_that_counts_once(few_objects):
     before = live_tensor_bytes()
     whole = torch.zeros(10, 100)
     views = [whole[0], whole.t(), whole.reshape(-1)]
