@@ -88,7 +88,7 @@ class JobMetrics(Collector):
         """All that is known now."""
         rows = (
             ("started_timestamp_seconds", "When the job first began.", self.started),
-            ("tokens_per_second", "Tokens of all ranks a second of stepping, over the last steps.", self.tokens_per_second),
+            ("tokens_per_second", "Tokens of all ranks a second of the last steps.", self.tokens_per_second),
             ("mfu_ratio", "FLOPs that the model needed over those that all ranks could do, last steps.", self.mfu),
             ("goodput_ratio", "Seconds of steps that count over seconds since the job began.", self.goodput),
         )  # fmt: skip
@@ -116,7 +116,7 @@ def follow(trainer: Trainer, metrics: RankMetrics, job: JobMetrics | None = None
             seconds,
             tokens / metrics.world_size,
             trainer.losses[-1],
-            float(trainer.grad_norms[-1]),
+            trainer.grad_norms[-1],
             config.rate(trainer.step - 1),
         )
         if job is not None:

@@ -2,7 +2,7 @@
 
     MFU   FLOPs that the model needs  · tokens/s / peak FLOP/s       what the run is paid for
     HFU   FLOPs that the device does  · tokens/s / peak FLOP/s       recomputed activations and hidden pairs included
-    MBU   bytes that decoding reads   · steps/s  / peak bytes/s      weights once a step, keys and values of all contexts
+    MBU   bytes that decoding reads   · steps/s  / peak bytes/s      weights once a step, keys and values once a token
 
 All three count seconds in which steps ran. What a run loses between its steps is goodput's matter, and counted there.
 
