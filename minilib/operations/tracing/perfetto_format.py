@@ -3,8 +3,8 @@
     process track of each host ── track of each rank ── slices (begin, end), with flow ids for collectives
                                                      └─ a counter track for each counter
 
-Every rank writes a packet sequence of its own, as a rank's tracing process would. Ranks are named tracks and no threads:
-thread id 0 is the idle task to Perfetto, and rank 0 would vanish in it.
+Every rank writes a packet sequence of its own, as a rank's tracing process would. Ranks are named tracks and no
+threads: thread id 0 is the idle task to Perfetto, and rank 0 would vanish in it.
 
 Source: perfetto.dev, "Building your own trace: TrackEvent and synthetic tracks"; trace_packet.proto.
 """

@@ -1,4 +1,4 @@
-"""The buffer of a rank's trace: what is written is read, also of a rank that was killed; what does not fit is counted."""
+"""The buffer of a rank's trace: all that is written is read, also after a kill; what does not fit is counted."""
 
 import os
 import signal

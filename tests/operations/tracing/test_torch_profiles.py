@@ -105,9 +105,9 @@ print("found", json.dumps(found))
 
 def test_holistic_trace_analysis_reads_what_we_write(tmp_path, exported):
     """Meta's reader of torch.profiler's traces; it leaves out the one event around all of a profile."""
-    python = os.environ.get("HTA_PYTHON")
+    python = os.environ.get("TRACE_READERS_PYTHON")
     if not python or not Path(python).is_file():
-        pytest.skip("HTA_PYTHON names no Python that has holistictraceanalysis")
+        pytest.skip("TRACE_READERS_PYTHON names no Python that has holistictraceanalysis")
     merged = merge_recordings([step_of(rank, 2000 * rank).recording() for rank in range(2)])
     for name, document in {
         "ranks": chrome_trace(merged),
