@@ -1,14 +1,18 @@
 """How long messages take on each link between two ranks, from the clocks of both ends.
 
-A rank that waits for a message cannot tell a slow link from a late sender. Both ends together can: a message is on its
-way from when the later end is there until the first of the two is done.
+A rank that waits for a message cannot tell a slow link from a late sender, and in a ring every rank waits for the slow
+link in the end. Two bounds together can tell:
 
-    sender     │ at work ──────▶│ send ▒▒▒▒│                 the link took ▒▒▒▒
-    receiver   │ receive ·······│·····▒▒▒▒│                 and the receiver waited ····▒▒▒▒
+    both ends      a message takes no longer than the end that was busy with it for the shorter time
+    the quickest   of many messages waits for nobody, and shows what the link takes at least
+
+The second is how TCP's congestion control BBR finds the round-trip time of a path whose queues come and go.
+Source: Cardwell et al. 2016, "BBR: Congestion-Based Congestion Control".
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +20,11 @@ from typing import NamedTuple
 
 import torch
 
+from minilib.mechanisms.telemetry import outliers
+from minilib.operations.diagnosis.finding import Finding
 from minilib.ranks.transport.base import Transport
+
+LINK_FLOOR = 1_000_000  # ns by which a link has to be slower than others to matter
 
 
 class MessageEnd(NamedTuple):
@@ -69,8 +77,8 @@ class TimedTransport:
 
 def link_times(
     sent: Sequence[Sequence[MessageEnd]], received: Sequence[Sequence[MessageEnd]]
-) -> Mapping[tuple[int, int], list[tuple[int, int]]]:
-    """For each link (src, dst) the bytes and ns of its messages, in order.
+) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """For each link (src, dst) the bytes of its messages, and the ns that each can have taken at most, in order.
 
     Args:
         sent, received: of ranks 0, 1, …; what one end alone has seen at the end of a run is left out.
@@ -82,12 +90,33 @@ def link_times(
     for side, of_ranks in enumerate((sent, received)):
         for end in (end for of_rank in of_ranks for end in of_rank):
             ends[end.src, end.dst][side].append(end)
-    return {link: [_on_its_way(*both) for both in zip(*sides, strict=False)] for link, sides in sorted(ends.items())}
+    return {link: [_at_most(*both) for both in zip(*sides, strict=False)] for link, sides in sorted(ends.items())}
 
 
-def _on_its_way(sent: MessageEnd, received: MessageEnd) -> tuple[int, int]:
+def slow_links(times: Mapping[tuple[int, int], Sequence[tuple[int, int]]], newest: int = 36) -> list[Finding]:
+    """Links whose quickest message of late takes longer than that of other links.
+
+    Args:
+        times: see `link_times`.
+        newest: messages of each link to look at, of those that have at least half the bytes of the largest one. Links
+            with fewer are left out.
+    """
+    largest = max((size for messages in times.values() for size, _ in messages), default=0)
+    quickest = {}
+    for link, messages in times.items():
+        large = [ns for size, ns in messages if size >= largest / 2][-newest:]
+        if len(large) == newest:
+            quickest[link] = min(large)
+    links = list(quickest)
+    return [
+        Finding("slow_link", links[position][0], f"the quickest of {newest} messages took {quickest[links[position]] / 1e6:.2f} ms, "
+                f"of the median link {statistics.median(quickest.values()) / 1e6:.2f} ms", links[position][1])
+        for position in outliers(list(quickest.values()), floor=LINK_FLOOR, side="above")
+    ]  # fmt: skip
+
+
+def _at_most(sent: MessageEnd, received: MessageEnd) -> tuple[int, int]:
     if sent.bytes != received.bytes:
         raise ValueError(f"rank {sent.src} sent {sent.bytes} bytes where rank {sent.dst} received {received.bytes}: "
                          "these are not the two ends of one run")  # fmt: skip
-    ended = min(sent.ended_ns, received.ended_ns)
-    return sent.bytes, max(0, ended - max(sent.begun_ns, received.begun_ns))
+    return sent.bytes, min(end.ended_ns - end.begun_ns for end in (sent, received))

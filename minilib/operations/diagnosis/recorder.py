@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from minilib.operations.diagnosis.heartbeat import Heartbeat
 from minilib.operations.diagnosis.step_record import PhaseTime, StepRecord
+from minilib.operations.metrics.memory_timeline import memory_reader
 from minilib.ranks.agreement import checksum
 from minilib.ranks.collectives import Communicator, Pending
 from minilib.training.trainer import Trainer
@@ -142,10 +142,10 @@ class MeteredCommunicator:
             self._recorder.see_gradients(args[0], self._comm.world_size)
         with self._recorder.waiting():
             result = collective(*args, **options)
-        return MeteredPending(result, self._recorder) if hasattr(result, "wait") else result
+        return MeteredPending(result, self._recorder) if isinstance(result, Pending) else result
 
 
-class MeteredPending:
+class MeteredPending(Pending):
     """A collective on its way; `wait` is recorded."""
 
     def __init__(self, pending: Pending, recorder: StepRecorder) -> None:
@@ -160,6 +160,10 @@ class MeteredPending:
     def done(self) -> bool:
         """See `Pending.done`."""
         return self._pending.done
+
+    def on_done(self, call: Callable[[BaseException | None], object]) -> None:
+        """See `Pending.on_done`."""
+        self._pending.on_done(call)
 
 
 def steps_path(folder: Path, rank: int) -> Path:
@@ -183,5 +187,4 @@ def _memory() -> Callable[[], int]:
     with suppress(OSError):
         file = os.open("/proc/self/statm", os.O_RDONLY)
         return lambda: int(os.pread(file, 128, 0).split()[1]) * PAGE
-    process = psutil.Process()
-    return lambda: process.memory_info().rss
+    return lambda: memory_reader()()["resident"]
