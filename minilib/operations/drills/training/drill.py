@@ -122,7 +122,7 @@ def stands_still(pulses: Sequence[Pulse]) -> bool:
     """Whether no rank has made progress for STILL of its beats, and for STILL_STEPS of its steps."""
     if not all(pulse.pid for pulse in pulses) or all(pulse.over for pulse in pulses):
         return False
-    pace = statistics.median(pulse.beats / max(1, pulse.step) for pulse in pulses)
+    pace = statistics.median((pulse.beats - pulse.still) / max(1, pulse.step) for pulse in pulses)
     return min(pulse.still for pulse in pulses if not pulse.over) >= max(STILL, STILL_STEPS * pace)
 
 

@@ -19,6 +19,7 @@ from minilib.operations.diagnosis.links import TimedTransport
 from minilib.operations.diagnosis.recorder import StepRecorder
 from minilib.operations.drills.training.fault import SAVED_AT, STEPS, InjectedFault
 from minilib.operations.drills.training.injector import Injector
+from minilib.operations.flight_recorder import RecordedCommunicator, Recorder
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.shaped import ShapedTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
@@ -27,6 +28,7 @@ from minilib.training.trainer import Trainer
 
 SHAPE = ModelConfig(64, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_position=64)
 CONFIG = TrainConfig(steps=STEPS, batch_size=16, context=32, warmup=4, evaluate_every=100, validation_batches=1)
+CALLS = 200  # collectives that a rank's flight recorder keeps
 TIMEOUT = 600.0  # seconds that a rank waits for another: the watchdog ends a job that hangs, not the ranks
 
 
@@ -43,7 +45,7 @@ def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
         StepRecorder(folder, rank, model, heartbeat=heartbeat) as recorder,
         contextlib.redirect_stderr(io.StringIO()),  # the trainer's progress
     ):
-        comm = recorder.metered(Communicator(timed))
+        comm = RecordedCommunicator(recorder.metered(Communicator(timed)), Recorder(calls_path(folder, rank), rank, CALLS))
         error: BaseException | None = None
         try:
             trainer = Trainer(model, *tokens(), CONFIG, comm, phases=injector.around(recorder))
@@ -69,6 +71,11 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
 def beat_path(folder: Path, rank: int) -> Path:
     """The file of a rank's heartbeat."""
     return folder / f"{rank}.beat"
+
+
+def calls_path(folder: Path, rank: int) -> Path:
+    """The file of a rank's flight recorder."""
+    return folder / f"{rank}.calls"
 
 
 def end_path(folder: Path, rank: int) -> Path:
