@@ -53,6 +53,10 @@ class Ring:
         record_bytes: the longest body.
         marks: words of each record that may be set after its append.
 
+    Attributes:
+        capacity: records that fit.
+        next_sequence: of the record that is appended next.
+
     Raises:
         ValueError: if a number is out of range, or the buffer is too small for a single record.
     """
@@ -69,7 +73,7 @@ class Ring:
         self._bytes = memoryview(buffer).cast("B")[: self.capacity * self._slot]
         self._words = self._bytes.cast("q")
         whole = self.entries()
-        self._next = whole[-1].sequence + 1 if whole else 0
+        self.next_sequence = whole[-1].sequence + 1 if whole else 0
 
     def append(self, body: bytes) -> int:
         """Write a record over the oldest, and return its sequence.
@@ -82,7 +86,7 @@ class Ring:
         """
         if len(body) > self.record_bytes:
             raise ValueError(f"a record of this ring has at most {self.record_bytes} bytes, got {len(body)}")
-        words, sequence = self._words, self._next
+        words, sequence = self._words, self.next_sequence
         at = sequence % self.capacity * self._slot
         first, last = at // WORD, (at + self._slot) // WORD - 1
         words[first] = _BEING_WRITTEN
@@ -92,7 +96,7 @@ class Ring:
         self._bytes[start : start + len(body)] = body
         words[last] = _seal(sequence, body)
         words[first] = sequence + 1
-        self._next = sequence + 1
+        self.next_sequence = sequence + 1
         return sequence
 
     def mark(self, sequence: int, which: int, value: int) -> bool:
