@@ -107,12 +107,14 @@ def slow_links(times: Mapping[tuple[int, int], Sequence[tuple[int, int]]], newes
         large = [ns for size, ns in messages if size >= largest / 2][-newest:]
         if len(large) == newest:
             quickest[link] = min(large)
-    links = list(quickest)
-    return [
-        Finding("slow_link", links[position][0], f"the quickest of {newest} messages took {quickest[links[position]] / 1e6:.2f} ms, "
-                f"of the median link {statistics.median(quickest.values()) / 1e6:.2f} ms", links[position][1])
-        for position in outliers(list(quickest.values()), floor=LINK_FLOOR, side="above")
-    ]  # fmt: skip
+    links, values = list(quickest), list(quickest.values())
+    found = []
+    for position in outliers(values, floor=LINK_FLOOR, side="above"):
+        src, dst = links[position]
+        evidence = f"the quickest of {newest} messages took {values[position] / 1e6:.2f} ms"
+        usual = f"on the median link {statistics.median(values) / 1e6:.2f} ms"
+        found.append(Finding("slow_link", src, f"{evidence}, {usual}", dst))
+    return found
 
 
 def _at_most(sent: MessageEnd, received: MessageEnd) -> tuple[int, int]:

@@ -62,9 +62,8 @@ def loss_spikes(steps: Steps) -> list[Finding]:
         ("loss_spike", [records[0].loss for records in steps]),
         ("grad_norm_spike", [records[0].grad_norm for records in steps]),
     ):
-        found += [
-            Finding(kind, None, f"{values[position]:.3g} at step {steps[position][0].step}") for position in spikes(values)
-        ]
+        for position in spikes(values):
+            found.append(Finding(kind, None, f"{values[position]:.3g} at step {steps[position][0].step}"))
     return found
 
 

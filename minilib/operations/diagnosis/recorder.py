@@ -1,9 +1,11 @@
-"""Record a rank's steps: the time of each phase, what the rank computed, and its memory; the trainer tells the phases.
+"""Record a rank's steps, whose phases the trainer tells: times, what the rank computed, and its memory.
+
+On each rank, and then in any process, also if the rank was killed:
 
     recorder = StepRecorder(folder, comm.rank, model)
     trainer = Trainer(model, …, comm=recorder.metered(comm), phases=recorder)
     trainer.run(after_step=recorder.end_step)
-    read_step_records(steps_path(folder, rank))           in any process, also after the rank was killed
+    read_step_records(steps_path(folder, rank))
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ class StepRecorder:
         check_every: steps between two checksums of all parameters; none if 0.
         heartbeat: told where the rank is, if there is one.
 
-    Cost: about 0.1 ms a step of a small model; a pass over gradients, and one over parameters in steps with a check.
+    Cost: below 0.1 ms a step; a pass over the gradients, and one at 4 GB/s over the parameters in steps with a check.
     """
 
     def __init__(
-        self, folder: Path, rank: int, model: nn.Module, check_every: int = 1, heartbeat: Heartbeat | None = None
+        self, folder: Path, rank: int, model: nn.Module, check_every: int = 10, heartbeat: Heartbeat | None = None
     ) -> None:
         self.rank, self._model, self._check_every, self._heartbeat = rank, model, check_every, heartbeat
         self._file = os.open(steps_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ class StepRecord:
 
     def packed(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self) | {"phases": {name: list(phase) for name, phase in self.phases.items()}})
+        return json.dumps(vars(self))
 
     @classmethod
     def unpacked(cls, line: str) -> StepRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minilib.operations.diagnosis.collectives import stopped_collectives
 from minilib.operations.diagnosis.finding import Finding
 from minilib.operations.diagnosis.links import slow_links
 from minilib.operations.diagnosis.liveness import full_disks, lost_heartbeats
@@ -22,7 +23,7 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     """
     groups = {
         "lost": lambda: lost_heartbeats(evidence.pulses, evidence.silent, evidence.died),
-        "stopped": lambda: full_disks(evidence.errors) or collectives(evidence.dumps),
+        "stopped": lambda: full_disks(evidence.errors) or stopped_collectives(evidence.dumps),
         "corrupted": lambda: nan_ranks(evidence.steps) or odd_replicas(evidence.steps),
         "slow": lambda: [
             *slow_ranks(evidence.steps),
@@ -33,17 +34,3 @@ def diagnose(evidence: Evidence) -> list[Finding]:
         "symptoms": lambda: loss_spikes(evidence.steps),
     }
     return next((found for find in groups.values() if (found := find())), [])
-
-
-def collectives(dumps):
-    last = {d.rank: {g: d.last(g) for g in d.entered} for d in dumps}
-    group = next(iter(dumps[0].entered), None)
-    if group is None: return []
-    n = max(d.last(group) for d in dumps)
-    calls = {d.rank: next((c for c in d.calls if c.sequence == n and c.group == group), None) for d in dumps}
-    if all(c and c.state == "completed" for c in calls.values()): return []
-    missing = [r for r, c in calls.items() if c is None]
-    if missing: return [Finding("hung_rank", r, f"{n}") for r in missing]
-    from collections import Counter
-    (usual, _), *_ = Counter(c.signature for c in calls.values()).most_common(1)
-    return [Finding("wrong_shape" if c.signature[0]==usual[0] else "mismatched_collective", r, str(c)) for r, c in calls.items() if c.signature != usual]

@@ -6,26 +6,42 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 WORLD_SIZE = 4
 STEPS = 14
 SAVED_AT = 10  # steps after which every run saves a checkpoint
 
-# kind → the least and the largest size, and what that is of
-SIZES: Mapping[str, tuple[float, float, str]] = MappingProxyType(
+
+class SizeRange(NamedTuple):
+    """How large a fault can be.
+
+    Args:
+        least, most: of the sizes.
+        whole: whether a size is a whole number.
+        what: it says.
+    """
+
+    least: float
+    most: float
+    whole: bool
+    what: str
+
+
+SIZES: Mapping[str, SizeRange] = MappingProxyType(
     {
-        "slow_rank": (20, 40, "ms of the processor added to each forward"),
-        "slow_link": (4, 8, "ms that each message to the next rank takes"),
-        "hung_rank": (0, 5, "number of the phase in which the rank stands still"),
-        "mismatched_collective": (0, 1, "0: a broadcast that no other rank makes; 1: a barrier"),
-        "wrong_shape": (2, 9, "elements where the other ranks have 1"),
-        "desynchronised_replica": (1.1, 2.0, "factor of the learning rate, once"),
-        "nan_from_one_rank": (0, 9, "number of the parameter whose gradient is NaN, once"),
-        "flipped_bit": (0, 29, "number of the bit; 30 would show as NaN at once"),
-        "memory_leak": (3, 8, "MiB that each step keeps"),
-        "starved_loader": (20, 40, "ms that each step waits for data"),
-        "full_disk": (0, 8, "KiB that the disk takes before it is full"),
-        "lost_heartbeat": (0, 1, "0: the process is killed; 1: it is stopped"),
+        "slow_rank": SizeRange(20, 40, False, "ms of the processor added to each forward"),
+        "slow_link": SizeRange(4, 8, False, "ms that each message to the next rank takes"),
+        "hung_rank": SizeRange(0, 5, True, "the number of the phase in which the rank stands still"),
+        "mismatched_collective": SizeRange(0, 1, True, "0: a broadcast that no other rank makes; 1: a barrier"),
+        "wrong_shape": SizeRange(2, 9, True, "elements where the other ranks have 1"),
+        "desynchronised_replica": SizeRange(1.1, 2.0, False, "factor of the learning rate, once"),
+        "nan_from_one_rank": SizeRange(0, 9, True, "the number of the parameter whose gradient is NaN, once"),
+        "flipped_bit": SizeRange(0, 29, True, "the number of the bit; 30 makes a weight so large that NaN follows"),
+        "memory_leak": SizeRange(3, 8, False, "MiB that each step keeps"),
+        "starved_loader": SizeRange(20, 40, False, "ms that each step waits for data"),
+        "full_disk": SizeRange(0, 8, False, "KiB that the disk takes before it is full"),
+        "lost_heartbeat": SizeRange(0, 1, True, "0: the process is killed; 1: it is stopped"),
     }
 )
 KINDS = tuple(SIZES)
@@ -61,10 +77,6 @@ class InjectedFault:
         """The way to the next rank of a ring."""
         return self.rank, (self.rank + 1) % WORLD_SIZE
 
-    def whole(self, most: int) -> int:
-        """The size as a number from 0 to `most`."""
-        return min(most, int(self.size))
-
 
 def fault_of_seed(seed: int) -> InjectedFault | None:
     """The fault of a seed; None for a healthy run. Of any 22 seeds in a row each kind has one, and 10 are healthy."""
@@ -76,6 +88,6 @@ def fault_of_seed(seed: int) -> InjectedFault | None:
 
 def drawn_fault(kind: str, chance: random.Random) -> InjectedFault:
     """A fault of a kind, with a rank, a step and a size by chance."""
-    least, most, what = SIZES[kind]
-    size = chance.uniform(least, most) if not what.startswith(("number", "0:")) else chance.randint(int(least), int(most))
+    sizes = SIZES[kind]
+    size = chance.randint(int(sizes.least), int(sizes.most)) if sizes.whole else chance.uniform(sizes.least, sizes.most)
     return InjectedFault(kind, chance.randrange(WORLD_SIZE), chance.randrange(4, 8), size)

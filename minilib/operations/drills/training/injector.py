@@ -64,7 +64,7 @@ class Injector:
         with self._phases(name):
             if self._mine and self._fault.kind in STRIKES:
                 where, lasting, strike = STRIKES[self._fault.kind]
-                here = name == (where or PHASES[self._fault.whole(len(PHASES) - 1)])
+                here = name == (where or PHASES[int(self._fault.size)])
                 if here and (self._step >= self._fault.step if lasting else self._step == self._fault.step):
                     strike(self._fault, self._trainer, self._hoard)
             yield
@@ -120,7 +120,7 @@ def _desynchronise(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
 
 def _poison(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
     parameters = list(trainer.model.parameters())
-    parameter = parameters[fault.whole(len(parameters) - 1)]
+    parameter = parameters[int(fault.size) % len(parameters)]
 
     def to_nan(gradient: torch.Tensor) -> torch.Tensor:
         hook.remove()

@@ -1,4 +1,4 @@
-"""The training job of the drills: four ranks, a tiny decoder, a checkpoint on the way, and all instruments switched on."""
+"""The training job of the drills: four ranks, a tiny decoder, a checkpoint on the way, and all instruments on."""
 
 from __future__ import annotations
 
@@ -34,29 +34,33 @@ TIMEOUT = 600.0  # seconds that a rank waits for another: the watchdog ends a jo
 
 def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
     """On each rank: train, with the fault, and leave in the folder what the instruments have seen."""
-    link_comm = Communicator(SharedMemoryTransport(timeout=TIMEOUT))  # for checkpoints
-    rank, world_size = link_comm.rank, link_comm.world_size
+    for_checkpoints = Communicator(SharedMemoryTransport(timeout=TIMEOUT))
+    rank, world_size = for_checkpoints.rank, for_checkpoints.world_size
     injector = Injector(fault, rank)
     timed = TimedTransport(ShapedTransport(SharedMemoryTransport(timeout=TIMEOUT), injector.link))
     model = Decoder(SHAPE)
     model.initialize(0)
     with (
         Heartbeat(beat_path(folder, rank)) as heartbeat,
-        StepRecorder(folder, rank, model, heartbeat=heartbeat) as recorder,
+        StepRecorder(folder, rank, model, 1, heartbeat) as recorder,
         contextlib.redirect_stderr(io.StringIO()),  # the trainer's progress
     ):
-        comm = RecordedCommunicator(recorder.metered(Communicator(timed)), Recorder(calls_path(folder, rank), rank, CALLS))
+        calls = Recorder(calls_path(folder, rank), rank, CALLS)
+        comm = RecordedCommunicator(recorder.metered(Communicator(timed)), calls)
         error: BaseException | None = None
         try:
             trainer = Trainer(model, *tokens(), CONFIG, comm, phases=injector.around(recorder))
             injector.attach(trainer)
             checkpoints = folder / "checkpoints"
-            with Checkpointer(checkpoints, link_comm, open_disk=lambda: injector.disk(checkpoints)) as checkpointer:
+            with Checkpointer(
+                checkpoints, for_checkpoints, open_disk=lambda: injector.disk(checkpoints)
+            ) as checkpointer:
                 trainer.run(SAVED_AT, recorder.end_step)
                 checkpointer.save({"run": trainer}, trainer.step)
                 trainer.run(after_step=recorder.end_step)
         except (OSError, RuntimeError) as caught:
             error = caught
+        calls.close()
         write_end(folder, rank, recorder.step, error, timed)
         heartbeat.tell(recorder.step, "failed" if error else "done")
         if error:
