@@ -31,6 +31,9 @@ from tools.bench import (
     collectives as bench_collectives,
 )
 from tools.bench import (
+    drills as bench_drills,
+)
+from tools.bench import (
     kernels as bench_kernels,
 )
 from tools.bench import (
@@ -69,8 +72,8 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "compiled", "kernels", "peers",
-    "prefix-peers", "servers",
+    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "drills", "compiled", "kernels",
+    "peers", "prefix-peers", "servers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -119,6 +122,9 @@ def main() -> int:
         _measured(machine, "serving-http", found, bench_serving_http.lines(found))
     if options.only in (None, "checkpointing") and machine.kind == "cpu":
         _checkpointing(machine)
+    if options.only in (None, "drills") and machine.kind == "cpu":
+        found = bench_drills.drills()  # chapter 19
+        _measured(machine, "drills", found, bench_drills.lines(found))
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":
