@@ -64,8 +64,11 @@ def every_collective(comm) -> list[torch.Tensor]:
 def compare(kind: str, folder: Path):
     rank, make = dist.get_rank(), COMMUNICATORS[kind]
     plain = every_collective(make())
-    comm = RecordedCommunicator(make(), Recorder(folder / f"rank{rank}", rank))
+    recorder = Recorder(folder / f"rank{rank}", rank)
+    comm = RecordedCommunicator(make(), recorder)
     recorded = every_collective(comm)
+    waited = sum(call.wait_ns for call in read_dump(folder / f"rank{rank}").calls)
+    assert 0 < waited == recorder.waited_ns
     comm.close()
     assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
 
@@ -264,8 +267,12 @@ def test_on_a_gpu_a_call_that_has_returned_is_not_taken_for_done():
     assert recorded.all_reduce(torch.ones(1)) is None
     assert [call.state for call in read_dump(content).calls] == ["started"]
     works[0].finished = True
-    recorded.all_reduce(torch.ones(1))
+    pending = recorded.all_reduce(torch.ones(1), async_op=True)
+    pending.wait()
     assert [call.state for call in read_dump(content).calls] == ["completed", "started"]
+    works[1].finished = True
+    pending.wait()
+    assert [call.state for call in read_dump(content).calls] == ["completed", "completed"]
 
 
 def test_what_does_not_fit_together_is_refused():
@@ -282,17 +289,18 @@ def test_what_does_not_fit_together_is_refused():
         Recorder(content, 3, capacity=2)
     with pytest.raises(ValueError, match="at least 1 call"):
         Recorder(content, 3, capacity=0)
-    ranks = tuple([*range(0, 300, 2), 1])  # at unequal distances, so that their text is in pieces
-    RecordedCommunicator(SimpleNamespace(rank=150, world_size=151, device="cpu"), Recorder(content, 1, 1), "g", ranks)
+    ranks = (*range(0, 300, 2), 1)  # at unequal distances, so that their text is in pieces
+    comm = SimpleNamespace(rank=150, world_size=151, device=torch.device("cpu"))
+    RecordedCommunicator(comm, Recorder(content, 1, 1), "g", ranks)
     assert list(read_dump(content).entered) == [RecordedGroup("g", ranks)]
 
 
 HOLDS_THE_GIL = """
-import ctypes, sys
+import ctypes, sys, time
 from minilib.operations.flight_recorder.recorder import Recorder
 recorder = Recorder(sys.argv[1], 0)
 group = recorder.group("world", (0,))
-recorder.begin(group, recorder.name("all_reduce|sum||float32"), recorder.site(0), 0, 0, (4,), True)
+recorder.begin(group, recorder.name("all_reduce|sum||float32"), recorder.site(0), 0, 0, (4,), True, time.monotonic_ns())
 print("ready", flush=True)
 ctypes.PyDLL(None).sleep(600)
 """
