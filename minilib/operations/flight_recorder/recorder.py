@@ -23,7 +23,7 @@ from pathlib import Path
 from types import CodeType
 
 from minilib.mechanisms.telemetry.ring import Ring, slot_bytes
-from minilib.operations.flight_recorder.recording import RecordedGroup, process_start
+from minilib.operations.flight_recorder.recording import RecordedGroup, start_ticks
 
 MAGIC, VERSION = int.from_bytes(b"flights\n", "little"), 1
 HEAD = struct.Struct("=8q")  # magic, version, rank, capacity, process, start of the process, whether closed, 0
@@ -91,7 +91,7 @@ class Recorder:
         self._sites: dict[tuple[int, int], tuple[int, CodeType]] = {}
         self._generations: dict[tuple[str, tuple[int, ...]], int] = {}
         process = os.getpid()
-        head = HEAD.pack(MAGIC, VERSION, rank, capacity, process, process_start(process), 0, 0)
+        head = HEAD.pack(MAGIC, VERSION, rank, capacity, process, start_ticks(process), 0, 0)
         for word in reversed(range(8)):  # the magic number last: from here on readers may come
             self._head[word] = memoryview(head).cast("q")[word]
 

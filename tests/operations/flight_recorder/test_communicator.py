@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,6 @@ from minilib.ranks.torch_communicator import TorchCommunicator, TorchPending
 from minilib.ranks.transport.base import CollectiveFailed
 from minilib.ranks.transport.group import GroupTransport
 from minilib.ranks.transport.shared import SharedMemoryTransport
-from tests.operations.checkpoint.runs import trainer_of
 
 COMMUNICATORS = {
     "group": lambda: Communicator(GroupTransport()),
@@ -28,12 +26,6 @@ COMMUNICATORS = {
     "torch": TorchCommunicator,
 }
 WORLD = RecordedGroup("world", (0, 1))
-
-
-@pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as path:
-        yield Path(path)
 
 
 def every_collective(comm) -> list[torch.Tensor]:
@@ -200,26 +192,6 @@ def test_what_is_overwritten_is_counted_for_each_group(folder):
     assert (first.name, again.name, again.generation) == ("first", "first", 1)
     assert {call.group for call in dump.calls} == {second}
     assert {call.shape for call in dump.calls} == {(1, 2, 1, 3, 1, 20)}
-
-
-def trains(parallel: str, folder: Path | None) -> tuple:
-    comm, rank = Communicator(SharedMemoryTransport()), dist.get_rank()
-    if folder:
-        comm = RecordedCommunicator(comm, Recorder(folder / f"{parallel}{rank}", rank))
-    trainer = trainer_of(parallel, comm)
-    trainer.run()
-    return trainer.losses, trainer.grad_norms, trainer.validation_losses
-
-
-@pytest.mark.parametrize("parallel", ["data", "zero1", "zero2", "zero3", "tensor", "sequence"])
-def test_training_is_bitwise_the_same_and_all_of_it_is_recorded(parallel, folder):
-    plain, recorded = run(trains, 2, parallel, None, timeout=120), run(trains, 2, parallel, folder, timeout=120)
-    assert plain == recorded
-    assert len(plain[0][0]) == len(plain[0][1]) == 6
-    dumps = [read_dump(folder / f"{parallel}{rank}") for rank in range(2)]
-    assert dumps[0].entered == dumps[1].entered and dumps[0].entered[WORLD] > 6
-    assert [call.signature for call in dumps[0].calls] == [call.signature for call in dumps[1].calls]
-    assert all(call.state == "completed" for dump in dumps for call in dump.calls)
 
 
 def mails(folder: Path):
