@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,12 +25,6 @@ KINDS = {
 }
 PLACES = {"order": [("dp", 6), ("ep", 4)]}
 HEALTHY_RUNS = 50
-
-
-@pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as path:
-        yield Path(path)
 
 
 @pytest.mark.parametrize("fault", KINDS)
