@@ -98,13 +98,14 @@ def slow_links(times: Mapping[tuple[int, int], Sequence[tuple[int, int]]], newes
 
     Args:
         times: see `link_times`.
-        newest: messages of each link to look at, of those that have at least half the bytes of the largest one. Links
-            with fewer are left out.
+        newest: messages of each link to look at, of twice as many those that have at least half the bytes of the
+            largest one. Links with fewer are left out.
     """
-    largest = max((size for messages in times.values() for size, _ in messages), default=0)
     quickest = {}
     for link, messages in times.items():
-        large = [ns for size, ns in messages if size >= largest / 2][-newest:]
+        recent = messages[-2 * newest :]
+        largest = max((size for size, _ in recent), default=0)
+        large = [ns for size, ns in recent if size >= largest / 2][-newest:]
         if len(large) == newest:
             quickest[link] = min(large)
     links, values = list(quickest), list(quickest.values())
