@@ -65,7 +65,8 @@ class Ring:
         if record_bytes < 1 or marks < 0:
             raise ValueError(f"a record has at least 1 byte and 0 marks, got {record_bytes} and {marks}")
         self.record_bytes, self.num_marks = record_bytes, marks
-        self._slot = slot_bytes(record_bytes, marks)
+        self._slot, self._no_marks = slot_bytes(record_bytes, marks), bytes(marks * WORD)
+        self._last = self._slot // WORD - 1  # word of a slot
         self.capacity = memoryview(buffer).nbytes // self._slot
         if not self.capacity:
             needed, found = self._slot, memoryview(buffer).nbytes
@@ -88,13 +89,11 @@ class Ring:
             raise ValueError(f"a record of this ring has at most {self.record_bytes} bytes, got {len(body)}")
         words, sequence = self._words, self.next_sequence
         at = sequence % self.capacity * self._slot
-        first, last = at // WORD, (at + self._slot) // WORD - 1
+        first, start = at // WORD, at + WORD
+        content = self._no_marks + body
         words[first] = _BEING_WRITTEN
-        for word in range(first + 1, first + 1 + self.num_marks):
-            words[word] = 0
-        start = at + (1 + self.num_marks) * WORD
-        self._bytes[start : start + len(body)] = body
-        words[last] = _seal(sequence, body)
+        self._bytes[start : start + len(content)] = content
+        words[first + self._last] = _seal(sequence, body)
         words[first] = sequence + 1
         self.next_sequence = sequence + 1
         return sequence
@@ -166,4 +165,4 @@ class Ring:
 
 def _seal(sequence: int, body: bytes) -> int:
     """Length and checksum in one word; the checksum begins with the sequence, so that no old record passes for new."""
-    return len(body) << 32 | crc32(body, crc32(sequence.to_bytes(WORD, "little")))
+    return len(body) << 32 | crc32(body, (sequence ^ sequence >> 32) & 0xFFFFFFFF)

@@ -9,7 +9,7 @@ A rank that reports a hang is as a rule one that waits. So who waits leads to wh
 3. If all have entered and it does not end, ranks that are stopped are at fault, or else nobody can be told from others.
 4. If all has ended, whoever made the others wait for long is slow: its own call was short where theirs were long.
 
-Waiting times are measured on each rank by itself, so clocks of hosts need not agree.
+WaitingRank times are measured on each rank by itself, so clocks of hosts need not agree.
 
 In production: `torchfrtrace` of PyTorch, which matches calls in the order of the dumps.
 """
@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable
 from minilib.mechanisms.basics.checks import check_quantity
 from minilib.operations.flight_recorder.recording import Dump, RecordedCall
 from minilib.operations.flight_recorder.verdict import Verdict
-from minilib.operations.flight_recorder.waiting import Dumps, Waiting, abandoned, all_waiting, cycle, together
+from minilib.operations.flight_recorder.waiting import Dumps, WaitingRank, abandoned, all_waiting, cycle, together
 
 ROOTED = ("broadcast", "reduce")  # some ranks wait for one rank only, or for none
 
@@ -46,7 +46,7 @@ def analyse(dumps: Iterable[Dump], dead: Collection[int] = (), patience: float =
     waiting = all_waiting(by_rank, patience)
     return (
         _mismatch(by_rank)
-        or _dead(waiting, by_rank, dead)
+        or _dead(all_waiting(by_rank, 0) if dead else waiting, by_rank, dead)
         or _waited_for(waiting, by_rank, patience)
         or _slow(by_rank, patience)
         or Verdict("healthy", (), f"{_count(by_rank)} calls of {len(by_rank)} ranks, none of which waits for long")
@@ -76,7 +76,7 @@ def _mismatch(dumps: Dumps) -> Verdict | None:
     return Verdict("mismatch", tuple(sorted(odd)), evidence, group, sequence)
 
 
-def _dead(waiting: list[Waiting], dumps: Dumps, known: Collection[int]) -> Verdict | None:
+def _dead(waiting: list[WaitingRank], dumps: Dumps, known: Collection[int]) -> Verdict | None:
     """Processes that are gone, and that others wait for; whoever saw a collective fail before it ended is a victim."""
     gone = {rank for rank, dump in dumps.items() if not dump.process and not dump.closed}
     failed = {one.rank for one in waiting if one.call.state == "failed"}
@@ -88,10 +88,11 @@ def _dead(waiting: list[Waiting], dumps: Dumps, known: Collection[int]) -> Verdi
             last = " ".join(_last_call(rank, dumps) for rank in sorted(ranks))
             return Verdict("dead", tuple(sorted(ranks)), f"{_ranks(ranks)} died before the end of {what}. {last}",
                            one.call.group, one.call.sequence)  # fmt: skip
-    return Verdict("dead", tuple(sorted(known)), f"{_ranks(known)} died; nobody waited for it") if known else None
+    last = " ".join(_last_call(rank, dumps) for rank in sorted(known))
+    return Verdict("dead", tuple(sorted(known)), f"{_ranks(known)} died, nobody waited. {last}") if known else None
 
 
-def _waited_for(waiting: list[Waiting], dumps: Dumps, patience: float) -> Verdict | None:
+def _waited_for(waiting: list[WaitingRank], dumps: Dumps, patience: float) -> Verdict | None:
     """The ranks that are waited for and wait for nobody, or the circle in which all of them wait."""
     blocked = {one.rank for one in waiting if one.blocks}
     for one in waiting:
@@ -108,7 +109,7 @@ def _waited_for(waiting: list[Waiting], dumps: Dumps, patience: float) -> Verdic
     return _stuck(waiting[0], waiting, dumps) if waiting else None
 
 
-def _too_late(one: Waiting, waiting: list[Waiting], patience: float) -> set[int]:
+def _too_late(one: WaitingRank, waiting: list[WaitingRank], patience: float) -> set[int]:
     """Ranks that called a collective when the others had waited for long, and had failed."""
     seconds = {other.rank: other.call.wait_ns / 1e9 for other in waiting if _same(one, other)}
     longest = max(seconds.values())
@@ -116,7 +117,7 @@ def _too_late(one: Waiting, waiting: list[Waiting], patience: float) -> set[int]
     return {rank for rank, value in seconds.items() if failed and value <= longest - patience}
 
 
-def _deadlock(circle: list[Waiting]) -> Verdict:
+def _deadlock(circle: list[WaitingRank]) -> Verdict:
     after = [*circle[1:], circle[0]]
     said = [
         f"rank {one.rank} waits in {_place(one.call)} ({one.call.site}) for rank {following.rank}"
@@ -126,7 +127,7 @@ def _deadlock(circle: list[Waiting]) -> Verdict:
     return Verdict("deadlock", ranks, ", ".join(said), call.group, call.sequence)
 
 
-def _not_entered(one: Waiting, ranks: set[int], waiting: list[Waiting], dumps: Dumps) -> Verdict:
+def _not_entered(one: WaitingRank, ranks: set[int], waiting: list[WaitingRank], dumps: Dumps) -> Verdict:
     last = " ".join(_last_call(rank, dumps) for rank in sorted(ranks))
     evidence = (
         f"{_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} not called {_place(one.call)} in time; "
@@ -135,7 +136,7 @@ def _not_entered(one: Waiting, ranks: set[int], waiting: list[Waiting], dumps: D
     return Verdict("not_entered", tuple(sorted(ranks)), evidence, one.call.group, one.call.sequence)
 
 
-def _stuck(one: Waiting, waiting: list[Waiting], dumps: Dumps) -> Verdict:
+def _stuck(one: WaitingRank, waiting: list[WaitingRank], dumps: Dumps) -> Verdict:
     members = [rank for rank in one.call.group.ranks if rank in dumps]
     stopped = [rank for rank in members if dumps[rank].process == "T"]
     inside = [other.rank for other in waiting if _same(one, other)]
@@ -186,12 +187,12 @@ def _place(call: RecordedCall) -> str:
     return f"{call}, call {call.sequence} of {call.group}"
 
 
-def _same(one: Waiting, other: Waiting) -> bool:
+def _same(one: WaitingRank, other: WaitingRank) -> bool:
     """Whether two ranks wait in the same collective."""
     return (one.call.group, one.call.sequence) == (other.call.group, other.call.sequence)
 
 
-def _waiters(one: Waiting, waiting: list[Waiting], but: Collection[int] = ()) -> str:
+def _waiters(one: WaitingRank, waiting: list[WaitingRank], but: Collection[int] = ()) -> str:
     return _ranks(other.rank for other in waiting if _same(one, other) and other.rank not in but)
 
 

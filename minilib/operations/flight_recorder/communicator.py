@@ -7,7 +7,6 @@ DataParallel(model, comm)           and so for Zero, TensorParallel, Trainer
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,9 +21,8 @@ from minilib.ranks.collectives import Communicator, MessageTraffic, Pending, Res
 from minilib.ranks.torch_communicator import TorchCommunicator, TorchPending
 from minilib.ranks.transport.base import Transport
 
-Kind = tuple[
-    str, str | None, int | None, object
-]  # op, reduction, root, dtype: what ranks must agree on, but for shapes
+# Operation, reduction, root and dtype of a call, on which ranks must agree.
+Kind = tuple[str, str | None, int | None, object]
 BARRIER: Kind = ("barrier", None, None, "")
 MESSAGE: Kind = ("message", None, None, "")
 
@@ -36,20 +34,21 @@ class GroupCalls:
         self._recorder, self._group, self._next = recorder, group, 0
         self._kinds: dict[tuple, int] = {}
         self._under_way: deque[int] = deque()
-        self._lock = threading.Lock()
-        self.mark = recorder.mark
+        self._lock = recorder.lock
 
-    def begin(self, kind: Kind, shape: tuple[int, ...], asynchronous: bool) -> int:
+    def begin(self, kind: Kind, shape: tuple[int, ...], asynchronous: bool, now: int) -> int:
         """Record a call of the line that called the caller's caller, and return its number."""
-        if kind not in self._kinds:
+        name = self._kinds.get(kind)
+        if name is None:
             parts = ("" if part is None else str(part).removeprefix("torch.") for part in kind)
-            self._kinds[kind] = self._recorder.name("|".join(parts))
-        site, flags = self._recorder.site(3), ASYNCHRONOUS if asynchronous else 0
+            name = self._kinds[kind] = self._recorder.name("|".join(parts))
+        site = self._recorder.site(3)
         with self._lock:
-            sequence = -1 if kind is MESSAGE else self._next
-            self._next += kind is not MESSAGE
-            first = not self._under_way
-            number = self._recorder.begin(self._group, self._kinds[kind], site, flags, sequence, shape, first)
+            sequence = -1
+            if kind is not MESSAGE:
+                sequence, self._next = self._next, self._next + 1
+            flags, first = ASYNCHRONOUS if asynchronous else 0, not self._under_way
+            number = self._recorder.begin(self._group, name, site, flags, sequence, shape, first, now)
             self._under_way.append(number)
         return number
 
@@ -65,21 +64,30 @@ class GroupCalls:
                 return
             first = self._under_way[0] == number
             self._under_way.remove(number)
-            self.mark(number, ENDED, mark)
+            self._recorder.mark(number, ENDED, mark)
             if mark == REFUSED:  # nothing was sent, so the next call has its number
                 self._next -= 1
-            if first and self._under_way:
-                self.mark(self._under_way[0], STARTED, abs(mark))
+            elif first and self._under_way:
+                self._recorder.mark(self._under_way[0], STARTED, abs(mark))
 
-    def ends(self, number: int, finish: Callable[[], Result]) -> Result:
-        """What `finish` returns or raises; either is the end of the call."""
-        try:
-            result = finish()
-        except BaseException:
-            self.end(number, -time.monotonic_ns())
-            raise
-        self.end(number, time.monotonic_ns())
-        return result
+    def ended_here(self, number: int, began: int, failed: bool = False) -> None:
+        """Record that a call is over for which the caller has waited since `began`."""
+        now = time.monotonic_ns()
+        self.end(number, -now if failed else now)
+        self._recorder.waited_ns += now - began
+
+    def waits(self, number: int, waited: int, since: int) -> None:
+        """Record that the caller waits for a call, and how long it has waited before."""
+        with self._lock:
+            self._recorder.mark(number, WAITED, waited - since)
+
+    def waited(self, number: int, waited: int, since: int) -> int:
+        """Record that the caller waits no more, and return how long it has waited in all."""
+        now = time.monotonic_ns()
+        with self._lock:
+            self._recorder.mark(number, WAITED, waited + now - since)
+            self._recorder.waited_ns += now - since
+        return waited + now - since
 
 
 class RecordedPending:
@@ -91,12 +99,16 @@ class RecordedPending:
     def wait(self) -> None:
         """Return when it is done, or raise what it raised."""
         began = time.monotonic_ns()
-        self._calls.mark(self._number, WAITED, self._waited - began)
+        self._calls.waits(self._number, self._waited, began)
         try:
-            self._calls.ends(self._number, self._pending.wait)
+            self._pending.wait()
+            if self._pending.done:  # else a stream waits, and nobody else
+                self._calls.end(self._number, time.monotonic_ns())
+        except BaseException:
+            self._calls.end(self._number, -time.monotonic_ns())
+            raise
         finally:
-            self._waited += time.monotonic_ns() - began
-            self._calls.mark(self._number, WAITED, self._waited)
+            self._waited = self._calls.waited(self._number, self._waited, began)
 
     @property
     def done(self) -> bool:
@@ -135,6 +147,7 @@ class RecordedCommunicator:
             )
         self._comm, self._calls = comm, GroupCalls(recorder, recorder.group(group, ranks))
         self.rank, self.world_size, self.device = comm.rank, comm.world_size, comm.device
+        self._on_gpu = self.device.type != "cpu"  # there a call returns before it is done
         self._unseen: deque[tuple[int, TorchPending]] = deque()  # whose end nobody has told yet
 
     @property
@@ -191,7 +204,14 @@ class RecordedCommunicator:
 
     def guarded(self, run: Callable[[], Result], what: str) -> Result:
         """See `Communicator.guarded`; a message between two ranks is none of the group's numbered calls."""
-        return self._calls.ends(self._calls.begin(MESSAGE, (), False), partial(self._comm.guarded, run, what))
+        began = time.monotonic_ns()
+        number, failed = self._calls.begin(MESSAGE, (), False, began), True
+        try:
+            result = self._comm.guarded(run, what)
+            failed = False
+        finally:
+            self._calls.ended_here(number, began, failed)
+        return result
 
     def close(self) -> None:
         self._comm.close()
@@ -200,10 +220,11 @@ class RecordedCommunicator:
         self, kind: Kind, shape: tuple[int, ...], call: Callable[..., object], async_op: bool
     ) -> RecordedPending | None:
         """Make the call `call(async_op=…)`, and record it."""
-        self._look()
-        calls = self._calls
-        number = calls.begin(kind, shape, async_op)
-        on_gpu = self.device.type != "cpu" and kind is not BARRIER  # there a call returns before it is done
+        if self._unseen:
+            self._look()
+        calls, on_gpu = self._calls, self._on_gpu and kind is not BARRIER
+        began = time.monotonic_ns()
+        number = calls.begin(kind, shape, async_op, began)
         try:
             pending = call(async_op=async_op or on_gpu)
             if on_gpu and not async_op:
@@ -212,14 +233,15 @@ class RecordedCommunicator:
             calls.end(number, REFUSED)
             raise
         except BaseException:
-            calls.end(number, -time.monotonic_ns())
+            calls.ended_here(number, began, failed=True)
             raise
+        if not async_op and not on_gpu:
+            calls.ended_here(number, began)
+            return None
         if isinstance(pending, Pending):
             pending.on_done(lambda error: calls.end(number, time.monotonic_ns() * (-1 if error else 1)))
-        elif isinstance(pending, TorchPending):
-            self._unseen.append((number, pending))
         else:
-            calls.end(number, time.monotonic_ns())
+            self._unseen.append((number, pending))
         return RecordedPending(pending, calls, number) if async_op else None
 
     def _look(self) -> None:

@@ -18,12 +18,12 @@ import os
 import struct
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import CodeType
 
 from minilib.mechanisms.telemetry.ring import Ring, slot_bytes
-from minilib.operations.flight_recorder.recording import RecordedGroup, process_start
+from minilib.operations.flight_recorder.recording import RecordedGroup, start_ticks
 
 MAGIC, VERSION = int.from_bytes(b"flights\n", "little"), 1
 HEAD = struct.Struct("=8q")  # magic, version, rank, capacity, process, start of the process, whether closed, 0
@@ -33,13 +33,14 @@ MAX_DIMS = 6  # of a larger shape the last numbers are multiplied
 CALL = [struct.Struct(f"=IIIHHqq{dims}q") for dims in range(MAX_DIMS + 1)]  # group, kind, site, flags, dims, …
 CALL_BYTES = CALL[MAX_DIMS].size
 STARTED, ENDED, WAITED = range(3)  # marks of a call: times in ns, of failure negative; ns waited, or -since
+CALL_MARKS = 3
 REFUSED = 1  # in place of the time of its end
 ASYNCHRONOUS = 1  # a flag
 
 
 def recording_bytes(capacity: int) -> int:
     """Bytes of a recording of that many calls."""
-    return HEAD.size + NUM_NAMES * slot_bytes(NAME_BYTES, 1) + capacity * slot_bytes(CALL_BYTES, 3)
+    return HEAD.size + NUM_NAMES * slot_bytes(NAME_BYTES, 1) + capacity * slot_bytes(CALL_BYTES, CALL_MARKS)
 
 
 def rings(buffer, capacity: int) -> tuple[memoryview, Ring, Ring]:
@@ -53,16 +54,25 @@ def rings(buffer, capacity: int) -> tuple[memoryview, Ring, Ring]:
         raise ValueError(f"{capacity} calls take {recording_bytes(capacity)} bytes, and the buffer has {len(content)}")
     calls = HEAD.size + NUM_NAMES * slot_bytes(NAME_BYTES, 1)
     names = Ring(content[HEAD.size : calls], NAME_BYTES, marks=1)
-    return content[: HEAD.size].cast("q"), names, Ring(content[calls : recording_bytes(capacity)], CALL_BYTES, marks=3)
+    return (
+        content[: HEAD.size].cast("q"),
+        names,
+        Ring(content[calls : recording_bytes(capacity)], CALL_BYTES, CALL_MARKS),
+    )
 
 
 class Recorder:
     """Writes down what one rank does; any thread may call.
 
     Args:
-        where: path of a file, which is made anew, best in /dev/shm; or a buffer of `recording_bytes`, zeros at first.
+        where: path of a file, which is made anew, best in /dev/shm; or a buffer of `recording_bytes`, which is
+            overwritten.
         rank: of the job.
         capacity: calls to keep.
+
+    Attributes:
+        lock: held by whoever begins or marks a call.
+        waited_ns: how long this rank has waited for collectives so far, in all groups.
 
     Raises:
         ValueError: if a number is out of range, or the buffer too small.
@@ -71,20 +81,23 @@ class Recorder:
     def __init__(self, where: Path | str | bytearray | mmap.mmap, rank: int, capacity: int = 2000) -> None:
         if capacity < 1 or rank < 0:
             raise ValueError(f"a recorder keeps at least 1 call of a rank from 0, got {capacity} calls of rank {rank}")
-        self.rank, self.capacity, self._lock = rank, capacity, threading.Lock()
+        self.rank, self.capacity, self.lock = rank, capacity, threading.Lock()
         buffer = _mapped(Path(where), recording_bytes(capacity)) if isinstance(where, Path | str) else where
+        rings(buffer, capacity)  # refuses a buffer that is too small, before anything in it is lost
+        memoryview(buffer).cast("B")[:] = bytes(memoryview(buffer).nbytes)
         self._head, self._names, self._calls = rings(buffer, capacity)
+        self.waited_ns = 0
         self._ids: dict[str, int] = {"?": self._names.append(b"n?")}
-        self._sites: dict[tuple, int] = {}
+        self._sites: dict[tuple[int, int], tuple[int, CodeType]] = {}
         self._generations: dict[tuple[str, tuple[int, ...]], int] = {}
         process = os.getpid()
-        head = HEAD.pack(MAGIC, VERSION, rank, capacity, process, process_start(process), 0, 0)
+        head = HEAD.pack(MAGIC, VERSION, rank, capacity, process, start_ticks(process), 0, 0)
         for word in reversed(range(8)):  # the magic number last: from here on readers may come
             self._head[word] = memoryview(head).cast("q")[word]
 
     def name(self, text: str) -> int:
         """The number of a text, which is written down if it is new; 0 if there is no room."""
-        with self._lock:
+        with self.lock:
             if text not in self._ids:
                 content, size = text.encode(), NAME_BYTES - 1
                 pieces = [content[at : at + size] for at in range(0, len(content), size)]
@@ -98,11 +111,13 @@ class Recorder:
     def site(self, depth: int) -> int:
         """The number of the line of code that called the function `depth` frames above the caller's."""
         frame = sys._getframe(depth + 1)
-        key = frame.f_code, frame.f_lasti
-        if key not in self._sites:
-            file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
-            self._sites[key] = self.name(f"{file}:{frame.f_lineno} {frame.f_code.co_name}")
-        return self._sites[key]
+        code, at = frame.f_code, frame.f_lasti
+        known = self._sites.get((id(code), at))  # a code object's own hash goes through all its constants
+        if known is None:
+            file = "/".join(Path(code.co_filename).parts[-2:])
+            known = self.name(f"{file}:{frame.f_lineno} {code.co_name}"), code  # kept, so that its id stays its own
+            self._sites[id(code), at] = known
+        return known[0]
 
     def group(self, name: str, ranks: Sequence[int]) -> int:
         """The number of a group, one for each time that it is asked for."""
@@ -111,9 +126,17 @@ class Recorder:
         return self.name(group_text(RecordedGroup(name, key[1], generation)))
 
     def begin(
-        self, group: int, kind: int, site: int, flags: int, sequence: int, shape: tuple[int, ...], started: bool
+        self,
+        group: int,
+        kind: int,
+        site: int,
+        flags: int,
+        sequence: int,
+        shape: tuple[int, ...],
+        started: bool,
+        now: int,
     ) -> int:
-        """Write down a call before it is made, and return its number for `mark`.
+        """Write down a call before it is made, and return its number for `mark`. The caller holds `lock`.
 
         Args:
             group, kind, site: names.
@@ -121,21 +144,21 @@ class Recorder:
             sequence: its number in the group, -1 for a message.
             shape: of its tensor.
             started: whether nothing is in front of it.
+            now: by the monotonic clock, in ns.
         """
-        now, dims = time.monotonic_ns(), len(shape)
+        dims = len(shape)
         if dims > MAX_DIMS:
             shape, dims = _fewer_dims(shape), MAX_DIMS
         body = CALL[dims].pack(group, kind, site, flags, dims, sequence, now, *shape)
-        with self._lock:
-            number = self._calls.append(body)
-            if started:
-                self._calls.mark(number, STARTED, now)
-            if sequence >= 0:
-                self._names.mark(group, 0, sequence + 1)
+        number = self._calls.append(body)
+        if started:
+            self._calls.mark(number, STARTED, now)
+        if sequence >= 0:
+            self._names.mark(group, 0, sequence + 1)
         return number
 
     def mark(self, number: int, which: int, value: int) -> None:
-        """Write down what has become of a call: STARTED, ENDED or WAITED."""
+        """Write down what has become of a call: STARTED, ENDED or WAITED. The caller holds `lock`."""
         self._calls.mark(number, which, value)
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ def process_state(pid: int, started: int) -> str:
 
     Args:
         pid: of the process.
-        started: what `process_start` said of it.
+        started: what `start_ticks` said of it.
     """
     if not Path("/proc/self/stat").exists():
         return "?"
@@ -121,7 +121,7 @@ def process_state(pid: int, started: int) -> str:
     return "" if state in "ZX" or begun != started else state
 
 
-def process_start(pid: int) -> int:
+def start_ticks(pid: int) -> int:
     """When a process started, in ticks since the host did; 0 if this host cannot tell."""
     return _stat(pid)[1]
 

@@ -11,7 +11,7 @@ Dumps = Mapping[int, Dump]  # by rank
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingRank:
     """A call that has not ended for long, or has failed.
 
     Args:
@@ -32,7 +32,7 @@ class Waiting:
         return self.call.waiting or self.call.state == "failed"
 
 
-def all_waiting(dumps: Dumps, patience: float) -> list[Waiting]:
+def all_waiting(dumps: Dumps, patience: float) -> list[WaitingRank]:
     """Calls that have taken longer than `patience` seconds or have failed, the longest first; what was retried is not.
 
     A call that others did not make in time may have failed on some ranks and have been made again: in the same group,
@@ -48,7 +48,7 @@ def all_waiting(dumps: Dumps, patience: float) -> list[Waiting]:
             if first.state == "failed" or dump.read_ns - first.enqueued_ns >= patience * 1e9:
                 absent = tuple(r for r in group.ranks if r in dumps and dumps[r].last(group) < first.sequence)
                 unknown = tuple(r for r in group.ranks if r not in dumps)
-                found.append(Waiting(dump.rank, first, absent, unknown))
+                found.append(WaitingRank(dump.rank, first, absent, unknown))
     return sorted(found, key=lambda one: one.call.enqueued_ns)
 
 
@@ -73,7 +73,7 @@ def calls_of(dump: Dump) -> dict[RecordedGroup, list[RecordedCall]]:
     return found
 
 
-def cycle(waiting: Sequence[Waiting]) -> list[Waiting]:
+def cycle(waiting: Sequence[WaitingRank]) -> list[WaitingRank]:
     """Ranks of which each waits for the next, and the last for the first; empty if there are none.
 
     Args:
