@@ -14,8 +14,8 @@ N = ⌊(X − write) / (W + C)⌋ checkpoints durable, so
 
     E[N] = exp(−write/M) / (exp((W + C)/M) − 1)                   goodput = W · E[N] / (M · exp(R/M))
 
-where M · exp(R/M) is a life and the restarts until one is not itself interrupted. Its maximum over W needs neither R
-nor the time to write.
+where M · exp(R/M) is a life and the restarts until one is not itself interrupted, or M + R where none is. Its maximum
+over W needs neither R nor the time to write.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class CheckpointCosts:
         restart: from a failure to the first new step: detection, replacement, start and load.
         mtbf: mean time between failures of the whole job, while it runs.
         write: from the end of the stall until an asynchronous save is durable.
+        failing_restarts: whether failures come during restarts, too, which then begin again.
 
     Raises:
         ImpossibleCosts: if a time is negative, not finite, or the job never runs.
@@ -50,6 +51,7 @@ class CheckpointCosts:
     restart: float
     mtbf: float
     write: float = 0.0
+    failing_restarts: bool = True
 
     def __post_init__(self) -> None:
         for name in ("save", "restart", "write"):
@@ -119,9 +121,10 @@ def expected_segment_seconds(interval: float, costs: CheckpointCosts) -> float:
     """
     _check_interval(interval, costs)
     try:
-        life_and_restarts = costs.mtbf * math.exp((costs.restart + costs.write) / costs.mtbf)
-        return life_and_restarts * math.expm1((interval + costs.save) / costs.mtbf)
-    except OverflowError:
+        restarts = costs.mtbf * math.expm1(costs.restart / costs.mtbf) if costs.failing_restarts else costs.restart
+        durable_per_life = math.exp(-costs.write / costs.mtbf) / math.expm1((interval + costs.save) / costs.mtbf)
+        return (costs.mtbf + restarts) / durable_per_life
+    except (OverflowError, ZeroDivisionError):
         return math.inf  # no life is long enough
 
 

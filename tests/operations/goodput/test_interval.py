@@ -44,8 +44,8 @@ def lives(interval: float, costs: CheckpointCosts, failures: int, seed: int) -> 
                 break
             saved += 1
         durable += saved
-        while (until := draw.expovariate(1 / costs.mtbf)) < costs.restart:  # the restart itself is interrupted
-            wall += until
+        while costs.failing_restarts and (until := draw.expovariate(1 / costs.mtbf)) < costs.restart:
+            wall += until  # the restart itself is interrupted
         wall += costs.restart
     return durable * interval / wall
 
@@ -53,6 +53,7 @@ def lives(interval: float, costs: CheckpointCosts, failures: int, seed: int) -> 
 @pytest.mark.parametrize("costs", [
     CheckpointCosts(5, 0, 1000), CheckpointCosts(30, 200, 1000), CheckpointCosts(2, 100, 600, write=60),
     CheckpointCosts(400, 50, 300), CheckpointCosts(0, 900, 600, write=30),
+    CheckpointCosts(5, 400, 600, write=30, failing_restarts=False),
 ])  # fmt: skip
 @pytest.mark.parametrize("factor", [1.0, 2.5])
 def test_the_exact_expectation_is_what_a_simulation_gives(costs, factor):
