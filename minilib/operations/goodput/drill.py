@@ -191,7 +191,7 @@ def _train(folder: str, every: int, life: int, until: Kill | int, step: float) -
 
         def arm(now: int) -> None:
             if isinstance(until, Kill) and (comm.rank, now - began) == (until.rank, until.after):
-                threading.Timer(until.fraction * step, _die, (events, life, now)).start()
+                threading.Timer(until.fraction * step, _die, (events, life, now, comm.rank)).start()
 
         if comm.rank == 0:
             events.write("loaded", life, began)
@@ -200,8 +200,8 @@ def _train(folder: str, every: int, life: int, until: Kill | int, step: float) -
             trainer.run(began + until if isinstance(until, int) else None, after_step)
 
 
-def _die(events: EventFile, life: int, step: int) -> None:
-    events.write("kill", life, step)
+def _die(events: EventFile, life: int, step: int, rank: int) -> None:
+    events.write("kill", life, step, rank)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
