@@ -92,7 +92,7 @@ def test_goodput_of_a_killed_run_is_what_was_predicted(tmp_path):
         drill = carry_out(plan, tmp_path / f"drill {attempt}", trial)
         drill.check_invariants()
         assert len(drill.kills) == 6 and {kill.rank for kill in drill.kills} == {0, 1}
-        assert abs(drill.executed - plan.steps) <= plan.kills, "a kill may come a step late"
+        assert abs(drill.executed - plan.steps) <= 2 * plan.kills, "a kill may come a step or two late"
         assert 0 < drill.lost <= plan.kills * 2 * plan.every, "no more than the steps since a durable checkpoint"
         ratios.append(predicted / drill.counted)
         print(f"{trial}: predicted {predicted:.3f}, counted {drill.counted:.3f}, by the clock {drill.by_clock:.3f}")
