@@ -5,6 +5,7 @@ import tomllib
 import pytest
 
 from minilib.operations.goodput.failures import REPORTS
+from minilib.operations.goodput.interval import CheckpointCosts, best_interval, expected_goodput
 from minilib.operations.goodput.reports import price_reports, published_mttf_hours, scaled_mttf_hours
 
 
@@ -23,6 +24,12 @@ def test_five_published_runs_come_out_within_three_points_of_a_range_that_says_s
         assert 0 < high - low < 0.15, row.name
         row.worse.check_invariants()
     assert [row.name for row in priced.values() if row.at_least] == ["llama_3"]
+
+
+def test_one_failure_that_stops_all_is_the_exact_expectation(priced):
+    for save, predicted in zip((30, 3), priced["ft_hsdp_synchronous"].predicted, strict=True):
+        costs = CheckpointCosts(save, 600, 1080)
+        assert predicted == pytest.approx(expected_goodput(best_interval(costs), costs), abs=0.01)
 
 
 def test_what_dominates_differs(priced):
