@@ -23,25 +23,33 @@ LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class Distribution:
-    """A histogram that takes one value several times at once."""
+    """A histogram that takes one value several times at once.
+
+    Attributes:
+        total: sum of all values.
+    """
 
     def __init__(self, bounds: tuple[float, ...] = LATENCY) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self.total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
         """Count a value."""
         self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+        self.total += value * times
 
     def family(self, name: str, text: str) -> Metric:
         """As Prometheus has it: how many values are at most each bound."""
+        return HistogramMetricFamily(name, text, buckets=self.buckets(), sum_value=self.total)
+
+    def buckets(self) -> list[tuple[str, int]]:
+        """Each bound as Prometheus writes it, and how many values are at most as large."""
         total, buckets = 0, []
         for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
             total += count
             buckets.append(("+Inf" if bound == math.inf else repr(float(bound)), total))
-        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+        return buckets
 
 
 class Pace:
