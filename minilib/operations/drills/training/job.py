@@ -52,16 +52,15 @@ def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
         try:
             trainer = Trainer(model, *tokens(), CONFIG, comm, phases=injector.around(recorder))
             injector.attach(trainer)
-            checkpoints = folder / "checkpoints"
-            with Checkpointer(
-                checkpoints, for_checkpoints, open_disk=lambda: injector.disk(checkpoints)
-            ) as checkpointer:
+            path = folder / "checkpoints"
+            with Checkpointer(path, for_checkpoints, open_disk=lambda: injector.disk(path)) as checkpointer:
                 trainer.run(SAVED_AT, recorder.end_step)
                 checkpointer.save({"run": trainer}, trainer.step)
                 trainer.run(after_step=recorder.end_step)
         except (OSError, RuntimeError) as caught:
             error = caught
-        calls.close()
+        if error is None:
+            calls.close()
         write_end(folder, rank, recorder.step, error, timed)
         heartbeat.tell(recorder.step, "failed" if error else "done")
         if error:

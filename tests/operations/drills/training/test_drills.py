@@ -6,6 +6,7 @@ import random
 import pytest
 
 from minilib.operations.diagnosis.heartbeat import Pulse
+from minilib.operations.diagnosis.liveness import RankError
 from minilib.operations.drills.training import traces
 from minilib.operations.drills.training.diagnose import diagnose
 from minilib.operations.drills.training.drill import STILL, Evidence, run_drill, stands_still
@@ -53,6 +54,15 @@ def test_a_lost_rank_explains_what_the_others_report():
     evidence = run_drill(None)
     gone = dataclasses.replace(evidence, died=[2])
     assert [(found.kind, found.rank) for found in diagnose(gone)] == [("lost_heartbeat", 2)]
+
+
+def test_an_error_that_nothing_explains_is_told_and_one_that_something_explains_is_not():
+    healthy, error = run_drill(None), RankError(3, 2, "RuntimeError", "a bug", "")
+    assert [str(f) for f in diagnose(dataclasses.replace(healthy, errors=[error]))] == [
+        "error, rank 3: RuntimeError in step 2: a bug"
+    ]
+    gone = dataclasses.replace(healthy, errors=[error], died=[1])
+    assert [(found.kind, found.rank) for found in diagnose(gone)] == [("lost_heartbeat", 1)]
 
 
 def test_drill_runs_the_faults_of_its_seeds():

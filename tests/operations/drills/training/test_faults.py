@@ -4,11 +4,10 @@ import random
 from collections import Counter
 
 import pytest
-import torch
 
 from minilib.operations.diagnosis.finding import Finding
 from minilib.operations.drills.training.fault import KINDS, SIZES, STEPS, InjectedFault, drawn_fault, fault_of_seed
-from minilib.operations.drills.training.injector import STRIKES, Injector, flip_bit
+from minilib.operations.drills.training.injector import STRIKES, Injector
 from minilib.operations.drills.training.score import HEALTHY, OTHER_RANK, DrillRun, score_drills
 
 
@@ -38,16 +37,6 @@ def test_sizes_are_in_their_range_and_faults_leave_time_before_and_after(kind):
 def test_a_fault_that_is_none_is_refused(kind, rank, step):
     with pytest.raises(ValueError, match="got"):
         InjectedFault(kind, rank, step, 1.0)
-
-
-@pytest.mark.parametrize("bit", [0, 22, 23, 29, 30])
-def test_flipping_a_bit_twice_is_as_before(bit):
-    parameter = torch.nn.Parameter(torch.randn(5, 3))
-    before = parameter.detach().clone()
-    flip_bit(parameter, 7, bit)
-    assert (parameter != before).sum() == 1 and parameter.view(-1)[7] != before.view(-1)[7]
-    flip_bit(parameter, 7, bit)
-    assert torch.equal(parameter, before)
 
 
 def test_only_one_way_is_slow_and_only_from_the_step_on():
