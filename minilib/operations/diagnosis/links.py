@@ -24,7 +24,8 @@ from minilib.mechanisms.telemetry import outliers
 from minilib.operations.diagnosis.finding import Finding
 from minilib.ranks.transport.base import Transport
 
-LINK_FLOOR = 1_000_000  # ns by which a link has to be slower than others to matter
+LINK_FLOOR = 2_000_000  # ns by which a link has to be slower than others to matter
+LINK_FACTOR = 3.0  # robust standard deviations: behind a slow link other links seem slower, too, and so does the spread
 
 
 class MessageEnd(NamedTuple):
@@ -110,7 +111,7 @@ def slow_links(times: Mapping[tuple[int, int], Sequence[tuple[int, int]]], newes
             quickest[link] = min(large)
     links, values = list(quickest), list(quickest.values())
     found = []
-    for position in outliers(values, floor=LINK_FLOOR, side="above"):
+    for position in outliers(values, LINK_FACTOR, LINK_FLOOR, "above"):
         src, dst = links[position]
         evidence = f"the quickest of {newest} messages took {values[position] / 1e6:.2f} ms"
         usual = f"on the median link {statistics.median(values) / 1e6:.2f} ms"
