@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from minilib.operations.metrics.job_metrics import JobMetrics
 from minilib.operations.metrics.rank_metrics import RankMetrics
 from minilib.ranks.launch import run
+from tests.deploy.dashboards import expressions
 from tests.deploy.files import DEPLOY, read
 from tests.deploy.prometheus import PATIENCE, expected_alerts, often, program, prometheus, promtool, silenced
 from tests.operations.metrics.runs import train_until
@@ -101,6 +102,9 @@ def test_a_real_prometheus_sees_the_fault_of_a_real_run(fault, alert, tmp_path):
             found.until("count(training_steps_total > 20)", 2)
             assert {labels["instance"] for labels, _ in found.query("up")} == {"tiny/0", "tiny/1"}
             assert found.query("training_mfu_ratio") and found.query("training_goodput_ratio")
+            found.until("count(training:work_seconds:rate5m)", 2)
+            empty = [text for text in expressions("training", __rate_interval="5s") if not found.query(text)]
+            assert empty == ['training_data_queue_depth{run="tiny"}'], "this trainer prefetches nothing"
             assert not found.query(firing)
             wrong.write_text(fault)
             labels = found.until(firing, 1)

@@ -1,6 +1,7 @@
 """Score the training drills over seeded runs, and measure what the instruments take of a step.
 
-Rules and thresholds were fixed on seeds below 1000. The scored seeds begin at SCORED; nobody tunes on them.
+Rules and thresholds were fixed on seeds below 1000. The scored seeds begin at SCORED; nobody tunes on them. Seeds from
+1000 to 1219 were scored before the rule for slow links was changed, and have had their turn.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.training.config import TrainConfig
 from minilib.training.trainer import Trainer
 
-SCORED = 1000  # first of the seeds that are scored
+SCORED = 2000  # first of the seeds that are scored
 RUNS = 220  # 10 of each kind, 100 healthy ones between
 SHAPE = ModelConfig(512, 128, 344, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32, max_position=128)
 CONFIG = TrainConfig(steps=10**6, batch_size=8, context=64, evaluate_every=10**6)

@@ -2,9 +2,9 @@
 
     front ──► auth                     "retry"          1 request of 50 to auth fails, and is sent again after a while
           ├─► catalog ──► store/0      "lock"           1 request of 50 to catalog holds a lock for long
-          │           ├─► store/1      "pause"          store/1 stops now and then, as a garbage collector makes it
-          │           └─► …            "queue"          now and then a batch of jobs takes catalog's workers
-          └─► recommend/0, 1 or 2      "slow replica"   recommend/2 works at a twentieth of the speed of the others
+          │           ├─► store/1      "queue"          now and then a batch of jobs takes catalog's workers
+          │           └─► …            "pause"          the last shard stops now and then, as a garbage collector has it
+          └─► recommend/0, 1 or 2      "slow replica"   the last one works at a twentieth of the others' speed
                                        "slow canary"    so it does, and gets 1 request of 200
                                        "slow leaves"    1 call of 100 to any shard of the store is slow
                                        "healthy"

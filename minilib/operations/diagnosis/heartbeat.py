@@ -54,7 +54,7 @@ class Heartbeat:
         period: seconds between beats.
     """
 
-    def __init__(self, path: Path, period: float = 0.02) -> None:
+    def __init__(self, path: Path, period: float = 0.1) -> None:
         path.write_bytes(_FIELDS.pack(os.getpid(), 0, 0, 0, 0))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _FIELDS.size)
@@ -69,9 +69,14 @@ class Heartbeat:
         self.close()
 
     def tell(self, step: int, place: str) -> None:
-        """Say where this rank is."""
+        """Say where this rank is.
+
+        Raises:
+            ValueError: if that is none of PLACES.
+        """
+        number = PLACES.index(place)
         self._set(_STEP, step)
-        self._set(_PLACE, PLACES.index(place))
+        self._set(_PLACE, number)
         self._set(_PROGRESS, self._beats)
 
     def close(self) -> None:

@@ -24,7 +24,8 @@ from minilib.mechanisms.telemetry import outliers
 from minilib.operations.diagnosis.finding import Finding
 from minilib.ranks.transport.base import Transport
 
-LINK_FLOOR = 1_000_000  # ns by which a link has to be slower than others to matter
+LINK_FLOOR = 2_000_000  # ns by which a link has to be slower than others to matter
+LINK_FACTOR = 3.0  # robust standard deviations: behind a slow link other links seem slower, too, and so does the spread
 
 
 class MessageEnd(NamedTuple):
@@ -98,18 +99,19 @@ def slow_links(times: Mapping[tuple[int, int], Sequence[tuple[int, int]]], newes
 
     Args:
         times: see `link_times`.
-        newest: messages of each link to look at, of those that have at least half the bytes of the largest one. Links
-            with fewer are left out.
+        newest: messages of each link to look at, of twice as many those that have at least half the bytes of the
+            largest one. Links with fewer are left out.
     """
-    largest = max((size for messages in times.values() for size, _ in messages), default=0)
     quickest = {}
     for link, messages in times.items():
-        large = [ns for size, ns in messages if size >= largest / 2][-newest:]
+        recent = messages[-2 * newest :]
+        largest = max((size for size, _ in recent), default=0)
+        large = [ns for size, ns in recent if size >= largest / 2][-newest:]
         if len(large) == newest:
             quickest[link] = min(large)
     links, values = list(quickest), list(quickest.values())
     found = []
-    for position in outliers(values, floor=LINK_FLOOR, side="above"):
+    for position in outliers(values, LINK_FACTOR, LINK_FLOOR, "above"):
         src, dst = links[position]
         evidence = f"the quickest of {newest} messages took {values[position] / 1e6:.2f} ms"
         usual = f"on the median link {statistics.median(values) / 1e6:.2f} ms"

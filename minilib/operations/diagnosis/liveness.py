@@ -45,6 +45,11 @@ def lost_heartbeats(pulses: Sequence[Pulse], silent: Sequence[int], died: Sequen
     ]  # fmt: skip
 
 
+def unexplained_errors(errors: Sequence[RankError]) -> list[Finding]:
+    """Every error, as a symptom: for when nothing says where it comes from."""
+    return [Finding("error", error.rank, f"{error.type} in step {error.step}: {error.text}") for error in errors]
+
+
 def full_disks(errors: Sequence[RankError]) -> list[Finding]:
     """Ranks whose own disk is full: all ranks fail to save, and one alone has met ENOSPC."""
     return [

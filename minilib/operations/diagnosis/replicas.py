@@ -6,6 +6,7 @@ from collections import Counter
 
 from minilib.operations.diagnosis.finding import Finding
 from minilib.operations.diagnosis.stragglers import Steps
+from minilib.operations.integrity.verdict import suspects_of
 
 
 def odd_replicas(steps: Steps) -> list[Finding]:
@@ -13,18 +14,15 @@ def odd_replicas(steps: Steps) -> list[Finding]:
 
     An update of its own changes every tensor that a rank has. A flipped bit changes one: replicas average gradients, so
     that all other tensors go on being updated alike. With two ranks nobody knows who is wrong, and both are named.
+    `integrity.ReplicaCheck` compares all of the state, while the job runs, by a collective.
     """
     for records in steps:
+        ranks = [record.rank for record in records]
         names = set.intersection(*(set(record.checksums) for record in records))
-        differ = {record.rank: 0 for record in records}
-        for name in names:
-            sums = [record.checksums[name] for record in records]
-            [(usual, votes), *_] = Counter(sums).most_common(1)
-            for record, checksum in zip(records, sums, strict=True):
-                differ[record.rank] += checksum != usual or 2 * votes <= len(records)
-        if any(differ.values()):
-            step, count = records[0].step, len(names)
-            return [_found(rank, odd, count, step) for rank, odd in differ.items() if odd]
+        suspects = [suspects_of([record.checksums[name] for record in records], ranks)[0] for name in names]
+        odd = Counter(rank for found in suspects for rank in found)
+        if odd:
+            return [_found(rank, odd[rank], len(names), records[0].step) for rank in sorted(odd)]
     return []
 
 

@@ -31,6 +31,11 @@ class PhaseTime(NamedTuple):
         """What the rank itself is answerable for: computing, and waiting for its own devices."""
         return max(0, self.wall_ns - self.ready_ns - self.wait_ns)
 
+    @property
+    def asleep_ns(self) -> int:
+        """Of its own time, that in which it waited for a disk, a device or another process, and did not run."""
+        return max(0, self.own_ns - self.cpu_ns)
+
     def plus(self, other: PhaseTime) -> PhaseTime:
         """Both, one after the other."""
         return PhaseTime(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))

@@ -64,18 +64,21 @@ def slow_ranks(steps: Steps, window: int = WINDOW) -> list[Finding]:
 
 
 def starved_loaders(steps: Steps, window: int = WINDOW) -> list[Finding]:
-    """Ranks that wait for their data longer than the others; rank None if all wait for data a third of the step."""
+    """Ranks that wait for their data longer than the others; rank None if all wait for data a third of the step.
+
+    Waiting is what counts: a loader that computes in the rank's own thread, or gets new memory there, does not starve.
+    """
     if len(steps) < window:
         return []
     ranks = list(zip(*steps[-window:], strict=True))
-    waits = [statistics.median(record.phases["data"].own_ns for record in records) for records in ranks]
+    waits = [statistics.median(record.phases["data"].asleep_ns for record in records) for records in ranks]
     walls = [statistics.median(record.wall_ns for record in records) for records in ranks]
     middle = statistics.median(waits)
     if middle > max(FLOOR, statistics.median(walls) / 3):
-        return [Finding("starved_loader", None, f"the median rank draws its data in {middle / 1e6:.1f} ms a step")]
+        return [Finding("starved_loader", None, f"the median rank waits {middle / 1e6:.1f} ms a step for data")]
     return [
-        Finding("starved_loader", rank, f"it draws its data in {waits[rank] / 1e6:.1f} ms a step, "
-                f"the median rank in {middle / 1e6:.1f} ms")
+        Finding("starved_loader", rank, f"it waits {waits[rank] / 1e6:.1f} ms a step for data, "
+                f"the median rank {middle / 1e6:.1f} ms")
         for rank in outliers(waits, floor=FLOOR, side="above")
     ]  # fmt: skip
 

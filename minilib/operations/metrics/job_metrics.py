@@ -99,7 +99,7 @@ class JobMetrics(Collector):
                 yield family
 
 
-def follow(trainer: Trainer, metrics: RankMetrics, job: JobMetrics | None = None) -> Callable[[Trainer], None]:
+def watch_steps(trainer: Trainer, metrics: RankMetrics, job: JobMetrics | None = None) -> Callable[[Trainer], None]:
     """What to give to Trainer.run as `after_step`, made just before, after any resume.
 
     A rank's part of a step's tokens is an equal one, so that the sum over ranks is the job's, whatever ranks share.

@@ -2,7 +2,7 @@
 
     metrics = RankMetrics("pretraining", rank, world_size)
     trainer = Trainer(…, phases=metrics.phase)
-    trainer.run(after_step=follow(trainer, metrics))
+    trainer.run(after_step=watch_steps(trainer, metrics))
 
 A step pays for a clock and an addition a phase; memory is read, and text written, by whoever scrapes. Counters count
 since this process began and start again with it, which Prometheus' rate() expects; `training_step` is the place in the

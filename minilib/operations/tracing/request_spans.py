@@ -80,7 +80,7 @@ class RequestSpans:
         end = prompt.ended_ns or record.ended_ns
         span = self._start(f"{operation} {self._model}", parent, prompt.submitted_ns + shift, attributes)
         within = trace.set_span_in_context(span, otel_context.Context())
-        if prompt.stream is not None:  # it was not refused
+        if prompt.stream is not None or record.error in BY_CLIENT:  # the engine did not refuse it
             self._phase("queue", within, prompt.submitted_ns, prompt.started_ns or end, shift)
         if prompt.started_ns is not None:
             computed = prompt.prompt_tokens - prompt.cached_tokens

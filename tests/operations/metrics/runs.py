@@ -9,7 +9,7 @@ import torch.distributed as dist
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.operations.metrics.exposition import MetricsEndpoint
-from minilib.operations.metrics.job_metrics import JobMetrics, follow
+from minilib.operations.metrics.job_metrics import JobMetrics, watch_steps
 from minilib.operations.metrics.rank_metrics import RankMetrics
 from minilib.operations.metrics.utilisation import model_flops_per_token
 from minilib.ranks.collectives import Communicator
@@ -42,7 +42,7 @@ def train_until(stop, targets, fault):
     metrics = RankMetrics("tiny", rank, dist.get_world_size(), durable=time.time())
     trainer = trainer_of(settings, metrics, comm)
     job = job_of(metrics, settings) if rank == 0 else None
-    count = follow(trainer, metrics, job)
+    count = watch_steps(trainer, metrics, job)
 
     def after_step(trainer):
         count(trainer)

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from minilib.operations.metrics.instrument_cost import calls_per_step, nanoseconds_per_call
-from minilib.operations.metrics.job_metrics import JobMetrics, follow
+from minilib.operations.metrics.job_metrics import JobMetrics, watch_steps
 from minilib.operations.metrics.rank_metrics import RankMetrics
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import run
@@ -29,7 +29,7 @@ def of_two_ranks():
     metrics = RankMetrics("tiny", rank, 2)
     trainer = trainer_of(settings, metrics, Communicator(GroupTransport()))
     job = job_of(metrics, settings)
-    trainer.run(after_step=follow(trainer, metrics, job))
+    trainer.run(after_step=watch_steps(trainer, metrics, job))
     counts = {name: sum(count for count in phase.seconds._counts) for name, phase in metrics.phases.items()}
     shown = (metrics.step, metrics.steps, metrics.tokens, metrics.loss, metrics.grad_norm, metrics.learning_rate)
     return shown, counts, (job.mfu, job.tokens_per_second, trainer.seconds), metrics.step_seconds.total
@@ -53,7 +53,7 @@ def test_a_resumed_run_goes_on_and_what_was_lost_is_no_goodput(tmp_path):
     trainer = trainer_of(settings, first)
     job = job_of(first, settings, started=1000.0, clock=lambda: now[0])
     assert job.goodput is None and job.tokens_per_second is None and job.mfu is None
-    after_step = follow(trainer, first, job)
+    after_step = watch_steps(trainer, first, job)
     trainer.run(5, after_step)
     trainer.save(tmp_path / "run.pt")
     kept = trainer.seconds
@@ -66,7 +66,7 @@ def test_a_resumed_run_goes_on_and_what_was_lost_is_no_goodput(tmp_path):
     trainer = trainer_of(settings, second)
     trainer.resume(tmp_path / "run.pt")
     again = job_of(second, settings, started=1000.0, clock=lambda: now[0])
-    trainer.run(10, follow(trainer, second, again))
+    trainer.run(10, watch_steps(trainer, second, again))
     assert (first.step, first.steps, second.step, second.steps) == (8, 8, 10, 5)
     assert again.productive_seconds == pytest.approx(kept + second.step_seconds.total)
     now[0] = 1000 + kept + lost + second.step_seconds.total
@@ -109,7 +109,7 @@ def test_numbers_out_of_range_are_refused(wrong):
 def test_calls_of_a_step_are_those_that_are_priced(accumulate):
     metrics = CountedMetrics("tiny")
     trainer = trainer_of(config(4, accumulate), metrics)
-    trainer.run(after_step=follow(trainer, metrics))
+    trainer.run(after_step=watch_steps(trainer, metrics))
     assert metrics.entered == 4 * calls_per_step(accumulate) == 4 * (4 + 2 * accumulate)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minilib.operations.diagnosis.collectives import stopped_collectives
 from minilib.operations.diagnosis.finding import Finding
 from minilib.operations.diagnosis.links import slow_links
-from minilib.operations.diagnosis.liveness import full_disks, lost_heartbeats
+from minilib.operations.diagnosis.liveness import full_disks, lost_heartbeats, unexplained_errors
 from minilib.operations.diagnosis.numbers import loss_spikes, memory_leaks, nan_ranks
 from minilib.operations.diagnosis.replicas import odd_replicas
 from minilib.operations.diagnosis.stragglers import slow_ranks, starved_loaders
@@ -31,6 +31,6 @@ def diagnose(evidence: Evidence) -> list[Finding]:
             *slow_links(evidence.links),
             *memory_leaks(evidence.steps),
         ],
-        "symptoms": lambda: loss_spikes(evidence.steps),
+        "symptoms": lambda: loss_spikes(evidence.steps) + unexplained_errors(evidence.errors),
     }
     return next((found for find in groups.values() if (found := find())), [])

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from minilib.mechanisms.journaling import WriteFile
 from minilib.numbers.machine import Link
 from minilib.operations.checkpoint.folder import CheckpointFolder
 from minilib.operations.drills.training.fault import InjectedFault
+from minilib.operations.integrity.flips import flip_bit
 from minilib.ranks.collectives import Communicator
 from minilib.training.phases import PHASES, StepPhases
 from minilib.training.trainer import Trainer
@@ -131,7 +131,7 @@ def _poison(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
 
 def _flip(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
     parameters = [p for p in trainer.model.parameters() if p.dim() > 1]
-    flip_bit(parameters[fault.step % len(parameters)], 7 * fault.step, int(fault.size))
+    flip_bit(parameters[fault.step % len(parameters)], 32 * 7 * fault.step + int(fault.size))
 
 
 def _leak(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
@@ -140,13 +140,6 @@ def _leak(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
 
 def _lose(fault: InjectedFault, trainer: Trainer, hoard: list) -> None:
     os.kill(os.getpid(), signal.SIGSTOP if fault.size else signal.SIGKILL)
-
-
-@torch.no_grad()
-def flip_bit(parameter: nn.Parameter, index: int, bit: int) -> None:
-    """Flip one bit of one float32 value, in place."""
-    values = parameter.view(-1).view(torch.int32)
-    values[index] ^= 1 << bit
 
 
 Strike = Callable[[InjectedFault, Trainer, list], None]

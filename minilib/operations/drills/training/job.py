@@ -28,6 +28,7 @@ from minilib.training.trainer import Trainer
 
 SHAPE = ModelConfig(64, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_position=64)
 CONFIG = TrainConfig(steps=STEPS, batch_size=16, context=32, warmup=4, evaluate_every=100, validation_batches=1)
+PERIOD = 0.02  # seconds between heartbeats, so that a drill need not wait for long
 CALLS = 200  # collectives that a rank's flight recorder keeps
 TIMEOUT = 600.0  # seconds that a rank waits for another: the watchdog ends a job that hangs, not the ranks
 
@@ -41,7 +42,7 @@ def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
     model = Decoder(SHAPE)
     model.initialize(0)
     with (
-        Heartbeat(beat_path(folder, rank)) as heartbeat,
+        Heartbeat(beat_path(folder, rank), PERIOD) as heartbeat,
         StepRecorder(folder, rank, model, 1, heartbeat) as recorder,
         contextlib.redirect_stderr(io.StringIO()),  # the trainer's progress
     ):
@@ -51,16 +52,15 @@ def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
         try:
             trainer = Trainer(model, *tokens(), CONFIG, comm, phases=injector.around(recorder))
             injector.attach(trainer)
-            checkpoints = folder / "checkpoints"
-            with Checkpointer(
-                checkpoints, for_checkpoints, open_disk=lambda: injector.disk(checkpoints)
-            ) as checkpointer:
+            path = folder / "checkpoints"
+            with Checkpointer(path, for_checkpoints, open_disk=lambda: injector.disk(path)) as checkpointer:
                 trainer.run(SAVED_AT, recorder.end_step)
                 checkpointer.save({"run": trainer}, trainer.step)
                 trainer.run(after_step=recorder.end_step)
         except (OSError, RuntimeError) as caught:
             error = caught
-        calls.close()
+        if error is None:
+            calls.close()
         write_end(folder, rank, recorder.step, error, timed)
         heartbeat.tell(recorder.step, "failed" if error else "done")
         if error:

@@ -87,7 +87,7 @@ def drill(seeds: Iterable[int], examine: Callable[[InjectedFault | None], Sequen
     """Run the faults of some seeds, healthy runs between.
 
     Args:
-        seeds: those below 1000 are for developing rules, those from 1000 on for scoring them; see `fault_of_seed`.
+        seeds: those below 1000 are for developing rules, those from 2000 on for scoring them; see `fault_of_seed`.
         examine: runs the job with a fault, and returns what was found.
     """
     return [DrillRun(seed, fault, examine(fault)) for seed in seeds for fault in [fault_of_seed(seed)]]
