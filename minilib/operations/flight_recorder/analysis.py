@@ -9,7 +9,7 @@ A rank that reports a hang is as a rule one that waits. So who waits leads to wh
 3. If all have entered and it does not end, ranks that are stopped are at fault, or else nobody can be told from others.
 4. If all has ended, whoever made the others wait for long is slow: its own call was short where theirs were long.
 
-WaitingRank times are measured on each rank by itself, so clocks of hosts need not agree.
+Times of waiting are measured on each rank by itself, so clocks of hosts need not agree.
 
 In production: `torchfrtrace` of PyTorch, which matches calls in the order of the dumps.
 """
