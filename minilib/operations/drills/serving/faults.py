@@ -34,7 +34,7 @@ def server_fault(seed: int) -> ServerFault | None:
         return None
     kind, chance = SERVER_FAULTS[(seed - seed // 3) % len(SERVER_FAULTS)], random.Random(seed)
     who = REPLICA if kind == "leaking_pages" else chance.choice(TENANTS)
-    least, most = {"slow_tenant": (450, 600), "leaking_pages": (1, 3)}.get(kind, (2, 6))
+    least, most = {"slow_tenant": (500, 700), "leaking_pages": (1, 3)}.get(kind, (2, 6))
     return ServerFault(kind, who, chance.randint(least, most))
 
 

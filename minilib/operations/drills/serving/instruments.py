@@ -19,7 +19,7 @@ from typing import Any
 from minilib.mechanisms.telemetry.spans import Span
 
 BLAMED = 0.6  # of others' wait, from which on one tenant makes them wait
-WAITED = 0.2  # of others' requests, from which on their wait matters
+WAITED = 0.1  # of others' requests, from which on their wait matters
 LARGE = 0.5  # of all tokens of prompts, that a tenant has computed whose prompts are to blame
 MISSED = 100  # tokens that other streams got meanwhile, from which on a stream is stuck
 LOOKS = 4  # in a row that see no token, at least

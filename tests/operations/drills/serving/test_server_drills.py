@@ -30,7 +30,7 @@ def test_seeds_draw_every_fault_and_healthy_runs_between():
 
 
 def test_the_instruments_name_what_is_wrong_with_a_server():
-    """One run of each kind and healthy ones between; the whole score is that of more seeds."""
+    """One run of each kind and healthy ones between; counted by tokens and shares, so a busy machine is no excuse."""
     runs = drill_server(range(6), weights.load(weights.PRETRAINED).eval())
     score = score_servers(runs)
     assert {run.fault.kind for run in runs if run.fault} == {*SERVER_FAULTS}
