@@ -45,6 +45,6 @@ def test_instruments_are_priced_and_their_records_counted():
     found = bench.instruments(turns=2, steps=2)
     for clock in ("wall", "cpu"):
         assert all(math.isfinite(found[clock][side]) and found[clock][side] > 0 for side in ("off", "on", "ratio"))
-    # An all-reduce of the gradients, a ring with a message in and one out in both of its rounds; and one of the loss, by
-    # a tree, whose root receives and sends.
+    # An all-reduce of the gradients, a ring with a message in and one out in both of its rounds; and one of the loss,
+    # by a tree, whose root receives and sends.
     assert found["records_per_step"] == {"phases": 6, "steps": 1, "collectives": 2, "message ends": 6}
