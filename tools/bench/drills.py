@@ -32,6 +32,7 @@ from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import run
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.training.config import TrainConfig
+from minilib.training.phases import PHASES
 from minilib.training.trainer import Trainer
 
 SCORED = 2000  # first of the seeds that are scored
@@ -112,6 +113,7 @@ def _in_turns(folder: Path, turns: int, steps: int) -> dict:
     ):
         comm = RecordedCommunicator(recorder.metered(Communicator(timed)), calls)
         seen = Trainer(model, tokens, tokens, CONFIG, comm, phases=recorder)
+        before = _recorded(folder, rank, timed)
 
         def take(side: str) -> tuple[float, float]:
             trainer, options = (seen, {"after_step": recorder.end_step}) if side == "on" else (bare, {})
@@ -126,19 +128,20 @@ def _in_turns(folder: Path, turns: int, steps: int) -> dict:
         for turn in range(turns):
             for side in ("off", "on") if turn % 2 else ("on", "off"):
                 taken[side].append(take(side))
-        messages = (len(timed.sent) + len(timed.received)) / seen.step
+        after = _recorded(folder, rank, timed)
     found: dict = {"turns": turns, "steps": steps, "world_size": 2}
     for number, clock in enumerate(("wall", "cpu")):
         off, on = ([sample[number] for sample in taken[side]] for side in ("off", "on"))
         ratio = statistics.median(with_ / without for with_, without in zip(on, off, strict=True))
         found[clock] = {"off": statistics.median(off), "on": statistics.median(on), "ratio": ratio}
-    return found | {"records_per_step": {"phases": 6, "steps": 1, "collectives": _calls(folder, rank, seen.step),
-                                         "message ends": messages}}  # fmt: skip
+    a_step = {name: (after[name] - before[name]) / seen.step for name in after}
+    return found | {"records_per_step": {"phases": len(PHASES), "steps": 1} | a_step}
 
 
-def _calls(folder: Path, rank: int, steps: int) -> float:
+def _recorded(folder: Path, rank: int, timed: TimedTransport) -> dict[str, int]:
+    """What has been recorded so far."""
     dump = read_dump(folder / f"{rank}.calls")
-    return (len(dump.calls) + dump.lost) / steps
+    return {"collectives": len(dump.calls) + dump.lost, "message ends": len(timed.sent) + len(timed.received)}
 
 
 def _model() -> Decoder:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from minilib.mechanisms.telemetry.spans import Span
 from minilib.operations.tracing.clocks import SAME_CLOCK, ClockLine
-from minilib.operations.tracing.recording import BEGIN, COUNT, Recording, Row
+from minilib.operations.tracing.recording import BEGIN, COUNT, Recording, TraceRow
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def merge_recordings(recordings: Iterable[Recording], clocks: Mapping[int, Clock
     )
 
 
-def _on_reference(rows: Iterable[Row], line: ClockLine) -> list[Row]:
+def _on_reference(rows: Iterable[TraceRow], line: ClockLine) -> list[TraceRow]:
     return [replace(row, time_ns=line.to_reference(row.time_ns)) for row in rows]
 
 
@@ -103,7 +103,7 @@ def _largest_error(recordings: Mapping[int, Recording], lines: Mapping[int, Cloc
     return sum(sorted(bounds)[-2:])
 
 
-def _spans(rank: int, rows: list[Row], end: int) -> tuple[Span, ...]:
+def _spans(rank: int, rows: list[TraceRow], end: int) -> tuple[Span, ...]:
     """Spans in the order in which they began; a tree of its own for each that lies in no other."""
     begun: list[Span] = []
     stack: list[int] = []
@@ -125,7 +125,7 @@ def _spans(rank: int, rows: list[Row], end: int) -> tuple[Span, ...]:
     return tuple(begun)
 
 
-def _attributes(row: Row) -> dict[str, object]:
+def _attributes(row: TraceRow) -> dict[str, object]:
     known = {"group": row.group, "number": row.number, "bytes": row.num_bytes or None}
     return {name: value for name, value in known.items() if value is not None}
 

@@ -20,7 +20,7 @@ KIND_BITS = 2
 
 
 @dataclass(frozen=True)
-class Row:
+class TraceRow:
     """One row: a span begins, the innermost open span ends, or a counter has a value.
 
     Args:
@@ -55,7 +55,7 @@ class Recording:
     rank: int
     host: str
     pid: int
-    rows: tuple[Row, ...]
+    rows: tuple[TraceRow, ...]
     lost: int = 0
 
 
@@ -104,11 +104,11 @@ def _names(buffer, end: int) -> list[str]:
     return found
 
 
-def _row(names: list[str], time_ns: int, code: int, first: int, second: int, third: int) -> Row:
+def _row(names: list[str], time_ns: int, code: int, first: int, second: int, third: int) -> TraceRow:
     kind, name = code & (1 << KIND_BITS) - 1, names[code >> KIND_BITS]
     if kind == END:
-        return Row(END, time_ns, "")
+        return TraceRow(END, time_ns, "")
     if kind == COUNT:
-        return Row(COUNT, time_ns, name, value=first)
+        return TraceRow(COUNT, time_ns, name, value=first)
     group = names[first - 1] if first else None
-    return Row(BEGIN, time_ns, name, group=group, number=None if second < 0 else second, num_bytes=third)
+    return TraceRow(BEGIN, time_ns, name, group=group, number=None if second < 0 else second, num_bytes=third)

@@ -12,6 +12,7 @@ from minilib.serving.server.metrics import ServerMetrics
 from minilib.serving.server.records import RECORD, OpenRecords
 
 OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})  # for probes, scrapers and readers of the document
+UNRECORDED = OPEN | {"/status"}  # what looks at a server is none of its work
 
 
 class Door:
@@ -47,7 +48,7 @@ class Door:
         path = scope["path"] if scope["path"] in self._paths else "other"
         if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope itself, sends no body
             scope = scope | {"method": "GET"}
-        record = None if path in OPEN else self._records.begin(scope, path)
+        record = None if path in UNRECORDED else self._records.begin(scope, path)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -15,7 +15,7 @@ OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def scraped(url, **headers):
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
         return answer.headers["Content-Type"], answer.read().decode()
 
 
@@ -79,7 +79,7 @@ def of_a_rank(folder):
 
 
 def test_each_rank_serves_its_own(tmp_path):
-    for rank, (text, seen) in enumerate(run(of_a_rank, 2, str(tmp_path), timeout=60)):
+    for rank, (text, seen) in enumerate(run(of_a_rank, 2, str(tmp_path), timeout=240)):
         assert f'training_tokens_total{{rank="{rank}",run="tiny"}} {10.0 + rank}' in text
         assert f'rank="{1 - rank}"' not in text and seen == 2
 

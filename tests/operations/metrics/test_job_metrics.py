@@ -37,7 +37,7 @@ def of_two_ranks():
 
 def test_ranks_of_a_real_run_count_what_it_did():
     settings = config(steps=5)
-    ranks = run(of_two_ranks, 2, timeout=120)
+    ranks = run(of_two_ranks, 2, timeout=240)
     assert sum(shown[2] for shown, *_ in ranks) == 5 * 6 * 8
     for (step, steps, _, loss, norm, rate), counts, (mfu, speed, seconds), counted in ranks:
         assert step == steps == 5 and counts == dict.fromkeys(PHASES, 5)
