@@ -1,6 +1,6 @@
 """The load of a drill: tenants that ask again and again, and someone who looks at /status meanwhile.
 
-round 1   four tenants, one request after the other; of a slow tenant, huge prompts two at a time
+round 1   four tenants, one request after the other; of a slow tenant, huge prompts three at a time
 quiet     a few looks at a server without a request
 round 2   as round 1
 quiet
@@ -63,7 +63,7 @@ class DrillLoad:
         patient = [tenant for tenant in TENANTS if not self._is_stuck(tenant)]
         working = [self._tenant(tenant) for tenant in patient]
         if fault is not None and fault.kind == "slow_tenant":
-            working += [self._huge(fault) for _ in range(2)]
+            working += [self._huge(fault) for _ in range(3)]
         stuck = [asyncio.ensure_future(self._tenant(tenant)) for tenant in TENANTS if tenant not in patient]
         work = asyncio.gather(*working)
         while not work.done():
