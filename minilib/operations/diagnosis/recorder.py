@@ -119,7 +119,7 @@ class StepRecorder:
         try:
             yield
         finally:
-            self._wait_ns += time.monotonic_ns() - begun - (self._thread_times()[1] - ready)
+            self._wait_ns += max(0, time.monotonic_ns() - begun - (self._thread_times()[1] - ready))
 
 
 class MeteredCommunicator:
