@@ -1,7 +1,7 @@
 """Checkpoints: saved from any ranks and cuts, loaded on any others, written behind the steps; see checkpointer.py."""
 
-from minilib.operations.checkpoint.checkpointer import AlreadySaved, Checkpointer, SaveInProgress
-from minilib.operations.checkpoint.commit import SaveFailed
+from minilib.operations.checkpoint.background import AlreadySaved, SaveFailed, SaveInProgress
+from minilib.operations.checkpoint.checkpointer import Checkpointer
 from minilib.operations.checkpoint.cuts import (
     TrainerState,
     expert_parallel_state,

@@ -10,6 +10,7 @@ to know that its bytes are the ones that were written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -108,6 +109,8 @@ def cut_blocks(part: memoryview, block_bytes: int) -> Iterator[memoryview]:
 def part_steps(name: str, blocks: Iterable[memoryview], checksums: bytearray) -> Iterator[DiskStep]:
     """Write a part under its own name and make its bytes durable, as `journaling.write_part` does, block by block.
 
+    A second thread computes the checksum of a block while the first one writes it.
+
     Args:
         name: one that no manifest holds.
         blocks: of its bytes; all but the last of one size.
@@ -117,10 +120,12 @@ def part_steps(name: str, blocks: Iterable[memoryview], checksums: bytearray) ->
     """
     yield CreateFile(name)
     offset = 0
-    for block in blocks:
-        checksums += crc32(block).to_bytes(CRC_BYTES, "little")
-        yield WriteFile(name, block, offset)
-        offset += len(block)
+    with ThreadPoolExecutor(1, "checksum") as beside:
+        for block in blocks:
+            checksum = beside.submit(crc32, block)
+            yield WriteFile(name, block, offset)
+            offset += len(block)
+            checksums += checksum.result().to_bytes(CRC_BYTES, "little")
     yield SyncFile(name)
 
 
