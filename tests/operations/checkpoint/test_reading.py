@@ -110,7 +110,7 @@ def test_a_damaged_byte_is_found_where_it_is_needed_and_named(tmp_path):
 
 
 def test_damage_is_found_whenever_its_check_ends_and_a_reader_may_read_again(tmp_path, monkeypatch):
-    """Checks run behind the reading of later windows, the last ones behind all of it."""
+    """Checks run behind the reading of later windows, the last one behind all of it."""
     monkeypatch.setattr(reading, "WINDOW", BLOCK)
     whole = torch.randn(100, 16)
     disk, committed = saved(tmp_path, w=whole)
