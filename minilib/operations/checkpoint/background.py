@@ -17,12 +17,12 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from minilib.operations.checkpoint.cuts import prepared_to_save
-from minilib.operations.checkpoint.folder import json_error
+from minilib.operations.checkpoint.format.folder import json_error
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch
+from minilib.operations.checkpoint.format.writing import snapshot
 from minilib.operations.checkpoint.plan import Planner, SavePlan
-from minilib.operations.checkpoint.table import Fragment, StateMismatch
+from minilib.operations.checkpoint.states.cuts import prepared_to_save
 from minilib.operations.checkpoint.together import fail_together, tried
-from minilib.operations.checkpoint.writing import snapshot
 from minilib.ranks.collectives import Communicator
 
 NICENESS = 10  # of the thread: the steps come first

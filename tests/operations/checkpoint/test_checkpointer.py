@@ -19,7 +19,7 @@ from minilib.operations.checkpoint import (
     StateMismatch,
     replica_state,
 )
-from minilib.operations.checkpoint.folder import CheckpointFolder, part_name, steps_to_keep
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, part_name, steps_to_keep
 from minilib.training.sampler import ShardedSampler
 from minilib.training.trainer import CannotResume, Trainer
 from tests.operations.checkpoint.runs import CONFIG, HELD_OUT, ROW, trainer_of

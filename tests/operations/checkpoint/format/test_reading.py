@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from minilib.mechanisms.journaling import ManifestDamaged, PartDamaged, digest, numbered
-from minilib.operations.checkpoint import Checkpointer, Fragment, ModelState, reading
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.folder import CheckpointFolder, check_parts, part_name, read_committed
-from minilib.operations.checkpoint.reading import PartReader
-from minilib.operations.checkpoint.table import check_fits
+from minilib.operations.checkpoint import Checkpointer, Fragment, ModelState
+from minilib.operations.checkpoint.format import reading
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, check_parts, part_name, read_committed
+from minilib.operations.checkpoint.format.reading import PartReader
+from minilib.operations.checkpoint.format.table import check_fits
 
 BLOCK = 64
 

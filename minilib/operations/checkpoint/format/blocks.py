@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minilib.mechanisms.journaling import PartDamaged
-from minilib.operations.checkpoint.writing import CRC_BYTES, cut_blocks
+from minilib.operations.checkpoint.format.writing import CRC_BYTES, cut_blocks
 
 WINDOWS = 4  # that are being filled or checked at a time
 
