@@ -161,8 +161,9 @@ def state_of(config: ModelConfig) -> dict[str, Tensor]:
     noise, tensors = torch.randn(NOISE, generator=torch.Generator().manual_seed(0)), {}
     for name, shape in shapes.items():
         for full in (f"model.{name}", *(f"optimizer.state.{name}.{key}" for key in ("exp_avg", "exp_avg_sq"))):
-            repeated = noise.repeat(-(-shape.numel() // NOISE))[: shape.numel()]
-            tensors[full] = repeated.view(shape) + len(tensors)
+            tensors[full] = torch.empty(shape)
+            for piece in tensors[full].view(-1).split(NOISE):  # nothing larger is made: see `memory_of_save`
+                torch.add(noise[: len(piece)], len(tensors), out=piece)
         tensors[f"optimizer.state.{name}.step"] = torch.tensor(float(len(tensors)))
     return tensors
 

@@ -13,8 +13,9 @@ A save has four phases:
     3. commit    once all have, rank 0 publishes the manifest: only now is there a checkpoint of this step
     4. retire    rank 0 removes checkpoints that are not kept, each one's manifest first
 
-Phases 2 to 4 run on a thread that takes processor time when others leave some, and that calls into the interpreter a
-few times for each megabyte. With wait=True there is no copy, and blocks are written from where the state lies.
+Phases 2 to 4 run on a thread, and checksums on a second one; both take processor time when others leave some, and call
+into the interpreter a few times for each megabyte. With wait=True there is no copy: blocks are written from where the
+state lies.
 
 In production: torch.distributed.checkpoint (async_save), Megatron-LM's dist_checkpointing, ByteCheckpoint.
 """

@@ -21,7 +21,7 @@ from minilib.operations.checkpoint.format.blocks import BlockReader, RangeSource
 from minilib.operations.checkpoint.format.boxes import Box, overlap
 from minilib.operations.checkpoint.format.table import Fragment, StoredBox, StoredTensor
 
-WINDOW = 4 * 2**20  # bytes from which is read at a time, at least an element
+WINDOW = 4 * 2**20  # bytes of a part in which what is read at a time lies, unless it is one element
 LONGEST_ELEMENT = 16  # bytes
 
 
