@@ -17,15 +17,15 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from minilib.operations.checkpoint.cuts import prepared_to_save
-from minilib.operations.checkpoint.folder import json_error
+from minilib.operations.checkpoint.format.folder import json_error
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch
+from minilib.operations.checkpoint.format.writing import snapshot
 from minilib.operations.checkpoint.plan import Planner, SavePlan
-from minilib.operations.checkpoint.table import Fragment, StateMismatch
+from minilib.operations.checkpoint.states.cuts import prepared_to_save
 from minilib.operations.checkpoint.together import fail_together, tried
-from minilib.operations.checkpoint.writing import snapshot
 from minilib.ranks.collectives import Communicator
 
-NICENESS = 10  # of the thread: the steps come first
+NICENESS = 10  # of the thread, beyond that of the steps: they come first
 BUSY = ("wait", "refuse")
 
 
@@ -157,4 +157,5 @@ def _told(step: int, job: Callable[[], None]) -> None:
 def _step_back() -> None:
     """Let this thread run when others leave processor time."""
     with suppress(OSError, AttributeError):  # Linux takes a thread for what it knows as a process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + NICENESS)

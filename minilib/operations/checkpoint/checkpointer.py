@@ -13,8 +13,9 @@ A save has four phases:
     3. commit    once all have, rank 0 publishes the manifest: only now is there a checkpoint of this step
     4. retire    rank 0 removes checkpoints that are not kept, each one's manifest first
 
-Phases 2 to 4 run on a thread that takes processor time when others leave some, and that calls into the interpreter a
-few times for each megabyte. With wait=True there is no copy, and blocks are written from where the state lies.
+Phases 2 to 4 run on a thread, and checksums on a second one; both take processor time when others leave some, and call
+into the interpreter a few times for each megabyte. With wait=True there is no copy: blocks are written from where the
+state lies.
 
 In production: torch.distributed.checkpoint (async_save), Megatron-LM's dist_checkpointing, ByteCheckpoint.
 """
@@ -30,8 +31,7 @@ from minilib.classic.write_ahead_log.disks.real_disk import RealDisk
 from minilib.mechanisms.journaling import SyncFolder
 from minilib.operations.checkpoint.background import AlreadySaved, BackgroundSaves
 from minilib.operations.checkpoint.commit import OpenDisk, SaveJob
-from minilib.operations.checkpoint.cuts import saveables
-from minilib.operations.checkpoint.folder import (
+from minilib.operations.checkpoint.format.folder import (
     CheckpointFolder,
     committed_steps,
     leftover_steps,
@@ -39,9 +39,10 @@ from minilib.operations.checkpoint.folder import (
     retire_steps,
     steps_to_keep,
 )
+from minilib.operations.checkpoint.format.writing import BLOCK, cut_blocks, staged_blocks
 from minilib.operations.checkpoint.loading import Loaded, load_state
+from minilib.operations.checkpoint.states.cuts import saveables
 from minilib.operations.checkpoint.together import decided_by_first, fail_together, tried
-from minilib.operations.checkpoint.writing import BLOCK, cut_blocks, staged_blocks
 from minilib.ranks.collectives import Communicator
 
 
@@ -158,7 +159,7 @@ class Checkpointer:
             StateMismatch, ValueError, OtherRankFailed: see `load_state`.
             SaveFailed: as `wait`.
 
-        Cost: the blocks with the bytes that this rank's fragments need; memory of a few windows (see blocks.py).
+        Cost: the blocks with the bytes that this rank's fragments need; memory of a few windows (see format/blocks.py).
         """
         self._saves.settle()
         chosen = decided_by_first(lambda: self._chosen(step), self._comm)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from minilib.mechanisms.journaling import RemoveFile
 from minilib.operations.checkpoint.background import SaveFailed
-from minilib.operations.checkpoint.folder import (
+from minilib.operations.checkpoint.format.folder import (
     Committed,
     RangedDisk,
     commit_steps,
@@ -17,9 +17,9 @@ from minilib.operations.checkpoint.folder import (
     part_name,
     retire_steps,
 )
+from minilib.operations.checkpoint.format.writing import part_steps
 from minilib.operations.checkpoint.plan import SavePlan
 from minilib.operations.checkpoint.together import told_by_all, tried
-from minilib.operations.checkpoint.writing import part_steps
 from minilib.ranks.collectives import Communicator
 
 OpenDisk = Callable[[], AbstractContextManager[RangedDisk]]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minilib.mechanisms.journaling import TEMPORARY, numbered
-from minilib.operations.checkpoint.folder import MANIFEST, PART
+from minilib.operations.checkpoint.format.folder import MANIFEST, PART
 
 
 class HostMemory:

@@ -25,14 +25,14 @@ import torch
 from minilib.mechanisms.journaling import numbered, numbers_of
 from minilib.mechanisms.sharding.placement import spread
 from minilib.operations.checkpoint.background import AlreadySaved, BackgroundSaves
-from minilib.operations.checkpoint.cuts import saveables
-from minilib.operations.checkpoint.folder import MANIFEST, CheckpointFolder, Committed, NoCheckpoint, part_name
+from minilib.operations.checkpoint.format.folder import MANIFEST, CheckpointFolder, Committed, NoCheckpoint, part_name
+from minilib.operations.checkpoint.format.reading import parts_needed
+from minilib.operations.checkpoint.format.writing import BLOCK, CRC_BYTES, cut_blocks
 from minilib.operations.checkpoint.host_memory import HostMemory
 from minilib.operations.checkpoint.loading import Loaded, fragments_to_fill, load_state
 from minilib.operations.checkpoint.plan import SavePlan
-from minilib.operations.checkpoint.reading import parts_needed
+from minilib.operations.checkpoint.states.cuts import saveables
 from minilib.operations.checkpoint.together import fail_together, told_by_all, tried
-from minilib.operations.checkpoint.writing import BLOCK, CRC_BYTES, cut_blocks
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.base import CollectiveFailed
 

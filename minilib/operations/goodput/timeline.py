@@ -141,8 +141,8 @@ class DrillTimeline:
         return statistics.mean(self.stalls)
 
     @property
-    def mean_restart(self) -> float:
-        return statistics.mean(self.restarts)
+    def median_restart(self) -> float:
+        return statistics.median(self.restarts)
 
     @property
     def mean_write(self) -> float:

@@ -67,7 +67,10 @@ class ReplicaCheck:
         return IntegrityVerdict(step, tuple(sorted(suspects)), bool(suspects) and named, tuple(sorted(tensors)))
 
     def checksum(self) -> int:
-        """64 bits of what this rank holds together with others; to note while replicas agree. A collective."""
+        """64 bits of what this rank holds together with others; to note while replicas agree. A collective.
+
+        Cost: a pass over those bytes.
+        """
         checksums = self._checksums()
         return combined_checksum({name: checksums[name] for _, names in self._shared() for name in names
                                   if name in checksums})  # fmt: skip

@@ -66,15 +66,18 @@ def test_a_save_behind_the_steps_holds_what_was_copied_and_its_bytes_are_counted
 def saves_until_killed(folder: str, point: int, victim: int) -> None:
     memory, taken = memory_of(folder), [0]
     memory.save({"model": model_of(1)}, 1, wait=True)
-    for name in ("begin", "extend", "finish", "remove"):
 
-        def counted(host, *arguments, change=getattr(HostMemory, name)):
+    def counted(change):
+        def wrapped(host, *arguments):
             if taken[0] == point and dist.get_rank() == victim:
                 os.kill(os.getpid(), signal.SIGKILL)
             taken[0] += 1
             change(host, *arguments)
 
-        setattr(HostMemory, name, counted)
+        return wrapped
+
+    for name in ("begin", "extend", "finish", "remove"):
+        setattr(HostMemory, name, counted(getattr(HostMemory, name)))
     for step in range(2, 4):
         memory.save({"model": model_of(step)}, step)
         memory.wait()

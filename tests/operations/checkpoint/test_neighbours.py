@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from minilib.operations.checkpoint import NoCheckpoint
-from minilib.operations.checkpoint.folder import part_name
+from minilib.operations.checkpoint.format.folder import part_name
 from minilib.operations.checkpoint.neighbours import NeighbourMemory
 from minilib.ranks.launch import run
 from tests.operations.checkpoint.runs import comm_of_ranks, outcome, trainer_of

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from minilib.mechanisms.journaling import ManifestDamaged, PartDamaged, digest, numbered
-from minilib.operations.checkpoint import Checkpointer, Fragment, ModelState, reading
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.folder import CheckpointFolder, check_parts, part_name, read_committed
-from minilib.operations.checkpoint.reading import PartReader
-from minilib.operations.checkpoint.table import check_fits
+from minilib.operations.checkpoint import Checkpointer, Fragment, ModelState
+from minilib.operations.checkpoint.format import reading
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, check_parts, part_name, read_committed
+from minilib.operations.checkpoint.format.reading import PartReader
+from minilib.operations.checkpoint.format.table import check_fits
 
 BLOCK = 64
 
@@ -110,7 +111,7 @@ def test_a_damaged_byte_is_found_where_it_is_needed_and_named(tmp_path):
 
 
 def test_damage_is_found_whenever_its_check_ends_and_a_reader_may_read_again(tmp_path, monkeypatch):
-    """Checks run behind the reading of later windows, the last ones behind all of it."""
+    """Checks run behind the reading of later windows, the last one behind all of it."""
     monkeypatch.setattr(reading, "WINDOW", BLOCK)
     whole = torch.randn(100, 16)
     disk, committed = saved(tmp_path, w=whole)

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from minilib.mechanisms.journaling import PartDamaged
-from minilib.operations.checkpoint.writing import CRC_BYTES, cut_blocks
+from minilib.operations.checkpoint.format.writing import CRC_BYTES, cut_blocks
 
-CHECKERS = 2  # threads; a checksum takes about as long as reading from the page cache and copying together
 WINDOWS = 4  # that are being filled or checked at a time
 
 
@@ -96,11 +95,11 @@ class BlockReader:
     def __enter__(self) -> Self:
         self._windows = deque(_Window(self._window_bytes) for _ in range(WINDOWS))
         self._last: tuple[str, int, memoryview] = ("", -1, memoryview(b""))  # the block that was read last
-        self._threads = ThreadPoolExecutor(CHECKERS, "checksum")
+        self._checker = ThreadPoolExecutor(1, "checksum")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._threads.shutdown()
+        self._checker.shutdown()
         for window in self._windows if kind is None else ():
             window.settle()
 
@@ -141,7 +140,7 @@ class BlockReader:
             raise PartDamaged(
                 f"{part} ends at byte {first * size + found:,}, and the manifest says {self._sizes[part]:,}"
             )
-        checks.append(self._threads.submit(self._check, part, first, room))
+        checks.append(self._checker.submit(self._check, part, first, room))
         self._last = (part, last - 1, room[(last - first - 1) * size :])
         self.tally.read += len(room)
         self.tally.blocks += last - first

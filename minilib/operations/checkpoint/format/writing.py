@@ -19,9 +19,8 @@ from torch import Tensor
 
 from minilib.mechanisms.basics.arithmetic import round_up
 from minilib.mechanisms.journaling import CreateFile, DiskStep, ManifestEntry, SyncFile, WriteFile
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.shares import HeldBox
-from minilib.operations.checkpoint.table import Fragment
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.table import Fragment, HeldBox
 
 ALIGNMENT = 64  # bytes: of a cache line, and of every dtype
 BLOCK = 2**20  # bytes: it stays in a core's own cache from the copy to the checksum to the write

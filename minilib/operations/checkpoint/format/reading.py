@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilib.operations.checkpoint.blocks import BlockReader, RangeSource, ReadTally
-from minilib.operations.checkpoint.boxes import Box, overlap
-from minilib.operations.checkpoint.table import Fragment, StoredBox, StoredTensor
+from minilib.operations.checkpoint.format.blocks import BlockReader, RangeSource, ReadTally
+from minilib.operations.checkpoint.format.boxes import Box, overlap
+from minilib.operations.checkpoint.format.table import Fragment, StoredBox, StoredTensor
 
-WINDOW = 4 * 2**20  # bytes from which is read at a time, at least an element
+WINDOW = 4 * 2**20  # bytes of a part in which what is read at a time lies, unless it is one element
 LONGEST_ELEMENT = 16  # bytes
 
 
