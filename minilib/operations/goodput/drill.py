@@ -34,7 +34,7 @@ from minilib.mechanisms.journaling import DiskStep
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.operations.checkpoint import Checkpointer
-from minilib.operations.checkpoint.folder import CheckpointFolder, committed_steps
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, committed_steps
 from minilib.operations.goodput.interval import CheckpointCosts, expected_goodput
 from minilib.operations.goodput.timeline import DrillTimeline, EventFile
 from minilib.ranks.collectives import Communicator

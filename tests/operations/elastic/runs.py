@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.operations.checkpoint.folder import CheckpointFolder
+from minilib.operations.checkpoint.format.folder import CheckpointFolder
 from minilib.operations.elastic import Attempt, restart_count, resume_and_train
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.shared import SharedMemoryTransport
