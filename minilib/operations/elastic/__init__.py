@@ -2,7 +2,7 @@
 
 from minilib.operations.elastic.progress import report_step, restart_count
 from minilib.operations.elastic.restarts import (
-    Attempt,
+    JobAttempt,
     ElasticFailed,
     ElasticRun,
     NoProgress,
@@ -13,7 +13,7 @@ from minilib.operations.elastic.restarts import (
 from minilib.operations.elastic.resuming import resume_and_train
 
 __all__ = [
-    "Attempt",
+    "JobAttempt",
     "ElasticFailed",
     "ElasticRun",
     "NoProgress",

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 
 from minilib.operations.checkpoint.format.boxes import Box
-from minilib.operations.checkpoint.states.cuts import saveables
 from minilib.operations.checkpoint.format.table import Fragment
+from minilib.operations.checkpoint.states.cuts import saveables
 from minilib.operations.checkpoint.together import told_by_all
 from minilib.operations.integrity.checksums import combined_checksum, content_checksum, told_checksums
 from minilib.operations.integrity.verdict import IntegrityVerdict, suspects_of

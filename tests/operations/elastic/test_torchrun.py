@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from minilib.mechanisms.basics.child import child_environment
-from minilib.operations.elastic import Attempt
+from minilib.operations.elastic import JobAttempt
 from minilib.ranks.launch import run
 from tests.operations.elastic.runs import Fault, check_each_window_once, counted_windows, trains
 
@@ -47,8 +47,8 @@ def test_restarts_are_counted_over_the_whole_job(tmp_path):
     assert len(attempts_in(tmp_path)) == 2
 
 
-def attempts_in(folder: Path) -> tuple[Attempt, ...]:
+def attempts_in(folder: Path) -> tuple[JobAttempt, ...]:
     """As the ledgers tell: torchrun tells nothing to the steps."""
     numbers = sorted({int(re.match(r"ledger-(\d+)", path.name)[1]) for path in folder.glob("ledger-*")})
     firsts = [json.loads((folder / f"ledger-{n}-1").read_text().splitlines()[0])[0] for n in numbers]
-    return tuple(Attempt(n, 2, first, None, "", (), "", 0.0) for n, first in zip(numbers, firsts, strict=True))
+    return tuple(JobAttempt(n, 2, first, None, "", (), "", 0.0) for n, first in zip(numbers, firsts, strict=True))
