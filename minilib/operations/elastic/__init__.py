@@ -1,10 +1,14 @@
 """Training that outlasts the loss of processes: all begin again from a checkpoint, or the others go on without one."""
 
 from minilib.operations.elastic.progress import report_step, restart_count
+from minilib.operations.elastic.quorum import CommittedStep, Quorum, VoidedStep
+from minilib.operations.elastic.replica import CoordinatorLost, NoQuorum, Replica, StepNeverCommits
+from minilib.operations.elastic.replica_trainer import ReplicaTrainer
+from minilib.operations.elastic.replicas import Replicas
 from minilib.operations.elastic.restarts import (
-    JobAttempt,
     ElasticFailed,
     ElasticRun,
+    JobAttempt,
     NoProgress,
     RestartsExhausted,
     TooFewRanks,
@@ -14,11 +18,20 @@ from minilib.operations.elastic.resuming import resume_and_train
 
 __all__ = [
     "JobAttempt",
+    "CommittedStep",
+    "CoordinatorLost",
     "ElasticFailed",
     "ElasticRun",
     "NoProgress",
+    "NoQuorum",
+    "Quorum",
+    "Replica",
+    "ReplicaTrainer",
+    "Replicas",
     "RestartsExhausted",
+    "StepNeverCommits",
     "TooFewRanks",
+    "VoidedStep",
     "report_step",
     "restart_count",
     "resume_and_train",
