@@ -19,6 +19,7 @@ def resume_and_train(
     every: int,
     comm: Communicator | None = None,
     after_step: Callable[[Trainer], None] = lambda trainer: None,
+    bar: bool = True,
 ) -> None:
     """Load the newest checkpoint if there is one, train to the end, and save behind the steps. A collective.
 
@@ -28,6 +29,7 @@ def resume_and_train(
         every: steps between two saves.
         comm: between all ranks, for checkpoints alone; not the trainer's own. None on one process.
         after_step: called after every step, before a save of it.
+        bar: show a progress bar, on rank 0.
 
     Raises:
         CannotResume: if the folder has the checkpoints of another run.
@@ -45,5 +47,5 @@ def resume_and_train(
             if trainer.step % every == 0:
                 checkpointer.save({"run": trainer}, trainer.step)
 
-        trainer.run(after_step=stepped)
+        trainer.run(after_step=stepped, bar=bar)
         checkpointer.wait()
