@@ -2,13 +2,13 @@
 
 from minilib.operations.elastic.progress import report_step, restart_count
 from minilib.operations.elastic.quorum import CommittedStep, Quorum, VoidedStep
-from minilib.operations.elastic.replica import CoordinatorLost, NoQuorum, Replica, StepNeverCommits
+from minilib.operations.elastic.replica import CoordinatorLost, ElasticReplica, NoQuorum, StepNeverCommits
 from minilib.operations.elastic.replica_trainer import ReplicaTrainer
 from minilib.operations.elastic.replicas import Replicas
 from minilib.operations.elastic.restarts import (
+    ElasticAttempt,
     ElasticFailed,
     ElasticRun,
-    JobAttempt,
     NoProgress,
     RestartsExhausted,
     TooFewRanks,
@@ -17,7 +17,7 @@ from minilib.operations.elastic.restarts import (
 from minilib.operations.elastic.resuming import resume_and_train
 
 __all__ = [
-    "JobAttempt",
+    "ElasticAttempt",
     "CommittedStep",
     "CoordinatorLost",
     "ElasticFailed",
@@ -25,7 +25,7 @@ __all__ = [
     "NoProgress",
     "NoQuorum",
     "Quorum",
-    "Replica",
+    "ElasticReplica",
     "ReplicaTrainer",
     "Replicas",
     "RestartsExhausted",

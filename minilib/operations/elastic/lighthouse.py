@@ -119,6 +119,11 @@ class Lighthouse:
         with self._changed:
             return self._decisions.waiting
 
+    def expect(self, replica: int) -> None:
+        """See `QuorumDecisions`."""
+        with self._changed:
+            self._decisions.expect(replica)
+
     def is_silent(self, replica: int) -> bool:
         """Whether a process of this replica is there, and has not been heard of for too long."""
         with self._changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
 import select
 import socket
 import struct
@@ -32,7 +32,7 @@ class Links:
     """
 
     def __init__(self, folder: Path, timeout: float) -> None:
-        self.address, self._timeout = str(folder / f"member-{os.getpid()}"), timeout
+        self.address, self._timeout = str(folder / f"member-{secrets.token_hex(8)}"), timeout
         self._door = socket.socket(socket.AF_UNIX)
         self._door.bind(self.address)
         self._door.listen(64)

@@ -98,6 +98,7 @@ class QuorumDecisions:
         step: the next one to take; all before are committed.
         quorum: the latest one; None before the first.
         finished: whether a replica has come to the end of the run.
+        formed: the replicas of each quorum, one for each number.
         committed, voided: what became of steps.
         refused: votes for a quorum that was over.
     """
@@ -107,6 +108,7 @@ class QuorumDecisions:
     step: int = 0
     quorum: Quorum | None = None
     finished: bool = False
+    formed: list[set[int]] = field(default_factory=list)
     committed: list[CommittedStep] = field(default_factory=list)
     voided: list[VoidedStep] = field(default_factory=list)
     refused: int = 0
@@ -115,12 +117,17 @@ class QuorumDecisions:
     _votes: set[int] = field(default_factory=set)
     _running: bool = False
     _given_up: set[int] = field(default_factory=set)  # of the expected
+    _coming: set[int] = field(default_factory=set)  # were started, and are waited for
     _waiting_since: float | None = None
 
     @property
     def waiting(self) -> set[int]:
         """Replicas that are ready for the next quorum."""
         return set(self._ready)
+
+    def expect(self, replica: int) -> None:
+        """The next quorum waits for this replica, too, which has just been started."""
+        self._coming.add(replica)
 
     def alive(self, replica: int, address: str) -> None:
         """A process has told that it lives."""
@@ -136,6 +143,7 @@ class QuorumDecisions:
             why = f"replica {member.replica} stands before step {member.step}, the run before {self.step}"
             return [(member.replica, {"kind": "no quorum", "why": f"{why}: it belongs to another run"})]
         self._ready[member.replica] = member
+        self._coming.discard(member.replica)
         return self._form(now)
 
     def vote(self, replica: int, number: int, yes: bool, why: str, now: float) -> list[tuple[int, dict]]:
@@ -193,8 +201,8 @@ class QuorumDecisions:
         steps = [each.step for each in self.committed]
         assert steps == list(range(self.step - len(steps), self.step)), "a step is missing, or counts twice"
         assert sorted(each.quorum for each in self.committed) == [each.quorum for each in self.committed]
-        for before, after in zip(self.committed, self.committed[1:], strict=False):
-            assert 2 * len(set(before.replicas) & set(after.replicas)) > len(before.replicas), "no majority"
+        for before, after in zip([set(self.expected), *self.formed], self.formed, strict=False):
+            assert 2 * len(before & after) > len(before), "no majority"
         over = {each.quorum: each.step for each in self.voided}
         assert all(each.step < over.get(each.quorum, self.step) for each in self.committed), "a void quorum went on"
         assert not self._running or self._votes < {each.replica for each in self.quorum.members}, "an undecided step"
@@ -202,8 +210,10 @@ class QuorumDecisions:
     def _awaited(self) -> set[int]:
         """Whom the next quorum waits for."""
         if self.quorum is None:
-            return set(self.expected) - self._given_up - set(self._ready)
-        return {each.replica for each in self.quorum.members if each.replica in self._living} - set(self._ready)
+            awaited = self.expected - self._given_up
+        else:
+            awaited = {each.replica for each in self.quorum.members if each.replica in self._living}
+        return (awaited | self._coming) - self._ready.keys()
 
     def _form(self, now: float) -> list[tuple[int, dict]]:
         """The next quorum, if everybody whom it waits for is ready, and enough are."""
@@ -217,7 +227,9 @@ class QuorumDecisions:
         self.step = max(each.step for each in members)
         same = before and [each.address for each in before.members] == [each.address for each in members]
         over = self.voided and self.voided[-1].quorum == getattr(before, "number", 0)
-        number = before.number if same and not over else getattr(before, "number", 0) + 1
+        if not same or over:
+            self.formed.append({each.replica for each in members})
+        number = len(self.formed)
         self.quorum = Quorum(number, self.step, members)
         self._running, self._votes, self._ready, self._waiting_since = True, set(), {}, None
         return [(each.replica, self.quorum.message()) for each in members]
@@ -242,6 +254,7 @@ class QuorumDecisions:
         told = []
         for replica in sorted(silent):
             self._given_up.add(replica)
+            self._coming.discard(replica)
             address = self._living.get(replica, "")
             told += self.lost(replica, address, f"lives, and did nothing for {self.patience:g} s", now)
         return told + self._form(now)

@@ -47,7 +47,7 @@ class StepNeverCommits(RuntimeError):
     """A step was begun again and again; the message says why it was void at last."""
 
 
-class Replica:
+class ElasticReplica:
     """One process's part. `Replicas` makes it, and passes it to the function that it runs.
 
     Args:

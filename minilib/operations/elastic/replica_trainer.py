@@ -14,7 +14,7 @@ from minilib.training.trainer import Trainer
 
 
 class ReplicaTrainer(Trainer):
-    """A replica of a dense model with its optimizer. It communicates with nobody: see `Replica.train`.
+    """A replica of a dense model with its optimizer. It communicates with nobody: see `ElasticReplica.train`.
 
     Args:
         model, train, validation, config: see `Trainer`; the same on all replicas.

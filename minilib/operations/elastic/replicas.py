@@ -4,7 +4,7 @@
         replicas.wait_for(4)                        four steps are committed
         replicas.kill(1)                            0 and 2 repeat the step that they were in, and go on
         replicas.wait_for(8)
-        replicas.start(1)                           a new process gets the state of 0 or 2
+        replicas.start(1, awaited=True)             a new process gets the state of 0 or 2
         losses = replicas.values()
     replicas.lighthouse.committed                   which steps count, and who took them
 
@@ -27,7 +27,7 @@ from typing import Self
 
 from minilib.mechanisms.basics.checks import check_quantity, check_whole
 from minilib.operations.elastic.lighthouse import Lighthouse
-from minilib.operations.elastic.replica import Replica
+from minilib.operations.elastic.replica import ElasticReplica
 from minilib.ranks.launch import RankFailed, RanksTimedOut
 from minilib.ranks.launch.group import call, returned
 from minilib.ranks.launch.local import END_TIMEOUT, STANDSTILL, START_TIMEOUT, server
@@ -42,7 +42,7 @@ class ReplicaRank(Rank):
 
     Args:
         replica: number of the replica, of which this is one process; `rank` numbers processes.
-        beat, timeout: see `Replica`.
+        beat, timeout: see `ElasticReplica`.
     """
 
     replica: int
@@ -52,7 +52,7 @@ class ReplicaRank(Rank):
     def _value(self, job: Job) -> bytes:
         self._prepare(job)
         fn, args = pickle.loads(job.call)
-        with Replica(self.replica, Path(self.folder), self.beat, self.timeout) as replica:
+        with ElasticReplica(self.replica, Path(self.folder), self.beat, self.timeout) as replica:
             return call(fn, (replica, *args), self.rank, job.world_size)
 
 
@@ -119,9 +119,19 @@ class Replicas:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def start(self, replica: int) -> None:
-        """Start a process of a replica, a new one or one that was lost; from its first quorum on it takes part."""
+    def start(self, replica: int, awaited: bool = False) -> None:
+        """Start a process of a replica, a new one or one that was lost; from its first quorum on it takes part.
+
+        Args:
+            replica: its number.
+            awaited: let the others wait for it before their next step, at most for `patience`.
+
+        Raises:
+            RanksTimedOut: if the system does not start it.
+        """
         check_whole("replica", replica)
+        if awaited:
+            self.lighthouse.expect(replica)
         rank = ReplicaRank(len(self._processes), str(self._folder), replica, self._silence / 5, self._timeout)
         process = RankProcess(rank, *server.start(rank, [self._report]))
         self._processes.append(process)

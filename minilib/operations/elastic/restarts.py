@@ -30,7 +30,7 @@ KILLED, RAISED, HUNG = "killed", "raised", "hung"
 
 
 @dataclass(frozen=True)
-class JobAttempt:
+class ElasticAttempt:
     """One start of the job.
 
     Args:
@@ -64,7 +64,7 @@ class ElasticRun:
     """
 
     values: list
-    attempts: tuple[JobAttempt, ...]
+    attempts: tuple[ElasticAttempt, ...]
 
 
 class ElasticFailed(RuntimeError):
@@ -75,7 +75,7 @@ class ElasticFailed(RuntimeError):
         attempts: all of them.
     """
 
-    def __init__(self, message: str, attempts: Sequence[JobAttempt]) -> None:
+    def __init__(self, message: str, attempts: Sequence[ElasticAttempt]) -> None:
         super().__init__(message, attempts)
         self.attempts = tuple(attempts)
 
@@ -150,7 +150,7 @@ def run_elastic(
 
 def _attempt(
     number: int, fn: Callable, ranks: int, args: tuple, timeout: float | None
-) -> tuple[JobAttempt, list | Exception]:
+) -> tuple[ElasticAttempt, list | Exception]:
     """One start of the job: what came of it, and the ranks' values or the failure."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="minilib-elastic-", ignore_cleanup_errors=True) as folder:
@@ -164,7 +164,7 @@ def _attempt(
     steps = [row[:2] for row in rows if row.first_step is not None]
     from_step, reached = min((first for first, _ in steps), default=None), max((new for _, new in steps), default=None)
     reason = _line_of(outcome, kind) if kind else ""
-    return JobAttempt(number, ranks, from_step, reached, kind, failed, reason, time.monotonic() - began), outcome
+    return ElasticAttempt(number, ranks, from_step, reached, kind, failed, reason, time.monotonic() - began), outcome
 
 
 def _reporting(file: ProgressFile, number: int, fn: Callable, args: tuple) -> object:
@@ -198,7 +198,9 @@ def _in(standing: Standing, rows: Sequence[RankProgress]) -> tuple[int, ...]:
     return tuple(rank for rank, row in enumerate(rows) if row.standing == standing)
 
 
-def _check_worth_another(attempts: Sequence[JobAttempt], max_restarts: int, patience: int, error: Exception) -> None:
+def _check_worth_another(
+    attempts: Sequence[ElasticAttempt], max_restarts: int, patience: int, error: Exception
+) -> None:
     """Raise unless the job may begin again, and there is hope that it comes further."""
     last = attempts[-1]
     alike = [(each.from_step, each.reached) == (last.from_step, last.reached) for each in attempts[-patience:]]
@@ -218,7 +220,7 @@ def _check_worth_another(attempts: Sequence[JobAttempt], max_restarts: int, pati
 
 
 def _fewer(
-    most: int, least: int, allowed: Collection[int] | None, attempts: Sequence[JobAttempt], error: Exception
+    most: int, least: int, allowed: Collection[int] | None, attempts: Sequence[ElasticAttempt], error: Exception
 ) -> int:
     """The largest allowed number of ranks."""
     found = max((n for n in range(least, most + 1) if allowed is None or n in allowed), default=None)
@@ -232,6 +234,6 @@ def _fewer(
     return found
 
 
-def _said(attempt: JobAttempt) -> str:
+def _said(attempt: ElasticAttempt) -> str:
     ranks = ", ".join(map(str, attempt.failed)) or "unknown"
     return f"rank {ranks} {attempt.kind} ({attempt.reason})"

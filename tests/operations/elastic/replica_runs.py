@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minilib.model.decoder import Decoder
-from minilib.operations.elastic import CommittedStep, Quorum, Replica, ReplicaTrainer
+from minilib.operations.elastic import CommittedStep, ElasticReplica, Quorum, ReplicaTrainer
 from minilib.operations.elastic.links import Links
 from minilib.ranks.collectives import Communicator
 from tests.operations.elastic.runs import CONFIG, CONTEXT, HELD_OUT, ROW, SHAPE, outcome_of
@@ -22,7 +22,7 @@ class ReplicaFault(NamedTuple):
     Args:
         replica: which.
         step: the one that it is in, or waits for.
-        moment: as `Replica.train` tells it, a phase of the trainer, or "message", with which a collective begins.
+        moment: as `ElasticReplica.train` tells it, a phase of the trainer, or "message", which begins one.
         count: messages of the step before it.
         how: a signal, or 0 to raise ValueError.
         behind: only in a process that came later, before it has the state of a peer.
@@ -65,7 +65,7 @@ class Striker:
             os.kill(os.getpid(), fault.how)
 
 
-def trains_as_replica(replica: Replica, folder: str, faults: tuple[ReplicaFault, ...] = ()) -> dict:
+def trains_as_replica(replica: ElasticReplica, folder: str, faults: tuple[ReplicaFault, ...] = ()) -> dict:
     """Train; write down what each try of a step trained on."""
     trainer, base = small_replica(), Path(folder)
     strike = Striker(faults, base, replica.number, trainer)

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.operations.checkpoint.format.folder import CheckpointFolder
-from minilib.operations.elastic import JobAttempt, restart_count, resume_and_train
+from minilib.operations.checkpoint.folder import CheckpointFolder
+from minilib.operations.elastic import ElasticAttempt, restart_count, resume_and_train
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.transport.shared import SharedMemoryTransport
 from minilib.training.trainer import TrainConfig, Trainer
@@ -121,7 +121,7 @@ def strike_in_save(fault: Fault) -> None:
     CheckpointFolder.run = counted
 
 
-def counted_windows(folder: Path, attempts: tuple[JobAttempt, ...]) -> dict[int, list[int]]:
+def counted_windows(folder: Path, attempts: tuple[ElasticAttempt, ...]) -> dict[int, list[int]]:
     """The windows of each step that counts: those of an attempt before the step from which the next one went on."""
     ends = [each.from_step for each in attempts[1:]] + [STEPS]
     found: dict[int, list[int]] = {}

@@ -122,6 +122,14 @@ def test_killed_during_the_transfer_of_a_state(tmp_path, alone, joiner_dies, mom
     assert light.committed[GATE].replicas == ((0, 2) if joiner_dies else (1, 2))
 
 
+def test_members_wait_for_one_that_is_awaited_and_take_in_a_fourth(tmp_path, alone):
+    with Replicas(trains_as_replica, 3, str(tmp_path), silence=SILENCE, patience=PATIENCE) as replicas:
+        replicas.start(3, awaited=True)
+        values = replicas.values(120)
+    check_like(alone, replicas, values, tmp_path)
+    assert sorted(values) == [0, 1, 2, 3] and 3 in replicas.lighthouse.committed[-1].replicas
+
+
 def test_two_of_three_are_killed_and_one_returns(tmp_path, alone):
     with started(tmp_path, (ReplicaFault(0, 3, "message"), ReplicaFault(1, 3, "forward"))) as replicas:
         replicas.wait_for(3, 120)

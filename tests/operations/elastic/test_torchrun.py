@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from minilib.mechanisms.basics.child import child_environment
-from minilib.operations.elastic import JobAttempt
+from minilib.operations.elastic import ElasticAttempt
 from minilib.ranks.launch import run
 from tests.operations.elastic.runs import Fault, check_each_window_once, counted_windows, trains
 
@@ -20,15 +20,15 @@ SCRIPT = Path(__file__).parent / "scripts/under_torchrun.py"
 def torchrun(folder: Path, faults: dict[int, Fault], max_restarts: int) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
                f"--max-restarts={max_restarts}", str(SCRIPT), str(folder), json.dumps(faults)]  # fmt: skip
-    return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=280)
 
 
 def test_killed_and_raising_ranks_are_begun_again_and_come_to_the_same_end(tmp_path):
     folder, plain = tmp_path / "torchrun", tmp_path / "plain"
     folder.mkdir()
     plain.mkdir()
-    faults = {0: Fault(1, 4, "collective", 1), 1: Fault(0, 7, "forward", how="raise"), 2: Fault(0, 9, "optimizer")}
-    done = torchrun(folder, faults, 3)
+    faults = {0: Fault(1, 4, "collective", 1), 1: Fault(0, 7, "forward", how="raise")}
+    done = torchrun(folder, faults, 2)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = run(trains, 2, str(plain), {}, timeout=120)
     for rank in (0, 1):
@@ -41,14 +41,8 @@ def test_killed_and_raising_ranks_are_begun_again_and_come_to_the_same_end(tmp_p
     check_each_window_once(counted_windows(folder, attempts_in(folder)))
 
 
-def test_restarts_are_counted_over_the_whole_job(tmp_path):
-    done = torchrun(tmp_path, {number: Fault(number, 1 + number, "forward") for number in (0, 1)}, 1)
-    assert done.returncode != 0 and not list(tmp_path.glob("*.pt"))
-    assert len(attempts_in(tmp_path)) == 2
-
-
-def attempts_in(folder: Path) -> tuple[JobAttempt, ...]:
+def attempts_in(folder: Path) -> tuple[ElasticAttempt, ...]:
     """As the ledgers tell: torchrun tells nothing to the steps."""
     numbers = sorted({int(re.match(r"ledger-(\d+)", path.name)[1]) for path in folder.glob("ledger-*")})
     firsts = [json.loads((folder / f"ledger-{n}-1").read_text().splitlines()[0])[0] for n in numbers]
-    return tuple(JobAttempt(n, 2, first, None, "", (), "", 0.0) for n, first in zip(numbers, firsts, strict=True))
+    return tuple(ElasticAttempt(n, 2, first, None, "", (), "", 0.0) for n, first in zip(numbers, firsts, strict=True))
