@@ -14,7 +14,6 @@ steps in all, those that were lost included.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import random
@@ -22,7 +21,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +32,7 @@ from minilib.mechanisms.journaling import DiskStep
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.operations.checkpoint import Checkpointer
-from minilib.operations.checkpoint.folder import CheckpointFolder, committed_steps
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, committed_steps
 from minilib.operations.goodput.interval import CheckpointCosts, expected_goodput
 from minilib.operations.goodput.timeline import DrillTimeline, EventFile
 from minilib.ranks.collectives import Communicator
@@ -201,8 +199,7 @@ def _train(folder: str, every: int, life: int, until: Kill | int, step: float) -
             events.write("loaded", life, began)
         stepped = time.monotonic()
         arm(began)
-        with redirect_stderr(io.StringIO()):  # the trainer's bar
-            trainer.run(began + until if isinstance(until, int) else None, after_step)
+        trainer.run(began + until if isinstance(until, int) else None, after_step, bar=False)
 
 
 def _die(events: EventFile, life: int, step: int, rank: int) -> None:

@@ -18,9 +18,9 @@ import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.cuts import saveables
-from minilib.operations.checkpoint.table import Fragment
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.table import Fragment
+from minilib.operations.checkpoint.states.cuts import saveables
 from minilib.operations.checkpoint.together import told_by_all
 from minilib.operations.integrity.checksums import combined_checksum, content_checksum, told_checksums
 from minilib.operations.integrity.verdict import IntegrityVerdict, suspects_of
@@ -67,7 +67,10 @@ class ReplicaCheck:
         return IntegrityVerdict(step, tuple(sorted(suspects)), bool(suspects) and named, tuple(sorted(tensors)))
 
     def checksum(self) -> int:
-        """64 bits of what this rank holds together with others; to note while replicas agree. A collective."""
+        """64 bits of what this rank holds together with others; to note while replicas agree. A collective.
+
+        Cost: a pass over those bytes.
+        """
         checksums = self._checksums()
         return combined_checksum({name: checksums[name] for _, names in self._shared() for name in names
                                   if name in checksums})  # fmt: skip

@@ -14,7 +14,7 @@ from minilib.operations.checkpoint import (
     StateMismatch,
     replica_state,
 )
-from minilib.operations.checkpoint.folder import CheckpointFolder, part_name
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, part_name
 from minilib.ranks.launch import run
 from tests.operations.checkpoint.runs import comm_of_ranks
 from tests.operations.checkpoint.small_models import FailingFolder, model_and_optimizer

@@ -57,6 +57,25 @@ def test_of_two_replicas_it_is_one_or_the_other():
                    for v, (_, name) in zip(each["found"][1:-1], each["expected"], strict=True))  # fmt: skip
 
 
+def moments_that_come_later() -> list[IntegrityVerdict]:
+    """A comparison before the first step, when the optimizer has no moments; then one of them flips."""
+    comm = comm_of_ranks()
+    trainer = trainer_of("data", comm)
+    check = ReplicaCheck({"run": trainer}, comm)
+    verdicts = [check.compare(0)]
+    trainer.run(1)
+    verdicts.append(check.compare(1))
+    if comm.rank == 2:
+        flip_bit(trainer.optimizer.state[trainer.model.embed.weight]["exp_avg"], 99)
+    return [*verdicts, check.compare(2)]
+
+
+def test_moments_are_compared_once_there_are_any():
+    for before, after, flipped in on_ranks(moments_that_come_later, 3):
+        assert before.agreed and after.agreed
+        assert flipped == IntegrityVerdict(2, (2,), True, ("optimizer.state.embed.weight.exp_avg",))
+
+
 def healthy(count: int) -> dict:
     """A comparison after each of many steps, with values that are not equal to themselves and zeros of both signs."""
     comm = comm_of_ranks()

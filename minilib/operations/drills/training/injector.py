@@ -14,7 +14,7 @@ import torch
 
 from minilib.mechanisms.journaling import WriteFile
 from minilib.numbers.machine import Link
-from minilib.operations.checkpoint.folder import CheckpointFolder
+from minilib.operations.checkpoint.format.folder import CheckpointFolder
 from minilib.operations.drills.training.fault import InjectedFault
 from minilib.operations.integrity.flips import flip_bit
 from minilib.ranks.collectives import Communicator

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from minilib.operations.checkpoint.boxes import Box, boxes_of_range, overlap
-from minilib.operations.checkpoint.shares import HeldBox, packed_holdings, shares_of, unpacked_holdings
-from minilib.operations.checkpoint.table import StateMismatch, packed_table, unpacked_table
+from minilib.operations.checkpoint.format.boxes import Box, boxes_of_range, overlap
+from minilib.operations.checkpoint.format.table import HeldBox, StateMismatch, packed_table, unpacked_table
+from minilib.operations.checkpoint.states.shares import packed_holdings, shares_of, unpacked_holdings
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (1, 4, 1, 3), (3, 1), (0,), (2, 0, 3)])

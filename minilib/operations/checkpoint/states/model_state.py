@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredTensor
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch, StoredTensor
 
 MODEL, OPTIMIZER = "model.", "optimizer.state."
 Cut = Callable[[str, Tensor], list[Fragment]]  # a parameter's name and this rank's memory of it → the boxes in it

@@ -15,7 +15,7 @@ from minilib.operations.checkpoint import (
     replica_state,
     tensor_parallel_state,
 )
-from minilib.operations.checkpoint.folder import CheckpointFolder, read_committed
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, read_committed
 from minilib.parallel.data.data_parallel import DataParallel
 from minilib.parallel.pipeline.pipeline_parallel import PipelineParallel
 from minilib.parallel.pipeline.schedules import one_forward_one_backward

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from minilib.mechanisms.journaling import ManifestDamaged, PartDamaged, digest, numbered
-from minilib.operations.checkpoint import Checkpointer, Fragment, ModelState, reading
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.folder import CheckpointFolder, check_parts, part_name, read_committed
-from minilib.operations.checkpoint.reading import PartReader
-from minilib.operations.checkpoint.table import check_fits
+from minilib.operations.checkpoint import Checkpointer, Fragment, ModelState
+from minilib.operations.checkpoint.format import reading
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, check_parts, part_name, read_committed
+from minilib.operations.checkpoint.format.reading import PartReader
+from minilib.operations.checkpoint.format.table import check_fits
 
 BLOCK = 64
 
@@ -107,6 +108,25 @@ def test_a_damaged_byte_is_found_where_it_is_needed_and_named(tmp_path):
     path.unlink()
     with pytest.raises(PartDamaged, match="is missing"):
         read_box(disk, committed, "w", whole, Box((99, 0), (1, 16)))
+
+
+def test_damage_is_found_whenever_its_check_ends_and_a_reader_may_read_again(tmp_path, monkeypatch):
+    """Checks run behind the reading of later windows, the last one behind all of it."""
+    monkeypatch.setattr(reading, "WINDOW", BLOCK)
+    whole = torch.randn(100, 16)
+    disk, committed = saved(tmp_path, w=whole)
+    path, into = tmp_path / part_name(0, 0), torch.zeros_like(whole)
+    reader = PartReader(disk, committed.checksums, committed.sizes, BLOCK)
+    data = path.read_bytes()
+    for row in (0, 50, 99):
+        changed = bytearray(data)
+        changed[64 * row + 5] ^= 16
+        path.write_bytes(changed)
+        with pytest.raises(PartDamaged, match=f"between bytes {row * 64:,} and"):
+            reader.read([Fragment("model.w", (100, 16), Box.whole((100, 16)), into)], committed.table)
+    path.write_bytes(data)
+    reader.read([Fragment("model.w", (100, 16), Box.whole((100, 16)), into)], committed.table)
+    assert torch.equal(into, whole)
 
 
 def lie(tmp_path, change) -> None:

@@ -10,6 +10,7 @@ to know that its bytes are the ones that were written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from minilib.mechanisms.basics.arithmetic import round_up
 from minilib.mechanisms.journaling import CreateFile, DiskStep, ManifestEntry, SyncFile, WriteFile
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.shares import HeldBox
-from minilib.operations.checkpoint.table import Fragment
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.table import Fragment, HeldBox
 
 ALIGNMENT = 64  # bytes: of a cache line, and of every dtype
 BLOCK = 2**20  # bytes: it stays in a core's own cache from the copy to the checksum to the write
@@ -108,6 +108,8 @@ def cut_blocks(part: memoryview, block_bytes: int) -> Iterator[memoryview]:
 def part_steps(name: str, blocks: Iterable[memoryview], checksums: bytearray) -> Iterator[DiskStep]:
     """Write a part under its own name and make its bytes durable, as `journaling.write_part` does, block by block.
 
+    A second thread computes the checksum of a block while the first one writes it.
+
     Args:
         name: one that no manifest holds.
         blocks: of its bytes; all but the last of one size.
@@ -117,10 +119,12 @@ def part_steps(name: str, blocks: Iterable[memoryview], checksums: bytearray) ->
     """
     yield CreateFile(name)
     offset = 0
-    for block in blocks:
-        checksums += crc32(block).to_bytes(CRC_BYTES, "little")
-        yield WriteFile(name, block, offset)
-        offset += len(block)
+    with ThreadPoolExecutor(1, "checksum") as beside:
+        for block in blocks:
+            checksum = beside.submit(crc32, block)
+            yield WriteFile(name, block, offset)
+            offset += len(block)
+            checksums += checksum.result().to_bytes(CRC_BYTES, "little")
     yield SyncFile(name)
 
 

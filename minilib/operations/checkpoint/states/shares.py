@@ -13,34 +13,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
-from minilib.operations.checkpoint.boxes import Box, boxes_of_range
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredBox, StoredTensor, dtype_name, dtype_of
-
-
-class HeldBox(NamedTuple):
-    """What a rank holds or writes of a tensor.
-
-    Args:
-        name, dtype, shape: of the tensor; the dtype by name.
-        box: the part of it.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    box: Box
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the box."""
-        return self.box.numel * self.itemsize
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return dtype_of(self.dtype).itemsize
+from minilib.operations.checkpoint.format.boxes import Box, boxes_of_range
+from minilib.operations.checkpoint.format.table import (
+    Fragment,
+    HeldBox,
+    StateMismatch,
+    StoredBox,
+    StoredTensor,
+    dtype_name,
+    dtype_of,
+)
 
 
 def held_by(fragments: Iterable[Fragment]) -> list[HeldBox]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minilib.operations.checkpoint.boxes import Box, overlap
+from minilib.operations.checkpoint.format.boxes import Box, overlap
 
 
 class StateMismatch(ValueError):
@@ -36,6 +36,30 @@ class Fragment(NamedTuple):
     shape: tuple[int, ...]
     box: Box
     data: Tensor
+
+
+class HeldBox(NamedTuple):
+    """What a rank holds or writes of a tensor.
+
+    Args:
+        name, dtype, shape: of the tensor; the dtype by name.
+        box: the part of it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    box: Box
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the box."""
+        return self.box.numel * self.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return dtype_of(self.dtype).itemsize
 
 
 class StoredBox(NamedTuple):

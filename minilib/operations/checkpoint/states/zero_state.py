@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from minilib.operations.checkpoint.boxes import Box, boxes_of_range
-from minilib.operations.checkpoint.states import (
+from minilib.operations.checkpoint.format.boxes import Box, boxes_of_range
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch, StoredTensor
+from minilib.operations.checkpoint.states.model_state import (
     MODEL,
     OPTIMIZER,
     group_options,
@@ -22,7 +23,6 @@ from minilib.operations.checkpoint.states import (
     tensors_of,
     whole_fragment,
 )
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredTensor
 from minilib.parallel.zero import Zero
 from minilib.parallel.zero.row import Part, Row
 

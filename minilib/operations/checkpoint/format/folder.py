@@ -32,8 +32,8 @@ from minilib.mechanisms.journaling import (
     retained,
     retire,
 )
-from minilib.operations.checkpoint.table import StoredTensor, packed_table, unpacked_table
-from minilib.operations.checkpoint.writing import CRC_BYTES, part_entry
+from minilib.operations.checkpoint.format.table import StoredTensor, packed_table, unpacked_table
+from minilib.operations.checkpoint.format.writing import CRC_BYTES, part_entry
 
 MANIFEST, PART = "manifest", "part"
 

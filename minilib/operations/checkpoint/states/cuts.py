@@ -18,11 +18,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.shares import HeldBox, held_by
-from minilib.operations.checkpoint.states import ModelState, Saveable, persistent_buffers, whole_fragment
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredTensor
-from minilib.operations.checkpoint.zero_state import ZeroState
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.table import Fragment, HeldBox, StateMismatch, StoredTensor
+from minilib.operations.checkpoint.states.model_state import ModelState, Saveable, persistent_buffers, whole_fragment
+from minilib.operations.checkpoint.states.shares import held_by
+from minilib.operations.checkpoint.states.zero_state import ZeroState
 from minilib.parallel.expert_parallel import ExpertParallel
 from minilib.parallel.pipeline.pipeline_parallel import PipelineParallel
 from minilib.parallel.tensor_parallel import TensorParallel

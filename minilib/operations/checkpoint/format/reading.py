@@ -10,48 +10,19 @@ A tensor that was cut by rows and is needed by columns is read row by row, where
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-from zlib import crc32
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from minilib.mechanisms.journaling import PartDamaged
-from minilib.operations.checkpoint.boxes import Box, overlap
-from minilib.operations.checkpoint.table import Fragment, StoredBox, StoredTensor
-from minilib.operations.checkpoint.writing import CRC_BYTES
+from minilib.operations.checkpoint.format.blocks import BlockReader, RangeSource, ReadTally
+from minilib.operations.checkpoint.format.boxes import Box, overlap
+from minilib.operations.checkpoint.format.table import Fragment, StoredBox, StoredTensor
 
-WINDOW = 4 * 2**20  # bytes that are read at a time, at least a block
-
-
-class RangeSource(Protocol):
-    """Where parts are: a folder, or the memory of a host."""
-
-    def read_into(self, name: str, offset: int, into: memoryview) -> int:
-        """Read bytes of a part from an offset on; returns how many there are.
-
-        Raises:
-            FileNotFoundError: if there is no such part.
-        """
-
-
-@dataclass
-class ReadTally:
-    """What a load has read.
-
-    Args:
-        needed: bytes of the boxes that were asked for.
-        read: bytes of blocks that were read for them.
-        blocks: how many.
-        parts: names of the parts that were touched.
-    """
-
-    needed: int = 0
-    read: int = 0
-    blocks: int = 0
-    parts: tuple[str, ...] = ()
+WINDOW = 4 * 2**20  # bytes of a part in which what is read at a time lies, unless it is one element
+LONGEST_ELEMENT = 16  # bytes
 
 
 class _Request(NamedTuple):
@@ -85,10 +56,12 @@ class PartReader:
     def __init__(
         self, source: RangeSource, checksums: Mapping[str, bytes], sizes: Mapping[str, int], block_bytes: int
     ) -> None:
-        self._source, self._checksums, self._sizes, self._block_bytes = source, checksums, sizes, block_bytes
-        self._window = bytearray()
-        self._last: tuple[str, int, slice, bytearray] = ("", -1, slice(0), self._window)  # the block that was read last
-        self.tally = ReadTally()
+        window_bytes = WINDOW + 2 * block_bytes + LONGEST_ELEMENT
+        self._blocks = BlockReader(source, checksums, sizes, block_bytes, window_bytes)
+
+    @property
+    def tally(self) -> ReadTally:
+        return self._blocks.tally
 
     @torch.no_grad()
     def read(self, fragments: Iterable[Fragment], table: Mapping[str, StoredTensor]) -> None:
@@ -98,62 +71,20 @@ class PartReader:
             PartDamaged: if a part is missing, short or changed; fragments may have been filled in part.
         """
         requests = [small for request in _requests(fragments, table) for small in _small(request)]
-        for request in sorted(requests, key=lambda request: (request.stored.part, request.first_byte())):
-            self._serve(request)
+        requests.sort(key=lambda request: (request.stored.part, request.first_byte()))
+        with self._blocks:
+            for group in _groups(requests):
+                self._serve(group)
 
-    def _serve(self, request: _Request) -> None:
-        stored, box, fragment = request
-        begin, end, part = request.first_byte(), request.end_byte(), stored.part
-        base = begin // self._block_bytes * self._block_bytes
-        self._make_room(end - base + self._block_bytes)
-        for first, last in _block_ranges(request, self._block_bytes):
-            self._read_blocks(part, first, last, base)
-        count, itemsize = end - begin, fragment.data.itemsize
-        values = torch.frombuffer(self._window, dtype=torch.uint8, count=count, offset=begin - base)
-        if values.data_ptr() % itemsize:
-            values = values.clone()
-        values = values.view(fragment.data.dtype)
-        strides = _strides(stored.box.shape)
-        fragment.data.detach()[box.slices(fragment.box)].copy_(values.as_strided(box.shape, strides))
-        self.tally.needed += box.numel * itemsize
+    def _serve(self, group: Sequence[_Request]) -> None:
+        part = group[0].stored.part
+        ranges = [each for request in group for each in _block_ranges(request, self._blocks.block_bytes)]
+        window, base = self._blocks.read(part, _merged(ranges))
+        for request in group:
+            _copy_from(window, base, request)
+            self.tally.needed += request.box.numel * request.fragment.data.itemsize
         if part not in self.tally.parts:
             self.tally.parts += (part,)
-
-    def _make_room(self, size: int) -> None:
-        if len(self._window) < size:
-            self._window = bytearray(size)
-
-    def _read_blocks(self, part: str, first: int, last: int, base: int) -> None:
-        """Blocks first to last, the latter excluded, into the window, whose first byte is the part's byte `base`."""
-        size = self._block_bytes
-        if self._last[:2] == (part, first):
-            held = self._last[3][self._last[2]]
-            place = slice(first * size - base, first * size - base + len(held))
-            self._window[place] = held
-            self._last = (part, first, place, self._window)
-            first += 1
-        if first == last:
-            return
-        wanted = min(last * size, self._sizes[part]) - first * size
-        room = memoryview(self._window)[first * size - base : first * size - base + wanted]
-        try:
-            found = self._source.read_into(part, first * size, room)
-        except FileNotFoundError as error:
-            raise PartDamaged(f"{part} is missing, and the manifest says {self._sizes[part]:,} bytes") from error
-        if found < wanted:
-            raise PartDamaged(
-                f"{part} ends at byte {first * size + found:,}, and the manifest says {self._sizes[part]:,}"
-            )
-        for block in range(first, last):
-            data = room[(block - first) * size : (block - first + 1) * size]
-            said = self._checksums[part][block * CRC_BYTES : (block + 1) * CRC_BYTES]
-            if crc32(data).to_bytes(CRC_BYTES, "little") != said:
-                raise PartDamaged(f"{part} is damaged between bytes {block * size:,} and {block * size + len(data):,}: "
-                                  "they do not agree with their checksum")  # fmt: skip
-        place = slice((last - 1) * size - base, first * size - base + wanted)
-        self._last = (part, last - 1, place, self._window)
-        self.tally.read += wanted
-        self.tally.blocks += last - first
 
 
 def parts_needed(fragments: Iterable[Fragment], table: Mapping[str, StoredTensor]) -> set[str]:
@@ -182,6 +113,40 @@ def _small(request: _Request) -> Iterator[_Request]:
         yield from _small(request._replace(box=Box(tuple(start), tuple(shape))))
 
 
+def _groups(requests: Iterable[_Request]) -> Iterator[list[_Request]]:
+    """Requests in order, so many at a time that they lie within a window of one part."""
+    group: list[_Request] = []
+    for request in requests:
+        if group:
+            (first, *_), part = group, request.stored.part
+            if part != first.stored.part or request.end_byte() - first.first_byte() > WINDOW:
+                yield group
+                group = []
+        group.append(request)
+    if group:
+        yield group
+
+
+def _copy_from(window: Tensor, base: int, request: _Request) -> None:
+    """Copy a request's elements out of a window, whose first byte is the part's byte `base`."""
+    stored, box, fragment = request
+    values, dtype = window[request.first_byte() - base : request.end_byte() - base], fragment.data.dtype
+    if values.data_ptr() % dtype.itemsize:
+        values = values.clone()
+    values = values.view(dtype).as_strided(box.shape, _strides(stored.box.shape))
+    fragment.data.detach()[box.slices(fragment.box)].copy_(values)
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in order, those that touch or overlap made one."""
+    found: list[tuple[int, int]] = []
+    for first, stop in sorted(ranges):
+        if found and first <= found[-1][1]:
+            first, stop = found[-1][0], max(stop, found.pop()[1])
+        found.append((first, stop))
+    return found
+
+
 def _block_ranges(request: _Request, block_bytes: int) -> list[tuple[int, int]]:
     """Runs of blocks, (first, last + 1), with bytes that the request needs."""
     begin, end = request.first_byte(), request.end_byte()
@@ -190,6 +155,8 @@ def _block_ranges(request: _Request, block_bytes: int) -> list[tuple[int, int]]:
     while dims and strides[dims - 1] == run:  # dimensions whose elements are side by side
         run *= shape[dims - 1]
         dims -= 1
+    if not dims:
+        return [(begin // block_bytes, (end - 1) // block_bytes + 1)]
     starts = np.zeros((1,), dtype=np.int64)
     for size, stride in zip(shape[:dims], strides[:dims], strict=True):
         starts = (starts[:, None] + np.arange(size, dtype=np.int64) * stride).reshape(-1)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilib.operations.checkpoint.boxes import Box
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredTensor
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch, StoredTensor
 
 PREFIX = "rng."
 
