@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minilib.book import plot
+from minilib.mechanisms.telemetry import Histogram
 from minilib.operations.diagnosis.step_record import StepRecord
 from minilib.training.phases import PHASES
 
@@ -52,6 +53,15 @@ def step_breakdown(steps: Sequence[Sequence[StepRecord]]) -> list[RankBreakdown]
         medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
         rows.append(RankBreakdown(records[0].rank, statistics.median(record.wall_ns for record in records), medians))
     return rows
+
+
+def step_durations(steps: Sequence[Sequence[StepRecord]]) -> list[Histogram]:
+    """How long steps took on each rank, in ns; merged they are the job's.
+
+    Args:
+        steps: for each step the records of all ranks.
+    """
+    return [Histogram.of(record.wall_ns for record in records) for records in zip(*steps, strict=True)]
 
 
 def draw_breakdown(rows: Sequence[RankBreakdown], title: str, ax=None):

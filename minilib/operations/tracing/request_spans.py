@@ -6,7 +6,8 @@
         prefill                              until its first token
         decode                               until its last token; tokens are counted, and have no spans
 
-Spans are made when a request has ended, from the server's record of it: nothing happens between two tokens.
+Spans are made when a request has ended, from the server's record of it: nothing happens between two tokens, and whether
+it was slow or failed is known when it is decided whether to keep them.
 
 Source: OpenTelemetry semantic conventions 1.44, "HTTP spans"; "Generative AI spans" (in development).
 """
@@ -30,10 +31,12 @@ from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from minilib.mechanisms.telemetry import TailSampler
 from minilib.serving.server.records import PromptRecord, RequestRecord
 
 SCHEMA = Schemas.V1_44_0.value
 PROVIDER = "minilib"  # of the model, as the conventions have it
+WEIGHT = "minilib.sampling.weight"  # how many requests this one stands for
 TOKENS = "minilib.tokens"  # of a phase: those that prefill computed, or those that decode made
 BY_CLIENT = frozenset({"client_gone", "slow_client"})  # ends that are no failure of the server
 CHAT = "/v1/chat/completions"
@@ -50,14 +53,19 @@ class RequestSpans:
     Args:
         provider: of the SDK, with exporters and sampler; a client's decision to sample is followed by its default one.
         model: name that the server serves its model by.
+        sampler: keeps what was slow or failed, and a share of the rest; everything is kept if left out. The share is by
+            the hash of the client's trace id, so that services which keep the same share keep the same traces.
     """
 
-    def __init__(self, provider: TracerProvider, model: str) -> None:
-        self._tracer, self._model = tracer_of(provider), model
+    def __init__(self, provider: TracerProvider, model: str, sampler: TailSampler | None = None) -> None:
+        self._tracer, self._model, self._sampler = tracer_of(provider), model, sampler
         self._propagator = TraceContextTextMapPropagator()
 
     def ended(self, record: RequestRecord) -> None:
-        """Make the spans of a request."""
+        """Make the spans of a request, or drop them."""
+        weight = self._weight(record)
+        if not weight:
+            return
         shift = time.time_ns() - time.monotonic_ns()  # one for all spans of the request, so that they stay nested
         name = record.method if record.route == "other" else f"{record.method} {record.route}"
         attributes: dict[str, Any] = {HTTP_REQUEST_METHOD: record.method}
@@ -65,6 +73,8 @@ class RequestSpans:
             attributes[HTTP_ROUTE] = record.route
         if record.status is not None:
             attributes[HTTP_RESPONSE_STATUS_CODE] = record.status
+        if self._sampler is not None:
+            attributes[WEIGHT] = weight
         parent = self._propagator.extract(record.context)
         span = self._start(name, parent, record.began_ns + shift, attributes, SpanKind.SERVER)
         if span.is_recording():
@@ -73,6 +83,14 @@ class RequestSpans:
                 self._inference(record, prompt, within, shift)
             _mark(span, record.error, failed=_failed(record))
         span.end(record.ended_ns + shift)
+
+    def _weight(self, record: RequestRecord) -> float:
+        """How many requests this one stands for; 0 if it is dropped."""
+        if self._sampler is None:
+            return 1.0
+        parent = trace.get_current_span(self._propagator.extract(record.context)).get_span_context()
+        key = f"{parent.trace_id:032x}" if parent.is_valid else f"request {record.number}"
+        return self._sampler.weight(key, record.ended_ns - record.began_ns, _failed(record))
 
     def _inference(self, record: RequestRecord, prompt: PromptRecord, parent: otel_context.Context, shift: int) -> None:
         operation = "chat" if record.route == CHAT else "text_completion"

@@ -37,8 +37,8 @@ class Spans:
 
 
 @contextmanager
-def observed(engine=None, **options):
+def observed(engine=None, kept_by=None, **options):
     """A server, and its spans."""
     spans = Spans(**({"sampler": options.pop("sampler")} if "sampler" in options else {}))
-    with running(engine, observer=RequestSpans(spans.provider, MODEL), **options) as server:
+    with running(engine, observer=RequestSpans(spans.provider, MODEL, kept_by), **options) as server:
         yield server, spans

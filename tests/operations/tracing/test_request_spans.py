@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
+from minilib.mechanisms.telemetry import HeadSampler, TailSampler
 from minilib.mechanisms.telemetry.spans import Trace
 from minilib.operations.tracing.exported import OtlpJsonFile, otlp_document, telemetry_spans
 from tests.operations.tracing.observed import ASKED, PARENT, SAMPLED, TRACE, observed
@@ -273,3 +274,21 @@ def test_otlp_json_has_hexadecimal_ids_and_numbers_as_text():
 
 def test_a_file_that_cannot_be_written_is_a_failed_export(tmp_path):
     assert OtlpJsonFile(tmp_path / "no" / "folder").export([]) is SpanExportResult.FAILURE
+
+
+def test_a_tail_sampler_keeps_what_failed_or_was_slow_and_a_share_of_the_rest_by_trace():
+    ids = [f"{number:032x}" for number in range(1, 41)]
+    kept = [each for each in ids if HeadSampler(0.25).weight(each)]
+    with observed(kept_by=TailSampler(slow_ns=3600 * 10**9, rate=0.25)) as (server, spans):
+        for each in ids:
+            server.ask("/v1/completions", ASKED, {"traceparent": f"00-{each}-{PARENT}-01"})
+        found = [span for span in spans.finished(5 * len(kept)) if span.kind is SpanKind.SERVER]
+        assert [f"{span.context.trace_id:032x}" for span in found] == kept and 0 < len(kept) < len(ids)
+        assert {span.attributes["minilib.sampling.weight"] for span in found} == {4.0}
+    with observed(kept_by=TailSampler(slow_ns=0, rate=0)) as (server, spans):
+        server.ask("/v1/completions", ASKED, SAMPLED)
+        assert spans.finished(5)[0].attributes["minilib.sampling.weight"] == 1.0
+    with observed(kept_by=TailSampler(slow_ns=3600 * 10**9, rate=0)) as (server, spans):
+        server.ask("/v1/completions", ASKED, SAMPLED)
+        server.ask("/v1/completions", ASKED | {"max_tokens": -1}, SAMPLED)  # refused, a client's fault
+        assert not spans.exporter.get_finished_spans()
