@@ -89,21 +89,21 @@ def plan_saves(job):
 
 NEWEST = """
 def newest(folder):
-    steps = []
+    manifests = {}
     for name in folder.names():
         kind, _, number = name.partition("-")
         if kind == "manifest" and number.isdigit():
-            steps.append(int(number))
+            manifests[int(number)] = name
     reasons = {}
-    for step in sorted(steps)[::-1]:
-        why = refused(folder, step)
+    for step in sorted(manifests)[::-1]:
+        why = refused(folder, step, manifests[step])
         if why is None:
             return step, reasons
         reasons[step] = why
     return None, reasons
 
-def refused(folder, step):
-    manifest = unpacked(folder.read(f"manifest-{step}"))
+def refused(folder, step, name):
+    manifest = unpacked(folder.read(name))
     if manifest is None:
         return TORN
     if manifest.step != step:
@@ -193,13 +193,6 @@ def recover(log):
         wrong={
             "only the length is checked": changed(
                 RECOVER, ("return frame(number, durable, log[at + header : end]) == log[at:end]", "return True")
-            ),
-            "a body that ends with the log is whole": changed(
-                RECOVER,
-                (
-                    "            return False\n        return",
-                    "            return number < 100 and length < 100\n        return",
-                ),
             ),
             "a header that is torn is read": changed(RECOVER, ("if len(log) < at + header", "if len(log) < at")),
             "what was acknowledged is cut off in silence": changed(RECOVER, ("if durable > len(bodies)", "if False")),
@@ -343,14 +336,11 @@ def save_steps(folder, parts, manifest, old=None):
 """,
             "the old parts go before their manifest": changed(
                 SAVE,
-                (
-                    '        steps.append(RemoveFile(f"{old[0]}/manifest"))\n        steps.append(SyncFolder(old[0]))\n',
-                    "",
-                ),
+                ('        steps.append(RemoveFile(f"{old[0]}/manifest"))\n', ""),
+                ("        steps.append(SyncFolder(old[0]))\n", ""),
                 (
                     "    return steps\n",
-                    '        steps.append(RemoveFile(f"{old[0]}/manifest"))\n'
-                    "        steps.append(SyncFolder(old[0]))\n    return steps\n",
+                    '        steps += [RemoveFile(f"{old[0]}/manifest"), SyncFolder(old[0])]\n    return steps\n',
                 ),
             ),
             "the old parts go before their manifest is gone for good": changed(
@@ -487,23 +477,16 @@ def newest(folder):
 """,
         ),
         wrong={
-            "steps are compared as text": changed(NEWEST, ("sorted(steps)[::-1]", "sorted(steps, key=str)[::-1]")),
+            "steps are compared as text": changed(
+                NEWEST, ("sorted(manifests)[::-1]", "sorted(manifests, key=str)[::-1]")
+            ),
             "a manifest that is not published yet counts": changed(
-                NEWEST,
-                (
-                    "number.isdigit():\n            steps.append(int(number))",
-                    'number[:1].isdigit():\n            steps.append(int(number.split(".")[0].rstrip("x")))',
-                ),
-                (
-                    'folder.read(f"manifest-{step}")',
-                    'folder.read(f"manifest-{step}") if f"manifest-{step}" in folder.names() else b""',
-                ),
+                NEWEST, ('name.partition("-")', 'name.removesuffix(".partial").partition("-")')
             ),
             "every name that ends like a manifest's is one": changed(
                 NEWEST,
-                ('kind, _, number = name.partition("-")', 'kind, _, number = name.rpartition("-")'),
+                ('name.partition("-")', 'name.rpartition("-")'),
                 ('kind == "manifest"', 'kind.endswith("manifest")'),
-                ('folder.read(f"manifest-{step}")', 'folder.files.get(f"manifest-{step}", b"")'),
             ),
             "a manifest is always whole": changed(NEWEST, ("        return TORN\n", "        return None\n")),
             "the name of a manifest is not held against it": changed(
@@ -560,16 +543,15 @@ def newest(folder):
                 NEWEST,
                 (
                     "    reasons = {}\n",
-                    "    reasons = {}\n    for step in steps:\n        refused(folder, step)\n",
+                    "    reasons = {}\n    for step, name in manifests.items():\n        refused(folder, step, name)\n",
                 ),
             ),
             "older ones are listed as well": changed(
                 NEWEST,
-                (
-                    "            return step, reasons\n",
-                    "            rest = {each: refused(folder, each) for each in steps if each < step}\n"
-                    "            return step, reasons | {each: why for each, why in rest.items() if why}\n",
-                ),
+                ("    reasons = {}\n", "    reasons, best = {}, None\n"),
+                ("            return step, reasons\n", "            best = step if best is None else best\n"),
+                ("        reasons[step] = why\n", "        else:\n            reasons[step] = why\n"),
+                ("    return None, reasons\n", "    return best, reasons\n"),
             ),
             "only the newest is looked at": changed(
                 NEWEST, ("        reasons[step] = why\n", "        reasons[step] = why\n        break\n")
@@ -636,14 +618,8 @@ def ranges_to_read(stored, needed, itemsize):
             ),
             "from the first needed element to the last": changed(
                 RANGES,
-                (
-                    "            end = begin",
-                    "            last = offset + itemsize * ((bottom - 1 - box.start[0]) * box.shape[1] + right - box.start[1])\n            end = begin",
-                ),
-                (
-                    "                found.append((part, begin, end))",
-                    "                found.append((part, begin, last))\n            break",
-                ),
+                ("in range(top, bottom):", "in range(top, bottom)[:1]:"),
+                ("itemsize * (right - left)", "itemsize * (right - left + (bottom - top - 1) * box.shape[1])"),
             ),
             "every row is a range": changed(RANGES, ("if found and found[-1][0]", "if False and found[-1][0]")),
             "ranges of two boxes are never one": changed(
@@ -719,12 +695,9 @@ def find_corruption(reports, checkpoints):
             ),
             "the last failure counts": changed(
                 CORRUPT,
-                ("for step, checksums in reports:", "for step, checksums in reports[::-1]:"),
-                ("            after = step\n            continue\n", "            continue\n"),
-                (
-                    "        good =",
-                    "        after = max((s for s, c in reports if s < step and len(set(c.values())) == 1 < len(c)), default=0)\n        good =",
-                ),
+                ("    after = 0\n", "    after, last = 0, None\n"),
+                ("        return Finding", "        last = Finding"),
+                ("    return None\n", "    return last\n"),
             ),
             "the report before was the last to agree": changed(
                 CORRUPT,
