@@ -19,7 +19,7 @@ from minilib.serving.server.door import Door
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error, retry_after, unavailable
 from minilib.serving.server.limits import read_body
 from minilib.serving.server.openai_api import answers, protocol
-from minilib.serving.server.records import RECORD
+from minilib.serving.server.records import note_error
 from minilib.serving.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ def build_app(service: Service, api_key: str | None = None) -> Door:
 
 def _add_errors(app: FastAPI, service: Service) -> None:
     def answer(request: Request, error: ApiError) -> Response:
-        if record := request.scope.get(RECORD):  # not of probes
-            record.error = error.code
+        note_error(request.scope, error.code)
         return Response(error.body, error.status, error.headers, "application/json")
 
     async def refused(request: Request, error: ApiError) -> Response:

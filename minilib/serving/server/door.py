@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minilib.serving.server.errors import AUTHENTICATION, ApiError
 from minilib.serving.server.metrics import ServerMetrics
-from minilib.serving.server.records import RECORD, OpenRecords
+from minilib.serving.server.records import OpenRecords, note_error
 
 OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})  # for probes, scrapers and readers of the document
 UNRECORDED = OPEN | {"/status"}  # what looks at a server is none of its work
@@ -68,7 +68,7 @@ class Door:
         if self._key and scope["path"] not in OPEN and not self._knows(scope):
             headers = {"WWW-Authenticate": "Bearer"}
             message = "the API key is wrong or missing"
-            scope[RECORD].error = "invalid_api_key"
+            note_error(scope, "invalid_api_key")
             await respond(ApiError(401, message, "invalid_api_key", kind=AUTHENTICATION, headers=headers), send)
             return
         await self._app(scope, receive, send)

@@ -106,6 +106,12 @@ class RequestRecord:
         }
 
 
+def note_error(scope: Scope, error: str | None) -> None:
+    """Note why a request is refused, unless it is one that has no record, as those of probes."""
+    if record := scope.get(RECORD):
+        record.error = error
+
+
 class RequestObserver(Protocol):
     """Told of each request once, when it has ended, in the event loop; it must not wait."""
 

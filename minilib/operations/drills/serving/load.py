@@ -66,10 +66,10 @@ class DrillLoad:
             working += [self._huge(fault) for _ in range(3)]
         stuck = [asyncio.ensure_future(self._tenant(tenant)) for tenant in TENANTS if tenant not in patient]
         work = asyncio.gather(*working)
+        self._left += [work, *stuck]  # the last wait for a stream that does not end
         while not work.done():
             await self._look()
         await work
-        self._left += stuck  # they wait for a stream that does not end
 
     def _is_stuck(self, tenant: str) -> bool:
         return self._fault is not None and (self._fault.kind, self._fault.who) == ("stuck_stream", tenant)
