@@ -27,8 +27,12 @@ def test_killed_and_raising_ranks_are_begun_again_and_come_to_the_same_end(tmp_p
     folder, plain = tmp_path / "torchrun", tmp_path / "plain"
     folder.mkdir()
     plain.mkdir()
-    faults = {0: Fault(1, 4, "collective", 1), 1: Fault(0, 7, "forward", how="raise")}
-    done = torchrun(folder, faults, 2)
+    faults = {
+        0: Fault(1, 4, "forward", how="raise"),
+        1: Fault(0, 7, "forward", how="raise"),
+        2: Fault(1, 8, "collective", 1),
+    }
+    done = torchrun(folder, faults, 3)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = run(trains, 2, str(plain), {}, timeout=120)
     for rank in (0, 1):
@@ -36,7 +40,8 @@ def test_killed_and_raising_ranks_are_begun_again_and_come_to_the_same_end(tmp_p
         assert (found["losses"], found["validation"]) == (expected[rank]["losses"], expected[rank]["validation"])
         torch.testing.assert_close(found["model"], expected[rank]["model"], rtol=0, atol=0)
         assert not psutil.pid_exists(found["pid"])
-    # The store outlives an attempt: what failed in attempt 1 is told by nobody in attempt 2.
+    # torchrun's store outlives its attempts: each one's failure is told, and not that of the attempt before.
+    assert (folder / "failure-0").read_text() == "1 ValueError: a bad batch in step 4"
     assert (folder / "failure-1").read_text() == "0 ValueError: a bad batch in step 7"
     check_each_window_once(counted_windows(folder, attempts_in(folder)))
 
