@@ -133,7 +133,7 @@ def who_hung(recordings, members):
     inside = {rank for rank in waiting if not awaited(rank)}
     if inside:
         return "stuck", inside
-    return "circle", {rank for rank in waiting if rank in reached(rank)}
+    return "deadlock", {rank for rank in waiting if rank in reached(rank)}
 """
 
 FAULT = """
@@ -410,8 +410,8 @@ def waited_for(spans):
             "all that wait are in the circle": changed(
                 HUNG,
                 (
-                    'return "circle", {rank for rank in waiting if rank in reached(rank)}',
-                    'return "circle", set(waiting)',
+                    'return "deadlock", {rank for rank in waiting if rank in reached(rank)}',
+                    'return "deadlock", set(waiting)',
                 ),
             ),
             "all members of the group are waited for": changed(
