@@ -124,8 +124,11 @@ class BackgroundSaves:
             return
         if refuse and not running.done():
             raise SaveInProgress("the save before is still being written; wait(), or save less often")
-        self._running = None
-        running.result()
+        try:
+            running.result()
+        finally:
+            if running.done():  # else the user has interrupted the wait, and the thread still reads the copy
+                self._running = None
 
     def close(self) -> None:
         """Settle, and end the thread."""

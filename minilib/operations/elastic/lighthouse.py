@@ -156,7 +156,10 @@ class Lighthouse:
                             connection.heard = now
                     looked = now
                     for key, _ in ready:
-                        self._accept() if key.fileobj is self._door else self._receive(self._connections[key.fileobj])
+                        if key.fileobj is self._door:
+                            self._accept()
+                        elif key.fileobj in self._connections:  # it may have been replaced in this very look
+                            self._receive(self._connections[key.fileobj])
                     self._look_at_the_clock(now)
                     self._changed.notify_all()
         finally:
