@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType
 
+from minilib.mechanisms.basics.files import mapped_anew
 from minilib.mechanisms.telemetry.ring import Ring, slot_bytes
 from minilib.operations.flight_recorder.recording import RecordedGroup, start_ticks
 
@@ -76,13 +77,14 @@ class Recorder:
 
     Raises:
         ValueError: if a number is out of range, or the buffer too small.
+        OSError: if there is no room for the file.
     """
 
     def __init__(self, where: Path | str | bytearray | mmap.mmap, rank: int, capacity: int = 2000) -> None:
         if capacity < 1 or rank < 0:
             raise ValueError(f"a recorder keeps at least 1 call of a rank from 0, got {capacity} calls of rank {rank}")
         self.rank, self.capacity, self.lock = rank, capacity, threading.Lock()
-        buffer = _mapped(Path(where), recording_bytes(capacity)) if isinstance(where, Path | str) else where
+        buffer = mapped_anew(Path(where), recording_bytes(capacity)) if isinstance(where, Path | str) else where
         rings(buffer, capacity)  # refuses a buffer that is too small, before anything in it is lost
         memoryview(buffer).cast("B")[:] = bytes(memoryview(buffer).nbytes)
         self._head, self._names, self._calls = rings(buffer, capacity)
@@ -191,10 +193,3 @@ def _fewer_dims(shape: tuple[int, ...]) -> tuple[int, ...]:
     for size in shape[MAX_DIMS - 1 :]:
         rest *= size
     return (*shape[: MAX_DIMS - 1], rest)
-
-
-def _mapped(path: Path, size: int) -> mmap.mmap:
-    path.unlink(missing_ok=True)  # who reads the old file keeps it
-    with path.open("x+b") as file:
-        file.truncate(size)
-        return mmap.mmap(file.fileno(), size)
