@@ -101,7 +101,7 @@ class Recorder:
         """The number of a text, which is written down if it is new; 0 if there is no room."""
         with self.lock:
             if text not in self._ids:
-                content, size = text.encode(), NAME_BYTES - 1
+                content, size = text.encode(errors="replace"), NAME_BYTES - 1
                 pieces = [content[at : at + size] for at in range(0, len(content), size)]
                 used = self._names.next_sequence
                 fits = used + len(pieces) <= self._names.capacity
@@ -156,8 +156,12 @@ class Recorder:
         if started:
             self._calls.mark(number, STARTED, now)
         if sequence >= 0:
-            self._names.mark(group, 0, sequence + 1)
+            self.entered(group, sequence + 1)
         return number
+
+    def entered(self, group: int, count: int) -> None:
+        """Write down how many calls of a group there are so far. The caller holds `lock`."""
+        self._names.mark(group, 0, count)
 
     def mark(self, number: int, which: int, value: int) -> None:
         """Write down what has become of a call: STARTED, ENDED or WAITED. The caller holds `lock`."""
@@ -178,10 +182,13 @@ def group_text(group: RecordedGroup) -> str:
 
 
 def group_of_text(text: str) -> RecordedGroup | None:
-    """The group that has this name in a recording, if it is a group's."""
+    """The group that has this name in a recording, if it is a whole name, and a group's."""
     if not text.startswith("group "):
         return None
-    name, generation, short, ranks = json.loads(text.removeprefix("group "))
+    try:
+        name, generation, short, ranks = json.loads(text.removeprefix("group "))
+    except ValueError:  # a killed rank has written a part of it, or a folder with lines of code is named so
+        return None
     if short:
         first, count, step = short
         ranks = range(first, first + step * count, step)
