@@ -19,6 +19,7 @@ from typing import Any
 
 from minilib.classic.observed_service.traceparent import TraceContext
 from minilib.mechanisms.basics.child import child_environment
+from minilib.mechanisms.basics.files import extend_with_zeros
 from minilib.mechanisms.telemetry import Ring, slot_bytes
 
 RECORD_BYTES = 512  # the longest record; longer ones lose the end of their message
@@ -39,6 +40,9 @@ class JsonLog:
 
     Attributes:
         ring: the last records.
+
+    Raises:
+        OSError: if there is no room for the file.
     """
 
     def __init__(self, process: str, path: Path | None = None, records: int = 64) -> None:
@@ -46,7 +50,8 @@ class JsonLog:
         self._memory: mmap.mmap | bytearray = bytearray(size)
         if path is not None:
             with path.open("a+b") as file:
-                file.truncate(size)
+                file.truncate(min(size, file.tell()))
+                extend_with_zeros(file, size)
                 self._memory = mmap.mmap(file.fileno(), size)
         self.ring = Ring(self._memory, RECORD_BYTES)
 

@@ -7,7 +7,6 @@ seconds: on a machine that gives the ranks no processor, a rank makes no beats, 
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from minilib.mechanisms.basics.files import mapped_anew
 from minilib.training.phases import PHASES
 
 PLACES = ("start", *PHASES, "between", "failed", "done")  # where a rank can be
@@ -55,9 +55,8 @@ class Heartbeat:
     """
 
     def __init__(self, path: Path, period: float = 0.1) -> None:
-        path.write_bytes(_FIELDS.pack(os.getpid(), 0, 0, 0, 0))
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), _FIELDS.size)
+        self._map = mapped_anew(path, _FIELDS.size)
+        self._set(_PID, os.getpid())
         self._beats, self._period, self._ended = 0, period, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()

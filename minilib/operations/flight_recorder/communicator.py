@@ -67,6 +67,7 @@ class GroupCalls:
             self._recorder.mark(number, ENDED, mark)
             if mark == REFUSED:  # nothing was sent, so the next call has its number
                 self._next -= 1
+                self._recorder.entered(self._group, self._next)
             elif first and self._under_way:
                 self._recorder.mark(self._under_way[0], STARTED, abs(mark))
 

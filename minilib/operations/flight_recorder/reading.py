@@ -39,20 +39,19 @@ def read_dump(where: Path | str | bytes | bytearray | mmap.mmap) -> Dump:
     Raises:
         NotARecording: if it is none.
     """
-    if isinstance(where, Path | str):
-        with Path(where).open("rb") as file:
-            if not Path(where).stat().st_size:
-                raise NotARecording(f"{where} is empty")
-            where = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    content = memoryview(where)
+    content = memoryview(_mapped(Path(where)) if isinstance(where, Path | str) else where)
+    source = where if isinstance(where, Path | str) else "the buffer"
     if len(content) < HEAD.size:
-        raise NotARecording(f"a recording begins with {HEAD.size} bytes of head, and here are {len(content)} bytes")
+        raise NotARecording(f"{source}: a recording begins with {HEAD.size} bytes of head, and here are {len(content)}")
     magic, version, rank, capacity, process, started, closed, _ = HEAD.unpack_from(content)
-    if magic != MAGIC or version != VERSION or len(content) < recording_bytes(capacity):
+    if magic != MAGIC or version != VERSION:
         raise NotARecording(
-            f"no recording of version {VERSION}, or none whose recorder has begun: {content[:16].hex()}"
+            f"{source}: no recording of version {VERSION}, or none whose recorder has begun: {content[:16].hex()}"
         )
-    _, name_ring, calls = rings(where, capacity)
+    if len(content) < recording_bytes(capacity):
+        raise NotARecording(f"{source} was cut: {capacity} calls take {recording_bytes(capacity)} bytes, and here are "
+                            f"{len(content)}")  # fmt: skip
+    _, name_ring, calls = rings(content, capacity)
     alive, now = process_state(process, started), time.monotonic_ns()
     entries = calls.entries()
     lost = entries[-1].sequence + 1 - len(entries) if entries else 0
@@ -71,6 +70,13 @@ def read_dump(where: Path | str | bytes | bytearray | mmap.mmap) -> Dump:
 def read_dumps(folder: Path | str, pattern: str = "*") -> list[Dump]:
     """Read the recordings in a folder, in order of ranks; other files are an error."""
     return sorted((read_dump(path) for path in Path(folder).glob(pattern)), key=lambda dump: dump.rank)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise NotARecording(f"{path} is empty")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _names(entries: list[RingRecord]) -> tuple[dict[int, str], dict[int, RecordedGroup], dict[RecordedGroup, int]]:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType
 
+from minilib.mechanisms.basics.files import mapped_anew
 from minilib.mechanisms.telemetry.ring import Ring, slot_bytes
 from minilib.operations.flight_recorder.recording import RecordedGroup, start_ticks
 
@@ -76,13 +77,14 @@ class Recorder:
 
     Raises:
         ValueError: if a number is out of range, or the buffer too small.
+        OSError: if there is no room for the file.
     """
 
     def __init__(self, where: Path | str | bytearray | mmap.mmap, rank: int, capacity: int = 2000) -> None:
         if capacity < 1 or rank < 0:
             raise ValueError(f"a recorder keeps at least 1 call of a rank from 0, got {capacity} calls of rank {rank}")
         self.rank, self.capacity, self.lock = rank, capacity, threading.Lock()
-        buffer = _mapped(Path(where), recording_bytes(capacity)) if isinstance(where, Path | str) else where
+        buffer = mapped_anew(Path(where), recording_bytes(capacity)) if isinstance(where, Path | str) else where
         rings(buffer, capacity)  # refuses a buffer that is too small, before anything in it is lost
         memoryview(buffer).cast("B")[:] = bytes(memoryview(buffer).nbytes)
         self._head, self._names, self._calls = rings(buffer, capacity)
@@ -99,7 +101,7 @@ class Recorder:
         """The number of a text, which is written down if it is new; 0 if there is no room."""
         with self.lock:
             if text not in self._ids:
-                content, size = text.encode(), NAME_BYTES - 1
+                content, size = text.encode(errors="replace"), NAME_BYTES - 1
                 pieces = [content[at : at + size] for at in range(0, len(content), size)]
                 used = self._names.next_sequence
                 fits = used + len(pieces) <= self._names.capacity
@@ -154,8 +156,12 @@ class Recorder:
         if started:
             self._calls.mark(number, STARTED, now)
         if sequence >= 0:
-            self._names.mark(group, 0, sequence + 1)
+            self.entered(group, sequence + 1)
         return number
+
+    def entered(self, group: int, count: int) -> None:
+        """Write down how many calls of a group there are so far. The caller holds `lock`."""
+        self._names.mark(group, 0, count)
 
     def mark(self, number: int, which: int, value: int) -> None:
         """Write down what has become of a call: STARTED, ENDED or WAITED. The caller holds `lock`."""
@@ -176,10 +182,13 @@ def group_text(group: RecordedGroup) -> str:
 
 
 def group_of_text(text: str) -> RecordedGroup | None:
-    """The group that has this name in a recording, if it is a group's."""
+    """The group that has this name in a recording, if it is a whole name, and a group's."""
     if not text.startswith("group "):
         return None
-    name, generation, short, ranks = json.loads(text.removeprefix("group "))
+    try:
+        name, generation, short, ranks = json.loads(text.removeprefix("group "))
+    except ValueError:  # a killed rank has written a part of it, or a folder with lines of code is named so
+        return None
     if short:
         first, count, step = short
         ranks = range(first, first + step * count, step)
@@ -191,10 +200,3 @@ def _fewer_dims(shape: tuple[int, ...]) -> tuple[int, ...]:
     for size in shape[MAX_DIMS - 1 :]:
         rest *= size
     return (*shape[: MAX_DIMS - 1], rest)
-
-
-def _mapped(path: Path, size: int) -> mmap.mmap:
-    path.unlink(missing_ok=True)  # who reads the old file keeps it
-    with path.open("x+b") as file:
-        file.truncate(size)
-        return mmap.mmap(file.fileno(), size)

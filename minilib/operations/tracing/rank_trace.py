@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from minilib.mechanisms.basics.checks import check_whole
+from minilib.mechanisms.basics.files import mapped_anew
 from minilib.operations.tracing.recording import (
     BEGIN,
     COUNT,
@@ -86,6 +87,7 @@ class RankTrace:
 
     Raises:
         ValueError: if rank is negative, or there is no room for a span.
+        OSError: if there is no room for the file.
     """
 
     def __init__(
@@ -100,7 +102,8 @@ class RankTrace:
         check_whole("capacity, in rows,", capacity, 2)
         self.rank, self.lost = rank, 0
         self._clock, self._capacity, self._thread = clock, capacity, threading.get_ident()
-        self._buffer = _buffer(HEADER.size + NAMES + capacity * ROW.size, path)
+        size = HEADER.size + NAMES + capacity * ROW.size
+        self._buffer: bytearray | mmap.mmap = bytearray(size) if path is None else mapped_anew(path, size)
         self._rows = self._depth = self._skipped = self._names_end = 0
         self._names: dict[str, int] = {}
         self._spans: dict[str, _Entered] = {}
@@ -188,11 +191,3 @@ class RankTrace:
             number = self._names[name] = len(self._names)
             self._publish()
         return number
-
-
-def _buffer(size: int, path: Path | None) -> bytearray | mmap.mmap:
-    if path is None:
-        return bytearray(size)
-    with path.open("w+b") as file:
-        file.truncate(size)
-        return mmap.mmap(file.fileno(), size)
