@@ -18,6 +18,8 @@ from minilib.classic.pod_scheduler import (
 from minilib.mechanisms.scheduling.placing import BinPacking, InvalidClaim, Node, Taint, Toleration
 from tests.classic.pod_scheduler.clusters import nodes, pod, where
 
+EVENTS = ("submit", "submit", "group", "finish", "fail", "drain", "repair", "taint", "cycle", "time")
+
 
 def test_least_allocated_spreads_and_most_allocated_packs():
     for score, expected in [(LeastAllocated(), [1, 1, 1, 1]), (MostAllocated(), [4, 0, 0, 0])]:
@@ -190,7 +192,7 @@ def test_thousands_of_events_lose_no_pod_and_give_nothing_twice():
     scheduler = PodScheduler(nodes(6, cpu=4, pods=6), budgets=[budget])
     names, gone = [], []
     for number in range(3_000):
-        action = dice.choice("submit submit group finish fail drain repair taint cycle time".split())
+        action = dice.choice(EVENTS)
         node, present = f"n{dice.randrange(6)}", {node.name for node in scheduler.ledger.nodes}
         label = {"app": dice.choice("xyz")}
         if action == "submit" and len(scheduler.pods) < 40:
