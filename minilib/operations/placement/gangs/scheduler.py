@@ -1,0 +1,326 @@
+"""A scheduler of gangs: who goes next is said by a policy of mechanisms/scheduling, where by topology and price.
+
+    submit ─→ waits ──start──→ runs ──finish──→ gone
+      │         ↑  └── fail, preempt, reject ──┘
+      └─→ refused, with the reason
+
+A gang that loses one GPU has lost its step on all: it gives back all of them and waits at the place that it had earned.
+So does a gang whose host fails between the decision and the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from minilib.mechanisms.basics.checks import check_whole
+from minilib.mechanisms.scheduling import FirstComeFirstServed, SchedulingPolicy, Task
+from minilib.operations.placement.cluster.capacity import FreeGpus, NotFree
+from minilib.operations.placement.cluster.topology import GpuCluster
+from minilib.operations.placement.gangs.backfill import Reservation, reserve
+from minilib.operations.placement.gangs.fitting import best_placement, fit_of
+from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
+from minilib.operations.placement.gangs.refusal import Feasibility
+
+KEPT = ("kept for the head of the line",)  # an owner that no job can be, since names are strings
+
+
+class UnknownJob(LookupError):
+    """A job that is not here, or not in the state that was expected."""
+
+
+@dataclass
+class _Entry:
+    """A job that is here."""
+
+    job: GangJob
+    task: Task
+    seconds: float  # how long its next run takes at most
+    placement: GangPlacement | None = None
+    end: float = 0.0  # of the run, by the estimate
+    charged: float = 0.0  # until when the policy was told
+
+
+class GangScheduler:
+    """All or nothing for each job, on a clock that the caller advances.
+
+    Args:
+        cluster: whose GPUs.
+        policy: who goes next; first come, first served if left out. A unit of work is a GPU-second.
+        backfill: let later jobs start as long as they do not delay the first that waits.
+        depth: how many later jobs a decision looks at.
+
+    Attributes:
+        free: who has which GPU.
+        refused: jobs that never start here, by name.
+        reservation: what is kept for the first job that waits; None if nobody waits, or it waits for a repair.
+
+    Raises:
+        ValueError: if depth is no whole number ≥ 0.
+    """
+
+    def __init__(
+        self, cluster: GpuCluster, policy: SchedulingPolicy | None = None, backfill: bool = True, depth: int = 100
+    ) -> None:
+        check_whole("depth", depth)
+        self.cluster, self.free = cluster, FreeGpus(cluster)
+        self.policy = FirstComeFirstServed() if policy is None else policy
+        self.backfill, self.depth = backfill, depth
+        self.refused: dict[str, Refused] = {}
+        self.reservation: Reservation | None = None
+        self._feasible = Feasibility(cluster)
+        self._entries: dict[str, _Entry] = {}
+        self._await_repair: set[str] = set()  # jobs that do not fit into what is in use
+
+    @property
+    def running(self) -> dict[str, GangPlacement]:
+        """Where each job runs."""
+        return {name: entry.placement for name, entry in self._entries.items() if entry.placement is not None}
+
+    @property
+    def waiting(self) -> list[GangJob]:
+        """Jobs in the line, in order."""
+        return [self._entries[task.key].job for task in self.policy]
+
+    def submit(self, job: GangJob, now: float = 0.0) -> Refused | None:
+        """A new job joins the line, or is refused.
+
+        Raises:
+            InvalidJob: if a job of this name is here, or was refused.
+        """
+        if job.name in self._entries or job.name in self.refused:
+            raise InvalidJob(f"a job {job.name!r} was submitted already; give each its own name")
+        if (refused := self._feasible.refusal(job)) is not None:
+            self.refused[job.name] = refused
+            return refused
+        work = job.gpus * job.seconds
+        task = Task(key=job.name, arrival=now, tenant=job.tenant, priority=job.priority, predicted=work)
+        self.policy.arrive(task)
+        self._entries[job.name] = _Entry(job, task, job.seconds)
+        return None
+
+    def start(self, now: float) -> list[GangPlacement]:
+        """Start what can start now: the first in line as long as it fits, then those that do not delay it."""
+        if self.policy.reorders:
+            self.charge(now)
+        started = self._start_first(now)
+        line = list(islice(self.policy, self.depth + 1)) if len(self.policy) else []
+        for at, task in enumerate(line):
+            entry = self._entries[task.key]
+            if (placement := best_placement(entry.job, self.free)) is not None:
+                started.append(self._begin(placement, now))
+            elif self._keep_room(entry.job, now):
+                return started + (self._fill(line[at + 1 :], now) if self.backfill else [])
+        self.reservation = None
+        return started
+
+    def finish(self, name: str, now: float) -> None:
+        """A job has ended, or is cancelled while it waits."""
+        entry = self._entry(name)
+        if entry.placement is not None:
+            self._stop(entry, now)
+        self.policy.remove(entry.task)
+        self._await_repair.discard(name)
+        del self._entries[name]
+
+    def preempt(self, name: str, now: float, seconds: float | None = None) -> None:
+        """A job that runs gives way; it waits at the place that it has earned.
+
+        Args:
+            name: of the job.
+            now: the time.
+            seconds: how long its next run takes at most; as before if left out.
+
+        Raises:
+            UnknownJob: if it does not run.
+        """
+        entry = self._entry(name, runs=True)
+        self._stop(entry, now)
+        self.policy.preempt(entry.task)
+        entry.seconds = entry.seconds if seconds is None else seconds
+
+    def fail(self, gpus: Iterable[int], now: float, why: str = "failed") -> list[str]:
+        """GPUs are lost. Jobs that ran on one of them give back all of theirs and wait again; their names."""
+        lost = list(gpus)
+        self.free.take_out(lost, why)
+        hit = [name for name in dict.fromkeys(map(self.free.owner, lost)) if name is not None]
+        for name in hit:
+            self.preempt(name, now)
+        self._forget_room(lost)
+        return hit
+
+    def drain(self, gpus: Iterable[int]) -> None:
+        """GPUs get no new jobs; those that run there go on."""
+        drained = list(gpus)
+        self.free.take_out(drained, "drained")
+        self._forget_room(drained)
+
+    def reject(self, name: str, host: int, now: float) -> list[str]:
+        """A host refuses to start its part of a job: the gang waits again, and nothing goes to this host until
+        `restore`, so that the same decision is not made again. Whoever else runs there goes on.
+
+        Raises:
+            UnknownJob: if the job does not run on this host.
+        """
+        entry = self._entry(name, runs=True)
+        if not set(entry.placement.gpus) & set(self.cluster.gpus_of(host)):
+            raise UnknownJob(f"job {name!r} has no GPU on host {self.cluster.hosts[host].name!r}")
+        self.drain(self.cluster.gpus_of(host))
+        self.preempt(name, now)
+        return [name]
+
+    def restore(self, gpus: Iterable[int]) -> None:
+        """GPUs are in use again."""
+        self.free.restore(gpus)
+        self._await_repair.clear()
+
+    def move(self, placement: GangPlacement) -> None:
+        """A job that runs goes on elsewhere, on some of its GPUs and on free ones: after a replacement, or to defragment.
+
+        Raises:
+            UnknownJob: if it does not run.
+            NotFree: if a GPU is another's; nothing was changed.
+        """
+        entry = self._entry(placement.job.name, runs=True)
+        if placement.job != entry.job:
+            raise InvalidJob(f"{placement.job.name} moves as it is; another number of GPUs or mesh is for `resize`")
+        for gpu in placement.gpus:
+            if not self.free.is_free(gpu) and self.free.owner(gpu) != entry.job.name:
+                raise NotFree(f"GPU {gpu} is no free one and none of {entry.job.name!r}")
+        self.free.give_back(entry.job.name)
+        self.free.take(entry.job.name, placement.gpus)
+        entry.placement = placement
+        self._forget_room(placement.gpus)
+
+    def resize(self, job: GangJob, now: float) -> GangPlacement | Refused | None:
+        """A job goes on with another number of GPUs, or another mesh; it restarts where it was, or elsewhere.
+
+        Args:
+            job: of the same name.
+            now: the time.
+
+        Returns:
+            Where it runs now; None if it waits; or why it stays as it was.
+
+        Raises:
+            UnknownJob: if there is no job of this name.
+        """
+        entry = self._entry(job.name)
+        if job.gpus < entry.job.least_gpus:
+            few = entry.job.least_gpus - job.gpus
+            return Refused(job, f"{job.name} goes on with {entry.job.least_gpus} GPUs or more: {few} too few")
+        if (refused := self._feasible.refusal(job)) is not None:
+            return refused
+        if entry.placement is None:
+            entry.job, entry.seconds = job, job.seconds
+            self._await_repair.discard(job.name)
+            self.reservation = None
+            return None
+        return self._resize_running(entry, job, now)
+
+    def charge(self, now: float) -> None:
+        """Tell the policy what jobs that run have received; `start` does so where the policy's order depends on it."""
+        for entry in self._entries.values():
+            if entry.placement is not None:
+                self._charge(entry, now)
+
+    def _start_first(self, now: float) -> list[GangPlacement]:
+        """Start the first in line as long as it fits."""
+        started = []
+        while (task := self.policy.first()) is not None:
+            if (placement := best_placement(self._entries[task.key].job, self.free)) is None:
+                break
+            started.append(self._begin(placement, now))
+        return started
+
+    def _keep_room(self, job: GangJob, now: float) -> bool:
+        """Whether room is kept for a job that does not fit now; not for one that waits for a repair."""
+        kept = self.reservation
+        if job.name in self._await_repair:
+            return False
+        if kept is None or kept.name != job.name or kept.time < now:
+            ends = [(entry.end, name) for name, entry in self._entries.items() if entry.placement is not None]
+            self.reservation = reserve(job, self.free, ends, now)
+            if self.reservation is None:
+                self._await_repair.add(job.name)
+        return self.reservation is not None
+
+    def _fill(self, line: Iterable[Task], now: float) -> list[GangPlacement]:
+        """Start those that end before the head of the line starts, or that stay off its GPUs."""
+        started, held = [], False
+        for task in line:
+            entry = self._entries[task.key]
+            if held == (now + entry.seconds <= self.reservation.time):
+                held = self._hold(not held)
+            if (placement := best_placement(entry.job, self.free)) is not None:
+                started.append(self._begin(placement, now))
+        self._hold(False)
+        return started
+
+    def _hold(self, hold: bool, beside: Sequence[int] = ()) -> bool:
+        """Keep the head's GPUs from everybody as long as something is decided, or no more."""
+        if self.free.owned(KEPT):
+            self.free.give_back(KEPT)
+        if hold and self.reservation is not None:
+            self.free.take(KEPT, [gpu for gpu in self.reservation.gpus - set(beside) if self.free.is_free(gpu)])
+        return hold
+
+    def _begin(self, placement: GangPlacement, now: float) -> GangPlacement:
+        entry = self._entries[placement.job.name]
+        self.free.take(placement.job.name, placement.gpus)
+        self.policy.admit(entry.task)
+        entry.placement, entry.charged, entry.end = placement, now, now + entry.seconds
+        return placement
+
+    def _stop(self, entry: _Entry, now: float) -> None:
+        self._charge(entry, now)
+        self.free.give_back(entry.job.name)
+        entry.placement = None
+
+    def _charge(self, entry: _Entry, now: float) -> None:
+        if now > entry.charged:
+            self.policy.serve(entry.task, entry.job.gpus * (now - entry.charged))
+            entry.charged = now
+
+    def _resize_running(self, entry: _Entry, job: GangJob, now: float) -> GangPlacement | Refused:
+        self._charge(entry, now)
+        old = self.free.give_back(job.name)
+        self._hold(True, beside=old)
+        placement = best_placement(job, self.free)
+        self._hold(False)
+        if placement is None:
+            free = self.free.index(fit_of(job, self.cluster.largest_host)).total
+            self.free.take(job.name, old)
+            return Refused(
+                job, f"{job.name} finds no room for {job.gpus} GPUs now: {free} lie so that it could use them"
+            )
+        self.free.take(job.name, placement.gpus)
+        entry.job, entry.placement, entry.seconds, entry.end = job, placement, job.seconds, now + job.seconds
+        return placement
+
+    def _forget_room(self, gpus: Iterable[int]) -> None:
+        """What was kept for the head can no longer be kept if one of these GPUs was among it."""
+        if self.reservation is not None and not self.reservation.gpus.isdisjoint(gpus):
+            self.reservation = None
+
+    def _entry(self, name: str, runs: bool = False) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None or (runs and entry.placement is None):
+            what = "is not here" if entry is None else "waits, and does not run"
+            raise UnknownJob(f"job {name!r} {what}; {len(self.running)} jobs run and {len(self.policy)} wait")
+        return entry
+
+    def check_invariants(self) -> None:
+        """No GPU twice, no gang in part, everybody waits or runs, and what is kept for the head is kept from nobody."""
+        self.free.check_invariants()
+        self.policy.check_invariants()
+        assert not self.free.owned(KEPT), "GPUs are still kept after a decision"
+        tasks = {task.key for task in self.policy}
+        for name, entry in self._entries.items():
+            gpus = self.free.owned(name)
+            assert (name in tasks) == (entry.placement is None) == (not gpus), f"{name} neither waits nor runs"
+            if entry.placement is not None:
+                assert entry.placement.gpus == gpus and len(gpus) == entry.job.gpus, f"{name} runs in part"
+        assert self.policy.num_tasks == len(self._entries), "the policy knows other jobs"
+        assert not self.refused.keys() & self._entries.keys(), "a job was refused, and is here"
