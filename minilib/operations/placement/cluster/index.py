@@ -7,19 +7,20 @@ eight that must stay within an NVLink domain fits nowhere in a domain of seven. 
     of a domain     the sum of its hosts, rounded down to whole groups
     above           the sum of what lies below
 
-A change of k hosts costs O(k · levels · log n) comparisons, and the move of parts of lists.
+A change of k hosts costs O(k · levels · log n) comparisons, and the move of parts of lists; where a large part of a
+level changes, the level is sorted anew.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import NamedTuple
 
+from minilib.mechanisms.scheduling.placing import FreeIndex
 from minilib.operations.placement.cluster.topology import LEVELS, GpuCluster
 
-FEW = 64  # if more than one group in so many changes, a level is sorted anew
+FEW = 16  # if more than one group in so many changes, a level is sorted anew
 
 
 class Fit(NamedTuple):
@@ -40,51 +41,6 @@ class Fit(NamedTuple):
         return all(labels.get(name) == value for name, value in self.selector)
 
 
-class ByCapacity:
-    """Groups in order of what they can give; among equals the lowest number first.
-
-    Args:
-        groups: (capacity, number), in any order.
-
-    Attributes:
-        looked_at: groups that were read since the beginning.
-    """
-
-    def __init__(self, groups: Iterable[tuple[int, int]]) -> None:
-        self.groups = sorted(groups)
-        self.looked_at = 0
-
-    def smallest(self, least: int) -> tuple[int, int] | None:
-        """The group that can give so many and has least to give; None if no group can."""
-        return next(self.ascending(least), None)
-
-    def ascending(self, least: int = 1) -> Iterator[tuple[int, int]]:
-        """Those that can give so many, the smallest first."""
-        for at in range(bisect_left(self.groups, (least, -1)), len(self.groups)):
-            self.looked_at += 1
-            yield self.groups[at]
-
-    def descending(self) -> Iterator[tuple[int, int]]:
-        """Those that can give something, the largest first."""
-        end = len(self.groups)
-        while end and self.groups[end - 1][0] > 0:
-            start = bisect_left(self.groups, (self.groups[end - 1][0], -1))
-            for at in range(start, end):
-                self.looked_at += 1
-                yield self.groups[at]
-            end = start
-
-    def move(self, changes: Mapping[int, tuple[int, int]]) -> None:
-        """Some groups have other capacities: number → (before, after)."""
-        if len(changes) * FEW > len(self.groups):
-            kept = [group for group in self.groups if group[1] not in changes]
-            self.groups = sorted(kept + sorted((after, number) for number, (_, after) in changes.items()))
-            return
-        for number, (before, after) in changes.items():
-            del self.groups[bisect_left(self.groups, (before, number))]
-            insort(self.groups, (after, number))
-
-
 class CapacityIndex:
     """What each group of the tree can give to jobs of one fit.
 
@@ -99,7 +55,7 @@ class CapacityIndex:
         levels: those that are kept, the lowest first.
         total: GPUs that the whole cluster can give.
         capacity: GPUs that each group can give, by level.
-        order: of each level, its groups by capacity.
+        looked_at: groups whose capacity was read since the beginning.
     """
 
     def __init__(self, cluster: GpuCluster, fit: Fit, free: Sequence[int]) -> None:
@@ -110,32 +66,47 @@ class CapacityIndex:
                 self.levels.append(level)
         hosts, domains = len(cluster.hosts), len(cluster.groups("domain"))
         self._rounded_levels = self.levels if hosts == domains else self.levels[1:]  # what holds whole domains
-        self.total = 0
+        self.total = self.looked_at = 0
         self._suits = [fit.meets(host.labels) for host in cluster.hosts]
         self._hosts, self._domains = [0] * hosts, [0] * domains  # whole workers, not yet rounded to whole groups
         self.capacity = {level: [0] * len(cluster.groups(level)) for level in self.levels}
-        self.order = {level: ByCapacity((0, n) for n in range(len(cluster.groups(level)))) for level in self.levels}
+        self._order = {level: FreeIndex(enumerate(capacity)) for level, capacity in self.capacity.items()}
         self.update(range(hosts), free)
 
-    @property
-    def looked_at(self) -> int:
-        """Groups whose capacity was read since the beginning."""
-        return sum(order.looked_at for order in self.order.values())
+    def smallest(self, level: str, least: int) -> int | None:
+        """The group that can give so many and has least to give; None if no group can."""
+        return next(self.least_first(level, least), None)
 
-    def within(self, level: str, number: int) -> ByCapacity:
-        """The groups of the next lower level within a group."""
-        below = self.levels[self.levels.index(level) - 1]
-        hosts = self.cluster.groups(level)[number].hosts
-        first, last = (self.cluster.group_number(below, host) for host in (hosts[0], hosts[-1]))
-        self.order[below].looked_at += last + 1 - first
-        return ByCapacity((self.capacity[below][n], n) for n in range(first, last + 1))
+    def least_first(self, level: str, least: int = 1) -> Iterator[int]:
+        """Groups that can give so many, the smallest first."""
+        return self._counted(self._order[level].least_first(least))
+
+    def deal(self, level: str, gpus: int, within: tuple[str, int] | None = None) -> Iterator[tuple[int, int]]:
+        """Few groups that together give so many, as (group, how many): the largest whole, the rest where it fits best.
+
+        Args:
+            level: of the groups.
+            gpus: how many, and no more than they have.
+            within: level and number of the group in which they lie; anywhere if left out.
+        """
+        capacity = self.capacity[level]
+        order = self._order[level] if within is None else self._order_within(level, *within)
+        for number in self._counted(order.most_first(1)):
+            if capacity[number] < gpus:
+                yield number, capacity[number]
+                gpus -= capacity[number]
+                continue
+            best = next(self._counted(order.least_first(gpus)))
+            # A group that was taken whole can give no less than this one, so that a smaller one is not taken yet.
+            yield (best if capacity[best] < capacity[number] else number), gpus
+            return
 
     def copy(self) -> CapacityIndex:
         """Another index that changes on its own."""
         twin = copy(self)
         twin._hosts, twin._domains = self._hosts.copy(), self._domains.copy()
         twin.capacity = {level: each.copy() for level, each in self.capacity.items()}
-        twin.order = {level: ByCapacity(order.groups) for level, order in self.order.items()}
+        twin._order = {level: FreeIndex(enumerate(each)) for level, each in twin.capacity.items()}
         return twin
 
     def update(self, hosts: Iterable[int], free: Sequence[int]) -> None:
@@ -155,11 +126,7 @@ class CapacityIndex:
         for domain, difference in domains.items():
             self._carry_up(domain, difference, more)
         for level, differences in more.items():
-            capacity, changes = self.capacity[level], {}
-            for number, difference in differences.items():
-                changes[number] = (capacity[number], capacity[number] + difference)
-                capacity[number] += difference
-            self.order[level].move(changes)
+            self._change(level, differences)
 
     def check_invariants(self, free: Sequence[int]) -> None:
         """Everything is as if it were counted anew."""
@@ -177,9 +144,8 @@ class CapacityIndex:
             else:
                 expected = hosts
             assert self.capacity[level] == expected, f"a {level} has another capacity"
-            assert self.order[level].groups == sorted((n, at) for at, n in enumerate(expected)), (
-                f"{level}s are out of order"
-            )
+            in_order = sorted((count, number) for number, count in enumerate(expected))
+            assert self._order[level].items() == in_order, f"a {level} is out of order"
 
     def _carry_up(self, domain: int, difference: int, more: dict[str, dict[int, int]]) -> None:
         """A domain's hosts have so many more to give: note what that makes for all groups above them."""
@@ -192,3 +158,27 @@ class CapacityIndex:
             for level in self._rounded_levels:
                 number = self.cluster.group_number(level, host)
                 more[level][number] = more[level].get(number, 0) + usable
+
+    def _change(self, level: str, differences: Mapping[int, int]) -> None:
+        """Groups of a level can give so many more."""
+        capacity, order = self.capacity[level], self._order[level]
+        anew = len(differences) * FEW > len(capacity)
+        for number, more in differences.items():
+            if not anew:
+                order.remove(number, capacity[number])
+                order.add(number, capacity[number] + more)
+            capacity[number] += more
+        if anew:
+            self._order[level] = FreeIndex(enumerate(capacity))
+
+    def _order_within(self, level: str, above: str, number: int) -> FreeIndex:
+        """The groups of a level that lie within a group, in order."""
+        hosts = self.cluster.groups(above)[number].hosts
+        first, last = (self.cluster.group_number(level, host) for host in (hosts[0], hosts[-1]))
+        self.looked_at += last + 1 - first
+        return FreeIndex((each, self.capacity[level][each]) for each in range(first, last + 1))
+
+    def _counted(self, groups: Iterator[int]) -> Iterator[int]:
+        for group in groups:
+            self.looked_at += 1
+            yield group

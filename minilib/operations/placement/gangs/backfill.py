@@ -12,12 +12,14 @@ and User Runtime Estimates in Scheduling the IBM SP2 with Backfilling", IEEE TPD
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from minilib.operations.placement.cluster.capacity import FreeGpus
 from minilib.operations.placement.gangs.fitting import best_placement, fit_of
 from minilib.operations.placement.gangs.job import GangJob
+
+KEPT = ("kept for the head of the line",)  # an owner that no job can be, since their names are strings
 
 
 class Reservation(NamedTuple):
@@ -32,6 +34,69 @@ class Reservation(NamedTuple):
     name: str
     time: float
     gpus: frozenset[int]
+
+
+class HeadRoom:
+    """What is kept for the first job in line that does not fit now.
+
+    Args:
+        free: who has which GPU.
+
+    Attributes:
+        reservation: None if nobody waits, or those who wait need a repair.
+    """
+
+    def __init__(self, free: FreeGpus) -> None:
+        self.free = free
+        self.reservation: Reservation | None = None
+        self._await_repair: set[str] = set()  # jobs that do not fit into what is in use, whoever ends
+
+    def keep(self, job: GangJob, ends: Callable[[], Iterable[tuple[float, str]]], now: float) -> bool:
+        """Keep room for a job that does not fit now; False if no room will do before a repair.
+
+        What is kept stays kept until its time, so that a job's latest start is never put off.
+        """
+        kept = self.reservation
+        if job.name in self._await_repair:
+            return False
+        if kept is None or kept.name != job.name or kept.time < now:
+            self.reservation = reserve(job, self.free, ends(), now)
+            if self.reservation is None:
+                self._await_repair.add(job.name)
+        return self.reservation is not None
+
+    def hold(self, hold: bool, beside: Iterable[int] = ()) -> bool:
+        """Take the GPUs that are kept away from everybody as long as something is decided, or give them back.
+
+        Args:
+            hold: which of the two.
+            beside: GPUs that may be had all the same.
+
+        Returns:
+            `hold`.
+        """
+        if self.free.owned(KEPT):
+            self.free.give_back(KEPT)
+        if hold and self.reservation is not None:
+            kept = self.reservation.gpus.difference(beside)
+            if gpus := [gpu for gpu in kept if self.free.is_free(gpu)]:
+                self.free.take(KEPT, gpus)
+        return hold
+
+    def forget(self, gpus: Iterable[int]) -> None:
+        """These GPUs went elsewhere: what was kept is kept no more if one of them was among it."""
+        if self.reservation is not None and not self.reservation.gpus.isdisjoint(gpus):
+            self.reservation = None
+
+    def drop(self, name: str) -> None:
+        """A job has gone, or needs other room than before."""
+        self._await_repair.discard(name)
+        if self.reservation is not None and self.reservation.name == name:
+            self.reservation = None
+
+    def repaired(self) -> None:
+        """GPUs are in use again: who waited for a repair may fit."""
+        self._await_repair.clear()
 
 
 def reserve(job: GangJob, free: FreeGpus, ends: Iterable[tuple[float, str]], now: float) -> Reservation | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from math import lcm
 
 from minilib.operations.placement.cluster.capacity import FreeGpus
-from minilib.operations.placement.cluster.index import ByCapacity, CapacityIndex, Fit
+from minilib.operations.placement.cluster.index import CapacityIndex, Fit
 from minilib.operations.placement.cluster.topology import LEVELS
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement
 from minilib.operations.placement.gangs.rank_order import in_rank_order
@@ -36,7 +36,7 @@ def candidates(job: GangJob, free: FreeGpus) -> Iterator[GangPlacement]:
         if job.mesh is not None and job.gpus % whole == 0 and host == cluster.largest_host:
             fits.append(Fit(host, lcm(fit.in_domain, whole), fit.selector))
     for fit in dict.fromkeys(fits):
-        if job.gpus % fit.in_domain == 0 and (gpus := choose(job, free, free.index(fit))) is not None:
+        if job.gpus % fit.in_domain == 0 and (gpus := free_gpus_for(job, free, free.index(fit))) is not None:
             yield in_rank_order(job, gpus)
 
 
@@ -52,47 +52,33 @@ def best_placement(job: GangJob, free: FreeGpus) -> GangPlacement | None:
     return min(found, key=cost) if len(found) > 1 else next(iter(found), None)
 
 
-def choose(job: GangJob, free: FreeGpus, index: CapacityIndex) -> list[int] | None:
+def free_gpus_for(job: GangJob, free: FreeGpus, index: CapacityIndex) -> list[int] | None:
     """GPUs for a job; None if it does not fit now."""
     if index.total < job.gpus:
         return None
     if job.anywhere:
         return _anywhere(job.gpus, free, index)
     for level in index.levels:
-        if (group := index.order[level].smallest(job.gpus)) is not None:
-            return _within(free, index, level, group[1], job.gpus)
+        if (group := index.smallest(level, job.gpus)) is not None:
+            return _within(free, index, level, group, job.gpus)
     top = index.levels[-1]
-    shares = _deal(job.gpus, index.order[top])
-    return [gpu for number, share in shares for gpu in _within(free, index, top, number, share)]
+    return [gpu for group, share in index.deal(top, job.gpus) for gpu in _within(free, index, top, group, share)]
 
 
-def _within(free: FreeGpus, index: CapacityIndex, level: str, number: int, gpus: int) -> list[int]:
+def _within(free: FreeGpus, index: CapacityIndex, level: str, group: int, gpus: int) -> list[int]:
     """So many GPUs of one group, which has them."""
     if level == "host":
-        return free.free_on(number)[:gpus]
+        return free.free_on(group)[:gpus]
     below = index.levels[index.levels.index(level) - 1]
-    shares = _deal(gpus, index.within(level, number))
+    shares = index.deal(below, gpus, within=(level, group))
     return [gpu for member, share in shares for gpu in _within(free, index, below, member, share)]
-
-
-def _deal(gpus: int, order: ByCapacity) -> Iterator[tuple[int, int]]:
-    """(group, how many of its GPUs): the largest groups whole, and the rest from the group that it fits best."""
-    for capacity, number in order.descending():
-        if capacity < gpus:
-            yield number, capacity
-            gpus -= capacity
-            continue
-        best = order.smallest(gpus)
-        # A group that was taken whole can give no less than this one, so that a smaller one is not taken yet.
-        yield (best[1] if best[0] < capacity else number), gpus
-        return
 
 
 def _anywhere(gpus: int, free: FreeGpus, index: CapacityIndex) -> list[int]:
     """GPUs of workers that do not talk: from the hosts that have least to give."""
     found: list[int] = []
-    for capacity, host in index.order["host"].ascending():
-        found += free.free_on(host)[: min(capacity, gpus - len(found))]
+    for host in index.least_first("host"):
+        found += free.free_on(host)[: min(index.capacity["host"][host], gpus - len(found))]
         if len(found) == gpus:
             break
     return found

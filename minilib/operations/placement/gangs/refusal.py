@@ -24,7 +24,7 @@ class Feasibility:
     def refusal(self, job: GangJob) -> Refused | None:
         """Why a job never starts; None if it starts some time."""
         fit = fit_of(job, self.cluster.largest_host)
-        if self.most(fit) >= job.gpus and self.most(fit._replace(selector=())) >= job.gpus:
+        if self.most(fit) >= job.gpus:
             return None
         return Refused(job, next(reason for wrong, reason in self._objections(job, fit) if wrong))
 
@@ -50,14 +50,13 @@ class Feasibility:
             self._beyond(job, fit.on_host, host, "the largest host has", "on one host for each worker"),
         )
         what = f"in one NVLink domain for each {'group of tp' if fit.in_domain == job.tp else 'segment'}"
-        domain = max(len(group.gpus) for group in cluster.groups("domain"))
+        domain = cluster.largest_domain
         yield fit.in_domain > domain, self._beyond(job, fit.in_domain, domain, "the largest has", what)
         most = self.most(fit)
         together = f"{fit.on_host} on a host and {fit.in_domain} in a domain together"
-        yield True, self._beyond(job, job.gpus, most, f"with {together} hosts hold", f"of {sum(meeting)}")
+        yield True, self._beyond(job, job.gpus, most, f"with {together} its hosts hold")
 
     @staticmethod
     def _beyond(job: GangJob, needed: int, there: int, has: str, what: str = "") -> str:
-        return (
-            f"{job.name} needs {needed} GPUs{' ' + what if what else ''}, and {has} {there}: {needed - there} too many"
-        )
+        wanted = f"{needed} GPUs {what}".strip()
+        return f"{job.name} needs {wanted}, and {has} {there}: {needed - there} too many"

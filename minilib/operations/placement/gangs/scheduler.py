@@ -10,7 +10,7 @@ So does a gang whose host fails between the decision and the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,12 +18,10 @@ from minilib.mechanisms.basics.checks import check_whole
 from minilib.mechanisms.scheduling import FirstComeFirstServed, SchedulingPolicy, Task
 from minilib.operations.placement.cluster.capacity import FreeGpus, NotFree
 from minilib.operations.placement.cluster.topology import GpuCluster
-from minilib.operations.placement.gangs.backfill import Reservation, reserve
+from minilib.operations.placement.gangs.backfill import KEPT, HeadRoom, Reservation
 from minilib.operations.placement.gangs.fitting import best_placement, fit_of
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
 from minilib.operations.placement.gangs.refusal import Feasibility
-
-KEPT = ("kept for the head of the line",)  # an owner that no job can be, since names are strings
 
 
 class UnknownJob(LookupError):
@@ -54,7 +52,6 @@ class GangScheduler:
     Attributes:
         free: who has which GPU.
         refused: jobs that never start here, by name.
-        reservation: what is kept for the first job that waits; None if nobody waits, or it waits for a repair.
 
     Raises:
         ValueError: if depth is no whole number ≥ 0.
@@ -68,10 +65,14 @@ class GangScheduler:
         self.policy = FirstComeFirstServed() if policy is None else policy
         self.backfill, self.depth = backfill, depth
         self.refused: dict[str, Refused] = {}
-        self.reservation: Reservation | None = None
         self._feasible = Feasibility(cluster)
         self._entries: dict[str, _Entry] = {}
-        self._await_repair: set[str] = set()  # jobs that do not fit into what is in use
+        self._room = HeadRoom(self.free)
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """What is kept for the first job in line that does not fit; None if nobody waits but for a repair."""
+        return self._room.reservation
 
     @property
     def running(self) -> dict[str, GangPlacement]:
@@ -110,9 +111,9 @@ class GangScheduler:
             entry = self._entries[task.key]
             if (placement := best_placement(entry.job, self.free)) is not None:
                 started.append(self._begin(placement, now))
-            elif self._keep_room(entry.job, now):
+            elif self._room.keep(entry.job, self._ends, now):
                 return started + (self._fill(line[at + 1 :], now) if self.backfill else [])
-        self.reservation = None
+        self._room.reservation = None
         return started
 
     def finish(self, name: str, now: float) -> None:
@@ -121,7 +122,7 @@ class GangScheduler:
         if entry.placement is not None:
             self._stop(entry, now)
         self.policy.remove(entry.task)
-        self._await_repair.discard(name)
+        self._room.drop(name)
         del self._entries[name]
 
     def preempt(self, name: str, now: float, seconds: float | None = None) -> None:
@@ -147,14 +148,14 @@ class GangScheduler:
         hit = [name for name in dict.fromkeys(map(self.free.owner, lost)) if name is not None]
         for name in hit:
             self.preempt(name, now)
-        self._forget_room(lost)
+        self._room.forget(lost)
         return hit
 
     def drain(self, gpus: Iterable[int]) -> None:
         """GPUs get no new jobs; those that run there go on."""
         drained = list(gpus)
         self.free.take_out(drained, "drained")
-        self._forget_room(drained)
+        self._room.forget(drained)
 
     def reject(self, name: str, host: int, now: float) -> list[str]:
         """A host refuses to start its part of a job: the gang waits again, and nothing goes to this host until
@@ -173,10 +174,10 @@ class GangScheduler:
     def restore(self, gpus: Iterable[int]) -> None:
         """GPUs are in use again."""
         self.free.restore(gpus)
-        self._await_repair.clear()
+        self._room.repaired()
 
     def move(self, placement: GangPlacement) -> None:
-        """A job that runs goes on elsewhere, on some of its GPUs and on free ones: after a replacement, or to defragment.
+        """A job that runs goes on elsewhere, on its own GPUs and free ones: after a replacement, or to defragment.
 
         Raises:
             UnknownJob: if it does not run.
@@ -191,7 +192,7 @@ class GangScheduler:
         self.free.give_back(entry.job.name)
         self.free.take(entry.job.name, placement.gpus)
         entry.placement = placement
-        self._forget_room(placement.gpus)
+        self._room.forget(placement.gpus)
 
     def resize(self, job: GangJob, now: float) -> GangPlacement | Refused | None:
         """A job goes on with another number of GPUs, or another mesh; it restarts where it was, or elsewhere.
@@ -214,8 +215,7 @@ class GangScheduler:
             return refused
         if entry.placement is None:
             entry.job, entry.seconds = job, job.seconds
-            self._await_repair.discard(job.name)
-            self.reservation = None
+            self._room.drop(job.name)
             return None
         return self._resize_running(entry, job, now)
 
@@ -234,17 +234,9 @@ class GangScheduler:
             started.append(self._begin(placement, now))
         return started
 
-    def _keep_room(self, job: GangJob, now: float) -> bool:
-        """Whether room is kept for a job that does not fit now; not for one that waits for a repair."""
-        kept = self.reservation
-        if job.name in self._await_repair:
-            return False
-        if kept is None or kept.name != job.name or kept.time < now:
-            ends = [(entry.end, name) for name, entry in self._entries.items() if entry.placement is not None]
-            self.reservation = reserve(job, self.free, ends, now)
-            if self.reservation is None:
-                self._await_repair.add(job.name)
-        return self.reservation is not None
+    def _ends(self) -> list[tuple[float, str]]:
+        """When jobs that run end, by their estimates."""
+        return [(entry.end, name) for name, entry in self._entries.items() if entry.placement is not None]
 
     def _fill(self, line: Iterable[Task], now: float) -> list[GangPlacement]:
         """Start those that end before the head of the line starts, or that stay off its GPUs."""
@@ -252,19 +244,11 @@ class GangScheduler:
         for task in line:
             entry = self._entries[task.key]
             if held == (now + entry.seconds <= self.reservation.time):
-                held = self._hold(not held)
+                held = self._room.hold(not held)
             if (placement := best_placement(entry.job, self.free)) is not None:
                 started.append(self._begin(placement, now))
-        self._hold(False)
+        self._room.hold(False)
         return started
-
-    def _hold(self, hold: bool, beside: Sequence[int] = ()) -> bool:
-        """Keep the head's GPUs from everybody as long as something is decided, or no more."""
-        if self.free.owned(KEPT):
-            self.free.give_back(KEPT)
-        if hold and self.reservation is not None:
-            self.free.take(KEPT, [gpu for gpu in self.reservation.gpus - set(beside) if self.free.is_free(gpu)])
-        return hold
 
     def _begin(self, placement: GangPlacement, now: float) -> GangPlacement:
         entry = self._entries[placement.job.name]
@@ -286,9 +270,9 @@ class GangScheduler:
     def _resize_running(self, entry: _Entry, job: GangJob, now: float) -> GangPlacement | Refused:
         self._charge(entry, now)
         old = self.free.give_back(job.name)
-        self._hold(True, beside=old)
+        self._room.hold(True, beside=old)
         placement = best_placement(job, self.free)
-        self._hold(False)
+        self._room.hold(False)
         if placement is None:
             free = self.free.index(fit_of(job, self.cluster.largest_host)).total
             self.free.take(job.name, old)
@@ -298,11 +282,6 @@ class GangScheduler:
         self.free.take(job.name, placement.gpus)
         entry.job, entry.placement, entry.seconds, entry.end = job, placement, job.seconds, now + job.seconds
         return placement
-
-    def _forget_room(self, gpus: Iterable[int]) -> None:
-        """What was kept for the head can no longer be kept if one of these GPUs was among it."""
-        if self.reservation is not None and not self.reservation.gpus.isdisjoint(gpus):
-            self.reservation = None
 
     def _entry(self, name: str, runs: bool = False) -> _Entry:
         entry = self._entries.get(name)
