@@ -39,19 +39,15 @@ class Reservation(NamedTuple):
 class HeadRoom:
     """What is kept for the first job in line that does not fit now.
 
-    Args:
-        free: who has which GPU.
-
     Attributes:
         reservation: None if nobody waits, or those who wait need a repair.
     """
 
-    def __init__(self, free: FreeGpus) -> None:
-        self.free = free
+    def __init__(self) -> None:
         self.reservation: Reservation | None = None
         self._await_repair: set[str] = set()  # jobs that do not fit into what is in use, whoever ends
 
-    def keep(self, job: GangJob, ends: Callable[[], Iterable[tuple[float, str]]], now: float) -> bool:
+    def keep(self, job: GangJob, free: FreeGpus, ends: Callable[[], Iterable[tuple[float, str]]], now: float) -> bool:
         """Keep room for a job that does not fit now; False if no room will do before a repair.
 
         What is kept stays kept until its time, so that a job's latest start is never put off.
@@ -60,27 +56,28 @@ class HeadRoom:
         if job.name in self._await_repair:
             return False
         if kept is None or kept.name != job.name or kept.time < now:
-            self.reservation = reserve(job, self.free, ends(), now)
+            self.reservation = reserve(job, free, ends(), now)
             if self.reservation is None:
                 self._await_repair.add(job.name)
         return self.reservation is not None
 
-    def hold(self, hold: bool, beside: Iterable[int] = ()) -> bool:
+    def hold(self, hold: bool, free: FreeGpus, beside: Iterable[int] = ()) -> bool:
         """Take the GPUs that are kept away from everybody as long as something is decided, or give them back.
 
         Args:
             hold: which of the two.
+            free: who has which GPU.
             beside: GPUs that may be had all the same.
 
         Returns:
             `hold`.
         """
-        if self.free.owned(KEPT):
-            self.free.give_back(KEPT)
+        if free.owned(KEPT):
+            free.give_back(KEPT)
         if hold and self.reservation is not None:
             kept = self.reservation.gpus.difference(beside)
-            if gpus := [gpu for gpu in kept if self.free.is_free(gpu)]:
-                self.free.take(KEPT, gpus)
+            if gpus := [gpu for gpu in kept if free.is_free(gpu)]:
+                free.take(KEPT, gpus)
         return hold
 
     def forget(self, gpus: Iterable[int]) -> None:

@@ -67,7 +67,7 @@ class GangScheduler:
         self.refused: dict[str, Refused] = {}
         self._feasible = Feasibility(cluster)
         self._entries: dict[str, _Entry] = {}
-        self._room = HeadRoom(self.free)
+        self._room = HeadRoom()
 
     @property
     def reservation(self) -> Reservation | None:
@@ -111,7 +111,7 @@ class GangScheduler:
             entry = self._entries[task.key]
             if (placement := best_placement(entry.job, self.free)) is not None:
                 started.append(self._begin(placement, now))
-            elif self._room.keep(entry.job, self._ends, now):
+            elif self._room.keep(entry.job, self.free, self._ends, now):
                 return started + (self._fill(line[at + 1 :], now) if self.backfill else [])
         self._room.reservation = None
         return started
@@ -187,8 +187,8 @@ class GangScheduler:
         if placement.job != entry.job:
             raise InvalidJob(f"{placement.job.name} moves as it is; another number of GPUs or mesh is for `resize`")
         for gpu in placement.gpus:
-            if not self.free.is_free(gpu) and self.free.owner(gpu) != entry.job.name:
-                raise NotFree(f"GPU {gpu} is no free one and none of {entry.job.name!r}")
+            if self.free.out(gpu) or self.free.owner(gpu) not in (None, entry.job.name):
+                raise NotFree(f"GPU {gpu} is no free one, and none in use by {entry.job.name!r}")
         self.free.give_back(entry.job.name)
         self.free.take(entry.job.name, placement.gpus)
         entry.placement = placement
@@ -244,10 +244,10 @@ class GangScheduler:
         for task in line:
             entry = self._entries[task.key]
             if held == (now + entry.seconds <= self.reservation.time):
-                held = self._room.hold(not held)
+                held = self._room.hold(not held, self.free)
             if (placement := best_placement(entry.job, self.free)) is not None:
                 started.append(self._begin(placement, now))
-        self._room.hold(False)
+        self._room.hold(False, self.free)
         return started
 
     def _begin(self, placement: GangPlacement, now: float) -> GangPlacement:
@@ -268,17 +268,15 @@ class GangScheduler:
             entry.charged = now
 
     def _resize_running(self, entry: _Entry, job: GangJob, now: float) -> GangPlacement | Refused:
-        self._charge(entry, now)
-        old = self.free.give_back(job.name)
-        self._room.hold(True, beside=old)
-        placement = best_placement(job, self.free)
-        self._room.hold(False)
+        fit = fit_of(job, self.cluster.largest_host)
+        trial = self.free.scratch(fit)
+        own = trial.give_back(job.name)
+        self._room.hold(True, trial, beside=own)
+        placement = best_placement(job, trial)
         if placement is None:
-            free = self.free.index(fit_of(job, self.cluster.largest_host)).total
-            self.free.take(job.name, old)
-            return Refused(
-                job, f"{job.name} finds no room for {job.gpus} GPUs now: {free} lie so that it could use them"
-            )
+            usable = trial.index(fit).total
+            return Refused(job, f"{job.name} has no room for {job.gpus} GPUs now: {usable} are free that it could use")
+        self._stop(entry, now)
         self.free.take(job.name, placement.gpus)
         entry.job, entry.placement, entry.seconds, entry.end = job, placement, job.seconds, now + job.seconds
         return placement
