@@ -61,7 +61,7 @@ class MeshTraffic:
     Args:
         mesh: of the ranks.
         nbytes: that each rank has in the all-reduces of a step, by axis; nothing for axes left out.
-        calls: all-reduces of each axis into which these bytes are cut.
+        calls: all-reduces into which these bytes are cut, by axis; one for axes left out.
         compute: seconds of a step without messages.
 
     Raises:
@@ -71,14 +71,16 @@ class MeshTraffic:
 
     mesh: MeshShape
     nbytes: Mapping[str, int] = field(hash=False)
-    calls: int = 1
+    calls: Mapping[str, int] = field(default_factory=dict, hash=False)
     compute: float = 0.0
 
     def __post_init__(self) -> None:
         for axis, number in self.nbytes.items():
             self.mesh.size(axis)
             check_whole(f"bytes along {axis}", number)
-        check_whole("calls", self.calls, 1)
+        for axis, number in self.calls.items():
+            self.mesh.size(axis)
+            check_whole(f"calls along {axis}", number, 1)
         check_quantity("compute", self.compute)
 
     def step_seconds(self, gpus: Sequence[int], cluster: GpuCluster) -> float:
@@ -95,9 +97,9 @@ class MeshTraffic:
             for group in self.mesh.groups(axis)
             for at, rank in enumerate(group)
         }
-        size = self.nbytes[axis] / n
+        size, calls = self.nbytes[axis] / n, self.calls.get(axis, 1)
         links = [cluster.links[join] for join in joins]
-        return max(2 * (n - 1) * (self.calls * link.latency + size / link.bandwidth) for link in links)
+        return max(2 * (n - 1) * (calls * link.latency + size / link.bandwidth) for link in links)
 
 
 def _by_appearance(domains: Sequence[int]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def test_a_ring_costs_what_its_plan_costs():
             for axis, nbytes in traffic.nbytes.items()
         )
         assert traffic.step_seconds(gpus, CLUSTER) == pytest.approx(1e-3 + expected)
-    cut = MeshTraffic(mesh, {"tp": 8_000_000}, calls=10)
+    cut = MeshTraffic(mesh, {"tp": 8_000_000}, calls={"tp": 10})
     whole = MeshTraffic(mesh, {"tp": 8_000_000})
     latency = CLUSTER.links["domain"].latency
     assert cut.step_seconds(range(8), CLUSTER) - whole.step_seconds(range(8), CLUSTER) == pytest.approx(18 * latency)

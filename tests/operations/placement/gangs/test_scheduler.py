@@ -181,7 +181,7 @@ def test_resizing():
     assert scheduler.running["x"].job == less
     scheduler.check_invariants()
     assert "16: 16 too many" in scheduler.resize(replace(job, gpus=32, mesh=MeshShape.of(dp=16, tp=2)), 3).reason
-    scheduler.submit(GangJob("z", 16), 4)
+    scheduler.submit(GangJob("z", 16, min_gpus=8), 4)
     assert scheduler.resize(GangJob("z", 8), 4) is None and started(scheduler, 4) == ["z"]
 
 
