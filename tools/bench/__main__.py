@@ -46,6 +46,9 @@ from tools.bench import (
     pipeline as bench_pipeline,
 )
 from tools.bench import (
+    placement as bench_placement,
+)
+from tools.bench import (
     prefix_hits as bench_prefix_hits,
 )
 from tools.bench import (
@@ -69,8 +72,8 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "compiled", "kernels", "peers",
-    "prefix-peers", "servers",
+    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "placement", "compiled", "kernels",
+    "peers", "prefix-peers", "servers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -119,6 +122,9 @@ def main() -> int:
         _measured(machine, "serving-http", found, bench_serving_http.lines(found))
     if options.only in (None, "checkpointing") and machine.kind == "cpu":
         _checkpointing(machine)
+    if options.only in (None, "placement") and machine.kind == "cpu":
+        found = bench_placement.placement()  # chapter 20
+        _measured(machine, "placement", found, bench_placement.lines(found))
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
-from minilib.operations.placement.cluster.index import CapacityIndex, Fit
+from minilib.operations.placement.cluster.index import CapacityIndex, Fit, Looks
 from minilib.operations.placement.cluster.topology import GpuCluster
 
 OUT = ("failed", "drained", "reserved")
@@ -36,7 +36,7 @@ class FreeGpus:
         self._out: dict[int, str] = {}
         self._free = [host.gpus for host in cluster.hosts]
         self._indexes: OrderedDict[Fit, CapacityIndex] = OrderedDict()
-        self._looked_at = 0  # by indexes that are kept no more
+        self._looks = Looks()
 
     @property
     def free(self) -> int:
@@ -45,8 +45,8 @@ class FreeGpus:
 
     @property
     def looked_at(self) -> int:
-        """Groups and hosts that were looked at since the beginning."""
-        return self._looked_at + sum(index.looked_at for index in self._indexes.values())
+        """Groups and hosts that were looked at since the beginning, on scratches as well."""
+        return self._looks.count
 
     def is_free(self, gpu: int) -> bool:
         """Whether a job can have this GPU."""
@@ -66,15 +66,15 @@ class FreeGpus:
 
     def free_on(self, host: int) -> list[int]:
         """The free GPUs of a host, in order."""
-        self._looked_at += 1
+        self._looks.count += 1
         return [gpu for gpu in self.cluster.gpus_of(host) if self.is_free(gpu)]
 
     def index(self, fit: Fit) -> CapacityIndex:
         """What each group can give to jobs of a fit; made when it is asked for first, and kept up to date."""
         if fit not in self._indexes:
             if len(self._indexes) == MOST_INDEXES:
-                self._looked_at += self._indexes.popitem(last=False)[1].looked_at
-            self._indexes[fit] = CapacityIndex(self.cluster, fit, self._free)
+                self._indexes.popitem(last=False)
+            self._indexes[fit] = CapacityIndex(self.cluster, fit, self._free, self._looks)
         self._indexes.move_to_end(fit)
         return self._indexes[fit]
 
@@ -132,7 +132,7 @@ class FreeGpus:
     def scratch(self, fit: Fit) -> FreeGpus:
         """A copy to try things on, with the index of one fit."""
         twin = FreeGpus.__new__(FreeGpus)
-        twin.cluster, twin._looked_at = self.cluster, 0
+        twin.cluster, twin._looks = self.cluster, self._looks
         twin._owner, twin._taken, twin._out = self._owner.copy(), self._taken.copy(), self._out.copy()
         twin._free = self._free.copy()
         twin._indexes = OrderedDict({fit: self.index(fit).copy()})

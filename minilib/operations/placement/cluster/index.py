@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from minilib.mechanisms.scheduling.placing import FreeIndex
@@ -41,6 +42,17 @@ class Fit(NamedTuple):
         return all(labels.get(name) == value for name, value in self.selector)
 
 
+@dataclass
+class Looks:
+    """How many groups and hosts decisions have looked at, counted by whoever looks.
+
+    Args:
+        count: so far.
+    """
+
+    count: int = 0
+
+
 class CapacityIndex:
     """What each group of the tree can give to jobs of one fit.
 
@@ -50,23 +62,23 @@ class CapacityIndex:
         cluster: the tree.
         fit: of the jobs.
         free: free GPUs of each host.
+        looks: counts the groups whose capacity is read.
 
     Attributes:
         levels: those that are kept, the lowest first.
         total: GPUs that the whole cluster can give.
         capacity: GPUs that each group can give, by level.
-        looked_at: groups whose capacity was read since the beginning.
     """
 
-    def __init__(self, cluster: GpuCluster, fit: Fit, free: Sequence[int]) -> None:
-        self.cluster, self.fit = cluster, fit
+    def __init__(self, cluster: GpuCluster, fit: Fit, free: Sequence[int], looks: Looks) -> None:
+        self.cluster, self.fit, self._looks = cluster, fit, looks
         self.levels = ["host"]
         for level in LEVELS[1:]:
             if 1 < len(cluster.groups(level)) < len(cluster.groups(self.levels[-1])):
                 self.levels.append(level)
         hosts, domains = len(cluster.hosts), len(cluster.groups("domain"))
         self._rounded_levels = self.levels if hosts == domains else self.levels[1:]  # what holds whole domains
-        self.total = self.looked_at = 0
+        self.total = 0
         self._suits = [fit.meets(host.labels) for host in cluster.hosts]
         self._hosts, self._domains = [0] * hosts, [0] * domains  # whole workers, not yet rounded to whole groups
         self.capacity = {level: [0] * len(cluster.groups(level)) for level in self.levels}
@@ -102,7 +114,7 @@ class CapacityIndex:
             return
 
     def copy(self) -> CapacityIndex:
-        """Another index that changes on its own."""
+        """Another index that changes on its own; its looks are counted together with these."""
         twin = copy(self)
         twin._hosts, twin._domains = self._hosts.copy(), self._domains.copy()
         twin.capacity = {level: each.copy() for level, each in self.capacity.items()}
@@ -175,10 +187,10 @@ class CapacityIndex:
         """The groups of a level that lie within a group, in order."""
         hosts = self.cluster.groups(above)[number].hosts
         first, last = (self.cluster.group_number(level, host) for host in (hosts[0], hosts[-1]))
-        self.looked_at += last + 1 - first
+        self._looks.count += last + 1 - first
         return FreeIndex((each, self.capacity[level][each]) for each in range(first, last + 1))
 
     def _counted(self, groups: Iterator[int]) -> Iterator[int]:
         for group in groups:
-            self.looked_at += 1
+            self._looks.count += 1
             yield group

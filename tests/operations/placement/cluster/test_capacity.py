@@ -142,6 +142,9 @@ def test_a_scratch_changes_on_its_own():
     assert (free.index(fit).total, twin.index(fit).total) == (136, 72) and free.owned("a") and not free.owned("b")
     free.check_invariants()
     twin.check_invariants()
+    before = free.looked_at
+    twin.index(fit).smallest("host", 4)
+    assert free.looked_at == before + 1, "what is looked at on a scratch counts as well"
 
 
 def test_a_drawing_has_a_cell_for_each_gpu():
