@@ -9,8 +9,10 @@ from minilib.operations.placement.cluster.capacity import FreeGpus
 from minilib.operations.placement.cluster.topology import GpuCluster, Host
 from minilib.operations.placement.gangs.fitting import best_placement, candidates
 from minilib.operations.placement.gangs.job import GangJob
-from minilib.operations.placement.gangs.price import MeshTraffic
+from minilib.operations.placement.gangs.price import MeshTraffic, TrainingWork
 from minilib.ranks.mesh_shape import MeshShape
+from minilib.training.planner.layout import ParallelLayout
+from minilib.training.planner.shape import TrainedShape
 
 NVL72 = GpuCluster.regular(3, 18, 4, nvlink_domain=72, gpu="gb200")
 
@@ -100,13 +102,17 @@ def test_segments_lie_within_domains():
 
 
 def test_the_price_chooses_between_candidates():
-    """Fewer racks are nearer, and yet dp with one port on its thinnest host is slower than with whole hosts."""
+    """One rack of {8, 7, 1} is nearer than two whole hosts in two racks; but there each ring of dp leaves the thinnest
+    host through one port, and here through eight."""
+    shape = TrainedShape(32, 4096, 32, 8, 128, 14336, 128256)
+    blind = GangJob("x", 16, mesh=MeshShape.of(pp=1, dp=16, cp=1, tp=1))
+    priced = GangJob("x", 16, work=TrainingWork(shape, ParallelLayout(16, zero=2), batch=64, sequence=2048))
     free = with_free(8, 7, 1, 8, rack=3)
-    mesh = MeshShape.of(dp=16)
-    near = GangJob("x", 16, mesh=mesh)
-    assert left(free, near) == [0, 0, 0, 8]
-    by_hosts = [placement.gpus for placement in candidates(near, with_free(8, 7, 1, 8, rack=3))]
-    assert by_hosts == [(*range(8), *range(8, 15), 16), (*range(8), *range(24, 32))]
+    near, whole = (placement.gpus for placement in candidates(blind, free))
+    assert near == (*range(8), *range(8, 15), 16) and whole == (*range(8), *range(24, 32))
+    assert best_placement(blind, free).gpus == near
+    assert best_placement(priced, free).gpus == whole
+    assert priced.work.step_seconds(near, free.cluster) > 1.5 * priced.work.step_seconds(whole, free.cluster)
 
 
 @pytest.mark.parametrize("seed", range(4))
