@@ -121,6 +121,18 @@ def test_a_gang_that_lost_a_node_does_not_starve_behind_fresh_jobs():
     assert started(scheduler, 61) == ["gang"]
 
 
+def test_who_gives_way_keeps_its_place():
+    """Preempted or failed, it is before those that came later and waited all the time."""
+    scheduler = GangScheduler(HUNDRED)
+    for name in ("first", "second"):
+        scheduler.submit(GangJob(name, 100))
+    assert started(scheduler, 0) == ["first"]
+    scheduler.preempt("first", 5, seconds=7)
+    assert [job.name for job in scheduler.waiting] == ["first", "second"]
+    assert started(scheduler, 5) == ["first"] and started(scheduler, 6) == []
+    assert scheduler.reservation.time == 12  # the estimate of what was left of it
+
+
 def test_a_node_that_is_lost_between_decision_and_start_leaves_nothing_behind():
     """kueue#9616: the gang is decided anew at once, elsewhere, and no part of it is left on the old GPUs."""
     scheduler = GangScheduler(SMALL)
