@@ -143,8 +143,7 @@ class GangScheduler:
 
     def fail(self, gpus: Iterable[int], now: float, why: str = "failed") -> list[str]:
         """GPUs are lost. Jobs that ran on one of them give back all of theirs and wait again; their names."""
-        lost = list(gpus)
-        self.free.take_out(lost, why)
+        self.free.take_out(lost := list(gpus), why)
         hit = [name for name in dict.fromkeys(map(self.free.owner, lost)) if name is not None]
         for name in hit:
             self.preempt(name, now)
@@ -153,11 +152,10 @@ class GangScheduler:
 
     def drain(self, gpus: Iterable[int]) -> None:
         """GPUs get no new jobs; those that run there go on."""
-        drained = list(gpus)
-        self.free.take_out(drained, "drained")
+        self.free.take_out(drained := list(gpus), "drained")
         self._room.forget(drained)
 
-    def reject(self, name: str, host: int, now: float) -> list[str]:
+    def reject(self, name: str, host: int, now: float) -> None:
         """A host refuses to start its part of a job: the gang waits again, and nothing goes to this host until
         `restore`, so that the same decision is not made again. Whoever else runs there goes on.
 
@@ -169,7 +167,6 @@ class GangScheduler:
             raise UnknownJob(f"job {name!r} has no GPU on host {self.cluster.hosts[host].name!r}")
         self.drain(self.cluster.gpus_of(host))
         self.preempt(name, now)
-        return [name]
 
     def restore(self, gpus: Iterable[int]) -> None:
         """GPUs are in use again."""
