@@ -52,6 +52,9 @@ from tools.bench import (
     pipeline as bench_pipeline,
 )
 from tools.bench import (
+    placement as bench_placement,
+)
+from tools.bench import (
     prefix_hits as bench_prefix_hits,
 )
 from tools.bench import (
@@ -75,7 +78,8 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "goodput", "drills", "compiled", "kernels",
+    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "goodput", "drills", "placement", "compiled",
+    "kernels",
     "peers", "prefix-peers", "servers",
 )  # fmt: skip
 
@@ -132,6 +136,9 @@ def main() -> int:
     if options.only in (None, "drills") and machine.kind == "cpu":
         found = bench_drills.drills()  # chapter 19
         _measured(machine, "drills", found, bench_drills.lines(found))
+    if options.only in (None, "placement") and machine.kind == "cpu":
+        found = bench_placement.placement()  # chapter 20
+        _measured(machine, "placement", found, bench_placement.lines(found))
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":
