@@ -1,6 +1,6 @@
 """Goodput: how often to save, what fails, a job simulated and priced against reports, and a run that is killed."""
 
-from minilib.operations.goodput.drill import DrillPlan, Kill, Trial, carry_out, rehearse
+from minilib.operations.goodput.drill import DrillPlan, Kill, DrillTrial, carry_out, rehearse
 from minilib.operations.goodput.failures import (
     FailureCause,
     Fleet,
@@ -44,7 +44,7 @@ __all__ = [
     "LemonHosts",
     "PricedReport",
     "RecoveryPlan",
-    "Trial",
+    "DrillTrial",
     "availability_interval",
     "best_interval",
     "carry_out",

@@ -102,7 +102,7 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Trial:
+class DrillTrial:
     """What a short trial measured on this machine, in seconds: means, and of the few restarts the median.
 
     Args:
@@ -131,7 +131,7 @@ class Trial:
         return expected_goodput(plan.every * self.step, self.costs(plan))
 
 
-def rehearse(plan: DrillPlan, folder: Path | str) -> Trial:
+def rehearse(plan: DrillPlan, folder: Path | str) -> DrillTrial:
     """Kill a run a few times after a few steps, and measure what that takes.
 
     Args:
@@ -140,10 +140,10 @@ def rehearse(plan: DrillPlan, folder: Path | str) -> Trial:
     """
     lives = [Kill(number % RANKS, after, 0.5) for number, after in enumerate(TRIAL_LIVES)]
     timeline = _live_and_die(Path(folder), plan, [*lives, TRIAL_LIVES[-1]], 0.0)
-    return Trial(timeline.step_seconds, timeline.mean_stall, timeline.mean_write, timeline.median_restart)
+    return DrillTrial(timeline.step_seconds, timeline.mean_stall, timeline.mean_write, timeline.median_restart)
 
 
-def carry_out(plan: DrillPlan, folder: Path | str, trial: Trial) -> DrillTimeline:
+def carry_out(plan: DrillPlan, folder: Path | str, trial: DrillTrial) -> DrillTimeline:
     """Kill a run as planned; what happened when.
 
     Args:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from minilib.operations.goodput.drill import RANKS, DrillPlan, Trial, carry_out, rehearse
+from minilib.operations.goodput.drill import RANKS, DrillPlan, DrillTrial, carry_out, rehearse
 from minilib.operations.goodput.interval import ImpossibleInterval, expected_goodput
 from minilib.operations.goodput.timeline import DrillEvent, DrillTimeline, EventFile
 from minilib.ranks.launch import RankFailed
@@ -37,13 +37,13 @@ def test_a_plan_that_cannot_be():
 
 
 def test_a_prediction_is_the_expectation_of_a_life_of_steps():
-    plan, trial = DrillPlan(mean_life=50, every=5), Trial(step=2.0, stall=1.0, write=3.0, restart=40.0)
+    plan, trial = DrillPlan(mean_life=50, every=5), DrillTrial(step=2.0, stall=1.0, write=3.0, restart=40.0)
     predicted = trial.predicted(plan)
     saved = 5 * math.exp(-3 / (50 * 2.2)) / math.expm1(5 / 50)  # steps of a life that are durable
     assert predicted == pytest.approx(saved * 2 / (50 * 2 + 50 / 5 * 1 + 40))
     assert predicted == expected_goodput(10, trial.costs(plan))
     with pytest.raises(ImpossibleInterval, match="write"):
-        Trial(0.01, 0.0, 3.0, 1.0).predicted(plan)
+        DrillTrial(0.01, 0.0, 3.0, 1.0).predicted(plan)
 
 
 def test_goodput_of_a_timeline_by_hand():
@@ -104,4 +104,4 @@ def test_goodput_of_a_killed_run_is_what_was_predicted(tmp_path):
 def test_a_failure_that_nobody_planned_is_raised(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where a folder has to be")
     with pytest.raises(RankFailed, match="FileExistsError.*checkpoints"):
-        carry_out(DrillPlan(kills=1), tmp_path, Trial(0.01, 0.0, 0.0, 0.1))
+        carry_out(DrillPlan(kills=1), tmp_path, DrillTrial(0.01, 0.0, 0.0, 0.1))
