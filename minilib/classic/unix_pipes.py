@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from minilib.classic.pipe_processes import StageProcesses
 from minilib.classic.pipe_stage import BLOCKED, FINISHED, MOVE, RUN, STARVED, UNIT, WORKING
 from minilib.mechanisms.basics.checks import is_whole
-from minilib.mechanisms.pipelining import Span, Timeline
+from minilib.mechanisms.pipelining import Interval, Timeline
 
 TIMEOUT = 30.0  # seconds
 
@@ -152,6 +152,6 @@ def _work_of(units: Sequence[int | Sequence[int]], num_items: int) -> list[list[
 def _timeline(times: Sequence[Sequence[tuple[float, float]]]) -> Timeline:
     """From begin and end of every item in every stage."""
     return Timeline(tuple(
-        tuple(Span((stage, item), stage, begin, end) for item, (begin, end) in enumerate(row))
+        tuple(Interval((stage, item), stage, begin, end) for item, (begin, end) in enumerate(row))
         for stage, row in enumerate(times)
     ))  # fmt: skip

@@ -61,6 +61,10 @@ class Pending:
         """Whether `wait` would return at once."""
         return self._future.done()
 
+    def on_done(self, call: Callable[[BaseException | None], object]) -> None:
+        """Call `call` with what was raised, or None, when it is done: in the thread that made the collective."""
+        self._future.add_done_callback(lambda future: call(future.exception()))
+
 
 class Communicator:
     """The collectives of one group of ranks; all ranks make the same calls in the same order.

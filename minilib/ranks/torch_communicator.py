@@ -38,7 +38,7 @@ class TorchPending:
         """Return when they are done, or raise CollectiveFailed."""
         for work in self._works:
             _named(work.wait)
-        self._works, finish, self._finish = [], self._finish, lambda: None
+        finish, self._finish = self._finish, lambda: None
         finish()
 
     @property

@@ -53,6 +53,7 @@ class Trainer:
 
     Attributes:
         grad_norms: of each step since this trainer was made, over all ranks, before clipping.
+        samples: sequences that this rank has drawn since.
 
     Raises:
         ValueError: if a data row is shorter than one sequence and its next token, or for another `parallel`.
@@ -90,6 +91,7 @@ class Trainer:
         self.step = 0
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
+        self.samples = 0
         self.validation_losses: list[tuple[int, float]] = []
         self.seconds = 0.0
 
@@ -225,7 +227,9 @@ class Trainer:
     def _drawn(self) -> Iterator[tuple[Tensor, float, bool]]:
         """For each backward of this step its tokens and weight, and whether it is the last."""
         with self._phase("data"):
-            parts = list(self._parts(self._batches.draw(self.step), self.train_tokens))
+            share = self._batches.draw(self.step)
+            parts = list(self._parts(share, self.train_tokens))
+        self.samples += len(share.starts)
         yield from ((*part, number == len(parts)) for number, part in enumerate(parts, start=1))
 
     def _backward(self, tokens: Tensor, weight: float, last: bool) -> float:

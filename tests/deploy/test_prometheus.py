@@ -3,33 +3,17 @@
 import json
 import re
 import shutil
-import socket
-import subprocess
-import time
-import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 import yaml
 
 from tests.deploy.files import DEPLOY, metrics_named_in, parsed, read
+from tests.deploy.prometheus import PATIENCE, expected_alerts, often, prometheus, promtool, silenced
 from tests.deploy.test_kubernetes import DEPLOYMENTS, pod_of
 
-PATIENCE = 60
 RULES = [rule for group in read("prometheus/alerts.yml")["groups"] for rule in group["rules"]]
 CASES = DEPLOY.parent / "tests/deploy/alert_cases.yml"
-
-
-def program(name):
-    if shutil.which(name) is None:
-        pytest.skip(f"no {name} on this machine")
-    return name
-
-
-def promtool(*words, folder=DEPLOY / "prometheus"):
-    command = [program("promtool"), *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def labels_of(name):
@@ -98,10 +82,7 @@ def test_alerts_ask_for_labels_that_are_served(server, served_metrics):
 
 
 def test_every_alert_is_tested_where_it_fires_and_where_it_does_not():
-    fires, silent = set(), set()
-    for case in yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"]:
-        for expected in case["alert_rule_test"]:
-            (fires if expected["exp_alerts"] else silent).add(expected["alertname"])
+    fires, silent = expected_alerts(CASES)
     assert fires == silent == {rule["alert"] for rule in RULES}
 
 
@@ -112,77 +93,11 @@ def test_alerts_fire_when_they_should():
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
 def test_the_tests_of_alerts_see_an_alert_that_never_fires(alert, tmp_path):
-    rules = read("prometheus/alerts.yml")
-    (rule,) = [rule for group in rules["groups"] for rule in group["rules"] if rule["alert"] == alert]
-    rule["expr"] = f"({rule['expr']}) and on() vector(1) < 0"
-    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(rules))
-    cases = yaml.safe_load(CASES.read_text(encoding="utf-8")) | {"rule_files": ["alerts.yml"]}
-    (tmp_path / "cases.yml").write_text(yaml.safe_dump(cases))
-    tested = promtool("test", "rules", "cases.yml", folder=tmp_path)
+    tested = silenced(alert, "alerts.yml", CASES, tmp_path)
     assert tested.returncode == 1 and f"alertname: {alert}" in tested.stdout + tested.stderr
 
 
 # A real Prometheus
-
-
-class Prometheus:
-    """One that runs, and answers instant queries."""
-
-    def __init__(self, url, process):
-        self.url, self.process = url, process
-
-    def query(self, expression):
-        """(labels, value) of each series."""
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=PATIENCE) as response:
-            document = json.load(response)
-        assert document["status"] == "success"
-        return [(series["metric"], float(series["value"][1])) for series in document["data"]["result"]]
-
-    def until(self, expression, value):
-        """Ask until one series has this value."""
-        give_up = time.monotonic() + PATIENCE
-        while True:
-            seen = self._asked(expression)
-            if [number for _, number in seen] == [value]:
-                return seen[0][0]
-            assert self.process.poll() is None, "Prometheus has ended"
-            assert time.monotonic() < give_up, f"{expression} is {seen}, not {value}"
-            time.sleep(0.1)
-
-    def _asked(self, expression):
-        try:
-            return self.query(expression)
-        except OSError:  # it does not listen yet, or is not ready
-            return []
-
-
-@contextmanager
-def prometheus(config, folder):
-    """A real one on loopback."""
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(DEPLOY / "prometheus/alerts.yml", folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    command = [program("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    try:
-        yield Prometheus(f"http://127.0.0.1:{port}", process)
-    finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def often(config):
-    """The configuration, with scrapes and rules five times a second."""
-    return config | {"global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "200ms")}
 
 
 def test_a_real_prometheus_counts_what_was_sent(server, tmp_path):
@@ -195,7 +110,7 @@ def test_a_real_prometheus_counts_what_was_sent(server, tmp_path):
         {"targets": ["nowhere:1"], "labels": labels_of("replicas") | port},
         {"targets": ["nowhere:2"], "labels": {"__meta_kubernetes_pod_ip": "127.0.0.1"}},  # a pod without annotations
     ]
-    with prometheus(config, tmp_path) as found:
+    with prometheus(config, tmp_path, "alerts.yml") as found:
         labels = found.until("minilib_ready", 1)
         assert labels["job"] == "replicas" and labels["instance"] == f"{server.host}:{server.port}"
         assert (labels["namespace"], labels["pod"]) == ("serving", "replicas-abc")

@@ -1,6 +1,8 @@
 """Sizes and files: the odd cases of division, and writes that are interrupted."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from minilib.mechanisms.basics.arithmetic import ceil_div, next_power_of_two, round_up
 from minilib.mechanisms.basics.checks import check_quantity, check_whole, is_whole
-from minilib.mechanisms.basics.files import written_whole
+from minilib.mechanisms.basics.files import extend_with_zeros, mapped_anew, written_whole
 
 
 @given(st.integers(0, 10**12), st.integers(1, 10**6))
@@ -71,3 +73,40 @@ def test_no_quantities(value):
         check_quantity("a time", value)
     with pytest.raises(ValueError, match=r"a time is a number > 0, got 0"):
         check_quantity("a time", 0, above_zero=True, finite=False)
+
+
+def test_a_mapped_file_has_its_room_and_leaves_the_old_one_to_those_who_map_it(tmp_path):
+    path = tmp_path / "ring"
+    old = mapped_anew(path, 8192)
+    old[:3] = b"old"
+    new = mapped_anew(path, 70_000)
+    assert bytes(new) == bytes(70_000) and bytes(old[:3]) == b"old"
+    old[8191] = 1  # still there
+    held = path.stat()
+    assert held.st_size == 70_000 <= 512 * held.st_blocks  # no hole, for which there may be no room later
+
+
+def test_a_file_without_room_is_told_by_name_and_not_left_behind(tmp_path):
+    script = """
+import errno, pathlib, resource, sys
+from minilib.mechanisms.basics.files import extend_with_zeros, mapped_anew
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+path = pathlib.Path(sys.argv[1])
+try:
+    mapped_anew(path, 70_000)
+except OSError as error:
+    assert error.errno == errno.EFBIG and "70000 bytes more are needed" in str(error) and str(path) in str(error), error
+    assert not path.exists()
+    print("named")
+"""
+    told = subprocess.run([sys.executable, "-c", script, tmp_path / "ring"], capture_output=True, text=True, timeout=60)
+    assert told.stdout == "named\n", told.stderr
+
+
+def test_a_file_is_extended_and_its_content_stays(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"abc")
+    with path.open("a+b") as file:
+        extend_with_zeros(file, 2)
+        extend_with_zeros(file, 5)
+    assert path.read_bytes() == b"abc\0\0"

@@ -31,6 +31,12 @@ from tools.bench import (
     collectives as bench_collectives,
 )
 from tools.bench import (
+    drills as bench_drills,
+)
+from tools.bench import (
+    goodput as bench_goodput,
+)
+from tools.bench import (
     kernels as bench_kernels,
 )
 from tools.bench import (
@@ -44,6 +50,9 @@ from tools.bench import (
 )
 from tools.bench import (
     pipeline as bench_pipeline,
+)
+from tools.bench import (
+    placement as bench_placement,
 )
 from tools.bench import (
     prefix_hits as bench_prefix_hits,
@@ -69,8 +78,9 @@ from tools.kernel_jobs import Sizes
 
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
-    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "compiled", "kernels", "peers",
-    "prefix-peers", "servers",
+    "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "goodput", "drills", "placement", "compiled",
+    "kernels",
+    "peers", "prefix-peers", "servers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -118,7 +128,17 @@ def main() -> int:
         found = bench_serving_http.serving_http(turns=options.turns)  # chapter 17
         _measured(machine, "serving-http", found, bench_serving_http.lines(found))
     if options.only in (None, "checkpointing") and machine.kind == "cpu":
-        _checkpointing(machine)
+        found = bench_checkpointing.checkpointing()  # chapter 18
+        _measured(machine, "checkpointing", found, bench_checkpointing.lines(found))
+    if options.only in (None, "goodput") and machine.kind == "cpu":
+        found = bench_goodput.goodput()  # chapter 18
+        _measured(machine, "goodput", found, bench_goodput.lines(found))
+    if options.only in (None, "drills") and machine.kind == "cpu":
+        found = bench_drills.drills()  # chapter 19
+        _measured(machine, "drills", found, bench_drills.lines(found))
+    if options.only in (None, "placement") and machine.kind == "cpu":
+        found = bench_placement.placement()  # chapter 20
+        _measured(machine, "placement", found, bench_placement.lines(found))
     if options.only in (None, "compiled") and triton is not None and not interpreted():
         _compiled(machine, options.modules, options.targets)
     if options.only == "kernels" and machine.kind == "cpu":
@@ -287,14 +307,6 @@ def _moe(machine: Machine) -> None:
         loads = ", ".join(f"{load:.2f}" for load in row["held_out_max_over_mean"])
         print(f"{row['method']}, seed {row['seed']}: {row['validation_loss']:.4f} nats, max/mean held out {loads}")
     _save(machine, "moe", found)
-
-
-def _checkpointing(machine: Machine) -> None:
-    """Chapter 18: durable saves and loads beside others', and what a save behind the steps costs them."""
-    found = bench_checkpointing.checkpointing()
-    for line in bench_checkpointing.lines(found):
-        print(line)
-    _save(machine, "checkpointing", found)
 
 
 def _compiled(machine: Machine, modules: list[str] | None, targets: list[str] | None) -> None:

@@ -1,7 +1,8 @@
 """Measure checkpoints beside torch's and safetensors' on one disk: save, load, stall, and what steps take meanwhile.
 
-All saves are durable when they count as done: who does not sync by itself is synced here. Ways take turns, each in a
-fresh folder, and loads follow a read of all files, so that all find them in the page cache.
+The state is that of a Llama-shaped decoder in float32 with AdamW's moments. A save counts as done when its bytes and
+the names of its files are durable: who does not sync them by himself is synced here. Ways take turns, each in a fresh
+folder. Each state is loaded twice: when its files are in the page cache, and when they are on the disk alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,54 +22,62 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from tqdm import tqdm
 
+from minilib.model.config import ModelConfig
+from minilib.model.decoder import Decoder
 from minilib.operations.checkpoint import Checkpointer
 from minilib.ranks.launch import run
 
-NBYTES = 1_720_000_000  # of a state: 143 M parameters with AdamW's moments, in float32
-TENSOR = 2**22  # elements of a tensor
+LLAMA = ModelConfig(32_000, 768, 2048, num_layers=15, num_heads=12, num_kv_heads=4, head_dim=64, max_position=2048,
+                    tie_embeddings=False)  # fmt: skip
+NOISE = 2**20  # random numbers of which tensors are made
+PIECE = 2**24  # bytes that are read at a time
 WAYS = ("this", "dcp", "torch", "safetensors")
+STALLS = ("copy", "this", "dcp.async_save", "dcp.async_save, buffers kept")
 STEP_SIZE = 512  # of the matrices that a step multiplies
 
 
-def checkpointing(nbytes: int = NBYTES, turns: int = 3, steps: int = 40) -> dict:
+def checkpointing(config: ModelConfig = LLAMA, turns: int = 4, steps: int = 40) -> dict:
     """Everything, on one process.
 
     Args:
-        nbytes: of the state.
-        turns: of each way.
+        config: of the model; the default's state has 1.72 GB.
+        turns: of each way; with 4 of them each way is once the first, which meets memory that others have given back.
         steps: of a run beside which a save is written, at least.
 
     Returns:
-        "durable": seconds of save and load and bytes of memory for each way; "stall": seconds that a step waits;
-        "beside": seconds of a step alone and while a save is written.
+        "bytes": of the state; "durable": seconds of save and loads by each way; "memory": bytes that each way's save
+        takes; "stall": seconds that a step waits; "beside": seconds of a step alone and while a save is written.
     """
     return {
-        "bytes": nbytes,
-        "durable": durable(nbytes, turns),
-        "stall": run(stalls, 1, nbytes, turns, timeout=1800)[0],
-        "beside": run(steps_beside, 1, nbytes, steps, timeout=1800)[0],
+        "bytes": sum(x.nbytes for x in state_of(config).values()),
+        "durable": durable(config, turns),
+        "memory": {way: run(memory_of_save, 1, way, config, timeout=1800)[0] for way in WAYS},
+        "stall": run(stalls, 1, config, turns, timeout=1800)[0],
+        "beside": run(steps_beside, 1, config, steps, timeout=1800)[0],
     }
 
 
-def durable(nbytes: int, turns: int) -> list[dict]:
-    """Save and load of the same state by each way, in turns; memory in a process of its own."""
-    tensors, seconds = tensors_of(nbytes), {way: {"save": [], "load": []} for way in WAYS}
-    for _ in tqdm(range(turns), desc="save and load", leave=False):
-        for way in WAYS:
-            with tempfile.TemporaryDirectory(dir=_scratch()) as folder:
-                seconds[way]["save"].append(_timed(lambda way=way, folder=folder: save(way, tensors, Path(folder))))
-                _read_all(Path(folder))
-                others = {name: torch.zeros_like(x) for name, x in tensors.items()}
-                seconds[way]["load"].append(
-                    _timed(lambda way=way, folder=folder, others=others: load(way, others, Path(folder)))
-                )
-                assert all(torch.equal(x, others[name]) for name, x in tensors.items()), f"{way} lost something"
-    rows = [{"way": way, **{what: statistics.median(found) for what, found in seconds[way].items()}} for way in WAYS]
-    for row in rows:
-        row["memory"] = run(_memory, 1, row["way"], nbytes, timeout=1800)[0]
-    return rows
+def durable(config: ModelConfig, turns: int) -> list[dict]:
+    """Seconds of save and loads of the same state by each way, in turns; medians."""
+    tensors = state_of(config)
+    others = {name: torch.zeros_like(x) for name, x in tensors.items()}
+    seconds = {way: {"save": [], "load": [], "load_from_disk": []} for way in WAYS}
+    for turn in tqdm(range(turns), desc="save and load", leave=False):
+        first = turn % len(WAYS)
+        for way in WAYS[first:] + WAYS[:first]:
+            with tempfile.TemporaryDirectory(dir=_scratch()) as name:
+                folder, found = Path(name), seconds[way]
+                found["save"].append(_timed(partial(save, way, tensors, folder)))
+                for what, prepare in (("load", _read_all), ("load_from_disk", _evict_all)):
+                    for other in others.values():
+                        other.zero_()
+                    prepare(folder)
+                    found[what].append(_timed(partial(load, way, others, folder)))
+                    assert all(torch.equal(x, others[name]) for name, x in tensors.items()), f"{way} lost something"
+    return [{"way": way, **{what: statistics.median(found) for what, found in seconds[way].items()}} for way in WAYS]
 
 
 def save(way: str, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -76,13 +86,15 @@ def save(way: str, tensors: dict[str, Tensor], folder: Path) -> None:
         with Checkpointer(folder / "this") as checkpointer:
             checkpointer.save({"model": module_of(tensors)}, 1, wait=True)
     elif way == "dcp":
-        dcp.save(tensors, checkpoint_id=folder / "dcp", no_dist=True)  # syncs its files
+        dcp.save(tensors, checkpoint_id=folder / "dcp", no_dist=True)  # syncs its files, and not their names
+        _sync(folder / "dcp")
     elif way == "torch":
         torch.save(tensors, folder / "torch.pt")
         _sync(folder / "torch.pt")
     else:
         save_file(tensors, folder / "model.safetensors")
         _sync(folder / "model.safetensors")
+    _sync(folder)
 
 
 def load(way: str, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -98,29 +110,31 @@ def load(way: str, tensors: dict[str, Tensor], folder: Path) -> None:
             tensor.copy_(found[name])
 
 
-def stalls(nbytes: int, turns: int) -> dict[str, float]:
+def stalls(config: ModelConfig, turns: int) -> dict[str, float]:
     """Seconds until an asynchronous save returns, median; the first of each, which makes its buffers, is left out."""
-    tensors = tensors_of(nbytes)
+    tensors = state_of(config)
     room = {name: torch.empty_like(x).fill_(0) for name, x in tensors.items()}
-    found: dict[str, list[float]] = {"copy": [], "this": [], "dcp.async_save": []}
+    found: dict[str, list[float]] = {way: [] for way in STALLS}
     with tempfile.TemporaryDirectory(dir=_scratch()) as folder, Checkpointer(Path(folder) / "this") as checkpointer:
+        stager = DefaultStager(StagingOptions(False, True, False, False))  # of the GPU's options none
         for turn in range(turns + 1):
             found["copy"].append(_timed(lambda: [room[name].copy_(x) for name, x in tensors.items()]))
             model = module_of(tensors)
             found["this"].append(_timed(lambda turn=turn, model=model: checkpointer.save({"model": model}, turn)))
             checkpointer.wait()
-            begun = time.perf_counter()
-            future = dcp.async_save(tensors, checkpoint_id=Path(folder) / "dcp")
-            found["dcp.async_save"].append(time.perf_counter() - begun)
-            future.result()
-            shutil.rmtree(Path(folder) / "dcp")
+            for way, kept in (("dcp.async_save", None), ("dcp.async_save, buffers kept", stager)):
+                begun = time.perf_counter()
+                future = dcp.async_save(tensors, checkpoint_id=Path(folder) / "dcp", async_stager=kept)
+                found[way].append(time.perf_counter() - begun)
+                future.result()
+                shutil.rmtree(Path(folder) / "dcp")
         assert dist.get_world_size() == 1
     return {way: statistics.median(samples[1:]) for way, samples in found.items()}
 
 
-def steps_beside(nbytes: int, steps: int) -> dict[str, float]:
+def steps_beside(config: ModelConfig, steps: int) -> dict[str, float]:
     """Seconds of a step, median: alone, and while a save is written; and how many of the latter there were."""
-    tensors, matrix = tensors_of(nbytes), torch.randn(STEP_SIZE, STEP_SIZE)
+    tensors, matrix = state_of(config), torch.randn(STEP_SIZE, STEP_SIZE)
     model = module_of(tensors)
 
     def step() -> None:
@@ -140,13 +154,17 @@ def steps_beside(nbytes: int, steps: int) -> dict[str, float]:
     return {"alone": statistics.median(alone), "beside": statistics.median(beside), "steps": len(beside)}
 
 
-def tensors_of(nbytes: int) -> dict[str, Tensor]:
-    """A state of so many bytes of float32, in tensors of one size; the last one is smaller."""
-    generator, left, tensors = torch.Generator().manual_seed(0), nbytes // 4, {}
-    while left:
-        size = min(TENSOR, left)
-        tensors[f"tensor{len(tensors)}"] = torch.randn(size, generator=generator)
-        left -= size
+def state_of(config: ModelConfig) -> dict[str, Tensor]:
+    """Parameters of a model, and AdamW's state of each; numbers by chance, other ones in each tensor."""
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in Decoder(config).named_parameters()}
+    noise, tensors = torch.randn(NOISE, generator=torch.Generator().manual_seed(0)), {}
+    for name, shape in shapes.items():
+        for full in (f"model.{name}", *(f"optimizer.state.{name}.{key}" for key in ("exp_avg", "exp_avg_sq"))):
+            tensors[full] = torch.empty(shape)
+            for piece in tensors[full].view(-1).split(NOISE):  # nothing larger is made: see `memory_of_save`
+                torch.add(noise[: len(piece)], len(tensors), out=piece)
+        tensors[f"optimizer.state.{name}.step"] = torch.tensor(float(len(tensors)))
     return tensors
 
 
@@ -154,23 +172,26 @@ def module_of(tensors: dict[str, Tensor]) -> nn.Module:
     """The same memory as a module's buffers."""
     module = nn.Module()
     for name, tensor in tensors.items():
-        module.register_buffer(name, tensor)
+        module.register_buffer(name.replace(".", " "), tensor)
     return module
 
 
 def lines(found: dict) -> list[str]:
     """What was found, to be read."""
-    rows = [f"{row['way']}: save {row['save']:.2f} s, load {row['load']:.2f} s, {row['memory'] / 1e6:,.0f} MB more"
-            for row in found["durable"]]  # fmt: skip
+    rows = []
+    for row in found["durable"]:
+        saved = f"save {row['save']:.2f} s with {found['memory'][row['way']] / 1e6:,.0f} MB more"
+        loaded = f"load {row['load']:.2f} s from the page cache, {row['load_from_disk']:.2f} s from the disk"
+        rows.append(f"{row['way']}: {saved}, {loaded}")
     stall, beside = found["stall"], found["beside"]
     rows.append("a step waits " + ", ".join(f"{way} {seconds:.3f} s" for way, seconds in stall.items()))
     rows.append(f"a step beside a save over one alone: {beside['beside'] / beside['alone']:.2f}")
     return rows
 
 
-def _memory(way: str, nbytes: int) -> int:
+def memory_of_save(way: str, config: ModelConfig) -> int:
     """Bytes by which a save raises the most that this process has held."""
-    tensors = tensors_of(nbytes)
+    tensors = state_of(config)
     with tempfile.TemporaryDirectory(dir=_scratch()) as folder:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         save(way, tensors, Path(folder))
@@ -184,16 +205,31 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _sync(path: Path) -> None:
-    for each in (path, path.parent):
-        descriptor = os.open(each, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    """A file's bytes, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _read_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.read_bytes()
+    """Bring all files into the page cache."""
+    room = bytearray(PIECE)
+    for path in _files(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(room):
+                pass
+
+
+def _evict_all(folder: Path) -> None:
+    """Leave no page of any file in memory."""
+    for path in _files(folder):
+        _sync(path)  # a page that is not on the disk cannot go
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _scratch() -> str:

@@ -43,6 +43,16 @@ class Forwarder:
             GatewayError: if there is none, and the client has been sent nothing.
             ClientLeft: if the client is gone, or its connection was cut.
         """
+        error = None
+        try:
+            await self._forward(client, request)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.hooks.finished(request, error)
+
+    async def _forward(self, client: HttpConnection, request: GatewayRequest) -> None:
         key, clock, dispatcher = self.key_of(request), asyncio.get_running_loop().time, self.backends.dispatcher
         error = GatewayError(503, "no backend takes requests", retry_after=1)
         self.budget.request()

@@ -1,6 +1,6 @@
 """Where a program that is more than a gateway, such as a router for language models, takes part in each request.
 
-    request received ──► answer ──► key_of, policy ──► dispatched ──► answered ──► ended
+    request received ──► answer ──► key_of, policy ──► dispatched ──► answered ──► ended ──► finished
                            │                               ▲             │ refused: the next backend
                            └─ a Reply: no backend          └─────────────┴─ failed: the next backend, if it may be
 
@@ -41,7 +41,7 @@ class GatewayHooks:
         """
 
     def dispatched(self, request: GatewayRequest, target: int) -> Headers:
-        """The policy has chosen; nothing has been sent. Returns headers to add to what the backend gets."""
+        """The policy has chosen; nothing has been sent. Returns headers, in place of the client's."""
         return []
 
     def answered(self, request: GatewayRequest, target: int, status: int, headers: Headers) -> Headers:
@@ -50,6 +50,12 @@ class GatewayHooks:
 
     def ended(self, request: GatewayRequest, target: int, ending: Ending) -> None:
         """The request is over at this backend; called once for each `dispatched`."""
+
+    def finished(self, request: GatewayRequest, error: BaseException | None) -> None:
+        """The request is over for its client; `error` says why, if it has no whole response of a backend.
+
+        Called once for each request that `answer` leaves, also where there was no backend to dispatch it to.
+        """
 
     def last_words(self, request: GatewayRequest, target: int) -> bytes:
         """What a client is sent after the part of a response whose backend died, before its connection is cut.

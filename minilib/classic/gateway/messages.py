@@ -123,8 +123,11 @@ def end_to_end(headers: Headers) -> Headers:
 
 
 def request_to_send(request: GatewayRequest, backend_host: str, extra: Headers) -> h11.Request:
-    """The head that goes to a backend: the client's Host, where the request came from, and the length of the body."""
-    ours = (b"x-forwarded-for", b"x-forwarded-proto", b"expect", b"via")
+    """The head that goes to a backend: the client's Host, where the request came from, and the length of the body.
+
+    A header in `extra` takes the place of the client's.
+    """
+    ours = {b"x-forwarded-for", b"x-forwarded-proto", b"expect", b"via", *(name for name, _ in extra)}
     headers = [(name, value) for name, value in end_to_end(request.headers) if name not in ours]
     for name, mine in ((b"x-forwarded-for", request.peer.encode()), (b"via", b"1.1 minilib")):
         headers.append((name, b", ".join([value for found, value in request.headers if found == name] + [mine])))

@@ -201,13 +201,19 @@ def simulate_experiment(
     return LoadReport(answers, len(speeds))
 
 
-def run_in_thread(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+def run_in_thread(
+    main: Callable[[], Coroutine[Any, Any, Result]], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> Result:
     """Run a coroutine function in an event loop of its own in a thread, and wait for it.
 
     An interrupt of the wait cancels the coroutine, which then closes what it has opened.
 
+    Args:
+        main: the coroutine function.
+        loop_factory: makes the loop; None for the usual one.
+
     Raises:
-        TimeoutError: if it takes more than LIMIT seconds.
+        TimeoutError: if it takes more than LIMIT seconds of the loop's clock.
     """
     running: list[asyncio.Task] = []
 
@@ -216,8 +222,12 @@ def run_in_thread(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         async with asyncio.timeout(LIMIT):
             return await main()
 
+    def run_in_loop() -> Result:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(limited())
+
     with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(lambda: asyncio.run(limited()))
+        result = thread.submit(run_in_loop)
         try:
             return result.result()
         finally:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 HOST = "127.0.0.1"  # clear-text HTTP without authentication stays on loopback
@@ -54,13 +55,24 @@ class Response(NamedTuple):
         return f"HTTP/1.1 {self.status} \r\n{fields}{ending}\r\n".encode("latin-1") + self.body
 
 
-def encode_request(target: str) -> bytes:
-    """The bytes of a GET to send; UnicodeEncodeError if the target is not ASCII."""
-    return f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode("ascii")
+class Request(NamedTuple):
+    """A GET that was received: path and query, whether its connection may stay open, headers by name in lower case."""
+
+    target: str
+    keep_alive: bool
+    headers: Mapping[str, str]
 
 
-async def read_request(reader: asyncio.StreamReader) -> tuple[str, bool]:
-    """Receive a GET: its target, which is path and query, and whether the connection may stay open.
+def encode_request(target: str, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The bytes of a GET to send; UnicodeEncodeError if it is not ASCII, ValueError if a header would end its line."""
+    fields = [f"{name}: {value}" for name, value in {"Host": HOST, **headers}.items()]
+    if not all(map(_HEADER.fullmatch, fields)):
+        raise ValueError(f"a header is a name and a value on one line, got {headers!r}")
+    return "\r\n".join([f"GET {target} HTTP/1.1", *fields, "", ""]).encode("ascii")
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request:
+    """Receive a GET.
 
     Raises:
         HttpError: if the request is malformed, too large or cut off, has a body, or is not a GET.
@@ -78,7 +90,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[str, bool]:
         raise HttpError(400, "a request of HTTP/1.1 names a Host")
     if length:
         raise HttpError(413, f"a GET has no body, got one of {length} bytes")
-    return target, keep_alive
+    return Request(target, keep_alive, headers)
 
 
 async def read_response(reader: asyncio.StreamReader) -> Response:
@@ -161,8 +173,8 @@ class Client:
         self._port, self._timeout, self._closed = port, SharedTimeout(timeout), False
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def get(self, target: str) -> Response:
-        """Send a request and receive its response.
+    async def get(self, target: str, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+        """Send a request, with these headers beside Host, and receive its response.
 
         An idle connection that the server has closed meanwhile says nothing about the server: another one is tried.
 
@@ -170,7 +182,7 @@ class Client:
             OSError: if the server refuses, resets or closes the connection, or is too slow (TimeoutError).
             HttpError: if the response is malformed.
         """
-        return await self._timeout.wait_for(self._get(encode_request(target)))
+        return await self._timeout.wait_for(self._get(encode_request(target, headers)))
 
     async def close(self) -> None:
         """Close the idle connections; one in use is closed after its response."""
@@ -217,13 +229,14 @@ class HttpServer:
     Args:
         answer: coroutine function, target → response.
         timeout: seconds that a client has to send a request, and to receive the response.
+        with_headers: whether `answer` gets the request's headers as well, target, headers → response.
 
     Attributes:
         port: 0 before `start`.
     """
 
-    def __init__(self, answer: Callable[[str], Awaitable[Response]], timeout: float = 5.0) -> None:
-        self.port, self._server = 0, None
+    def __init__(self, answer: Callable[..., Awaitable[Response]], timeout: float = 5.0, with_headers=False) -> None:
+        self.port, self._server, self._with_headers = 0, None, with_headers
         self._answer, self._timeout = answer, SharedTimeout(timeout)
         self._connections: dict[asyncio.Task, asyncio.StreamWriter] = {}
 
@@ -260,8 +273,8 @@ class HttpServer:
     async def _answer_next(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Receive a request and send its response; whether the connection stays open."""
         try:
-            target, keep_alive = await self._timeout.wait_for(read_request(reader))
-            response = await self._respond(target)
+            request = await self._timeout.wait_for(read_request(reader))
+            response, keep_alive = await self._respond(request), request.keep_alive
         except HttpError as error:
             response, keep_alive = error.response(), False
         except TimeoutError as late:
@@ -278,13 +291,13 @@ class HttpServer:
                     pass
         return keep_alive
 
-    async def _respond(self, target: str) -> Response:
+    async def _respond(self, request: Request) -> Response:
         try:
-            return await self._answer(target)
+            return await self._answer(request.target, *[request.headers] * self._with_headers)
         except HttpError as error:
             return error.response()
         except Exception:
-            log.exception("no answer to %s", target)
+            log.exception("no answer to %s", request.target)
             return HttpError(500, "an internal error, which the log of this server describes").response()
 
 

@@ -8,15 +8,15 @@ from minilib.mechanisms.pipelining.flow import (
     waiting,
 )
 from minilib.mechanisms.pipelining.instructions import STAGES, Instruction, instruction_plan, stalled_cycles
-from minilib.mechanisms.pipelining.plan import Deadlock, InvalidPlan, Operation, Span, Timeline, timeline_of
+from minilib.mechanisms.pipelining.plan import Deadlock, Interval, InvalidPlan, Operation, Timeline, timeline_of
 
 __all__ = [
     "STAGES",
     "Deadlock",
     "Instruction",
+    "Interval",
     "InvalidPlan",
     "Operation",
-    "Span",
     "Timeline",
     "Waiting",
     "flow",

@@ -46,7 +46,7 @@ class Operation:
     room: tuple[Hashable, ...] = ()
 
 
-class Span(NamedTuple):
+class Interval(NamedTuple):
     """When a worker did an operation, in the plan's unit of time."""
 
     key: Hashable
@@ -63,9 +63,9 @@ class Timeline:
         workers: for each worker its spans, in order.
     """
 
-    workers: tuple[tuple[Span, ...], ...]
+    workers: tuple[tuple[Interval, ...], ...]
 
-    def __iter__(self) -> Iterator[Span]:
+    def __iter__(self) -> Iterator[Interval]:
         """All spans, worker by worker."""
         return (span for spans in self.workers for span in spans)
 
@@ -109,8 +109,8 @@ def timeline_of(
     home = _homes(plan)
     if not 0 <= transfer < math.inf:
         raise ValueError(f"transfer is a time, 0 or more, got {transfer!r}; it has to be finite")
-    done: dict[Hashable, Span] = {}
-    workers: list[list[Span]] = [[] for _ in plan]
+    done: dict[Hashable, Interval] = {}
+    workers: list[list[Interval]] = [[] for _ in plan]
     waiting: dict[Hashable, list[int]] = {}
     ready = deque(range(len(plan)))
     while ready:
@@ -125,7 +125,7 @@ def timeline_of(
             start = spans[-1].end if spans else 0.0
             start = max([start, *(done[key].end + transfer * (home[key] != worker) for key in operation.after)])
             start = max([start, *(done[key].start for key in operation.room)])
-            span = Span(operation.key, worker, start, start + checked_time(operation.key, seconds(operation.key)))
+            span = Interval(operation.key, worker, start, start + checked_time(operation.key, seconds(operation.key)))
             spans.append(span)
             done[operation.key] = span
             ready.extend(waiting.pop(operation.key, ()))
@@ -163,7 +163,10 @@ def _homes(plan: Sequence[Sequence[Operation]]) -> dict[Hashable, int]:
 
 
 def _refuse_deadlock(
-    plan: Sequence[Sequence[Operation]], workers: Sequence[Sequence[Span]], done: dict[Hashable, Span], home: dict
+    plan: Sequence[Sequence[Operation]],
+    workers: Sequence[Sequence[Interval]],
+    done: dict[Hashable, Interval],
+    home: dict,
 ) -> None:
     """Name the circle of workers that wait for one another; whoever else is stuck waits for them."""
     waits: dict[int, tuple[Hashable, Hashable]] = {}  # worker → what it cannot begin, and what it waits for

@@ -13,56 +13,37 @@ A save has four phases:
     3. commit    once all have, rank 0 publishes the manifest: only now is there a checkpoint of this step
     4. retire    rank 0 removes checkpoints that are not kept, each one's manifest first
 
-Phases 2 to 4 run on a thread that takes processor time when others leave some, and that calls into the interpreter a
-few times for each megabyte. With wait=True there is no copy, and blocks are written from where the state lies.
+Phases 2 to 4 run on a thread, and checksums on a second one; both take processor time when others leave some, and call
+into the interpreter a few times for each megabyte. With wait=True there is no copy: blocks are written from where the
+state lies.
 
 In production: torch.distributed.checkpoint (async_save), Megatron-LM's dist_checkpointing, ByteCheckpoint.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-import torch
-
 from minilib.classic.write_ahead_log.disks.real_disk import RealDisk
 from minilib.mechanisms.journaling import SyncFolder
+from minilib.operations.checkpoint.background import AlreadySaved, BackgroundSaves
 from minilib.operations.checkpoint.commit import OpenDisk, SaveJob
-from minilib.operations.checkpoint.cuts import prepared_to_save, saveables
-from minilib.operations.checkpoint.folder import (
+from minilib.operations.checkpoint.format.folder import (
     CheckpointFolder,
     committed_steps,
-    json_error,
     leftover_steps,
     read_committed,
     retire_steps,
     steps_to_keep,
 )
+from minilib.operations.checkpoint.format.writing import BLOCK, cut_blocks, staged_blocks
 from minilib.operations.checkpoint.loading import Loaded, load_state
-from minilib.operations.checkpoint.plan import Planner, SavePlan
-from minilib.operations.checkpoint.shares import HeldBox
-from minilib.operations.checkpoint.table import Fragment, StateMismatch
+from minilib.operations.checkpoint.states.cuts import saveables
 from minilib.operations.checkpoint.together import decided_by_first, fail_together, tried
-from minilib.operations.checkpoint.writing import BLOCK, cut_blocks, snapshot, staged_blocks
 from minilib.ranks.collectives import Communicator
-
-NICENESS = 10  # of the thread that writes: the steps come first
-BUSY = ("wait", "refuse")
-
-
-class AlreadySaved(ValueError):
-    """There is a checkpoint of this step; its parts are not written over."""
-
-
-class SaveInProgress(RuntimeError):
-    """The save before is still being written."""
 
 
 class Checkpointer:
@@ -96,19 +77,16 @@ class Checkpointer:
         block_bytes: int = BLOCK,
         open_disk: OpenDisk | None = None,
     ) -> None:
-        if busy not in BUSY or block_bytes < 1:
-            raise ValueError(f"busy is one of {BUSY} and block_bytes 1 or more; got {busy!r} and {block_bytes!r}")
+        if block_bytes < 1:
+            raise ValueError(f"block_bytes is 1 or more; got {block_bytes!r}")
+        self._saves = BackgroundSaves(comm, busy)
         self._kept: Callable[[Collection[int]], list[int]] = partial(steps_to_keep, keep=keep, every=keep_every)
         self._kept([])
-        self._folder, self._comm, self._busy, self._block_bytes = Path(folder), comm, busy, block_bytes
+        self._folder, self._comm, self._block_bytes = Path(folder), comm, block_bytes
         self._open_disk: OpenDisk = open_disk or partial(CheckpointFolder, self._folder)
         self._lock: RealDisk | None = None
         _, error = tried(self._begin) if self._rank == 0 else (None, None)
         fail_together(error, comm)
-        self._planner = Planner(comm)
-        self._staging = torch.empty(0, dtype=torch.uint8)
-        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_step_back)
-        self._running: Future[int] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +96,7 @@ class Checkpointer:
 
     @property
     def staged_bytes(self) -> int:
-        return self._staging.numel()
+        return self._saves.staged_bytes
 
     def save(self, state: Mapping[str, object], step: int, wait: bool = False) -> None:
         """Save the state of a run as it is now.
@@ -139,17 +117,15 @@ class Checkpointer:
         Cost: without wait a copy of this rank's share, and two small collectives. Each byte of the state is written
             once, whatever number of ranks hold it; an fsync a rank, and three of rank 0.
         """
-        self._settle(self._busy == "refuse")
-        prepared, error = tried(lambda: self._prepared(state, step))
-        fail_together(error, self._comm)
-        fragments, held, values = prepared
-        plan = self._planner.plan(held)
-        blocks = self._foreground(plan, fragments) if wait else self._copied(plan, fragments)
-        job = SaveJob(step, plan, blocks, values, self._block_bytes, self._open_disk, self._comm, self._kept)
+        plan, fragments, values = self._saves.begin(state, step, lambda: self._refuse_saved(step))
         if wait:
-            job.run()
+            contents = plan.parts[self._rank]
+            views = contents.views(fragments)
+            blocks = partial(staged_blocks, contents, views, self._block_bytes)
         else:
-            self._running = self._thread.submit(job.run)
+            blocks = partial(cut_blocks, memoryview(self._saves.staged(plan, fragments).numpy()), self._block_bytes)
+        job = SaveJob(step, plan, blocks, values, self._block_bytes, self._open_disk, self._comm, self._kept)
+        self._saves.run(step, job.run, wait)
 
     def wait(self) -> int | None:
         """Return when nothing is being written: the step of the newest checkpoint; None if there is none.
@@ -157,7 +133,7 @@ class Checkpointer:
         Raises:
             SaveFailed: if the save that was being written failed.
         """
-        self._settle()
+        self._saves.settle()
         return self.latest()
 
     def latest(self) -> int | None:
@@ -183,9 +159,9 @@ class Checkpointer:
             StateMismatch, ValueError, OtherRankFailed: see `load_state`.
             SaveFailed: as `wait`.
 
-        Cost: the blocks with the bytes that this rank's fragments need; memory of one window.
+        Cost: the blocks with the bytes that this rank's fragments need; memory of a few windows (see format/blocks.py).
         """
-        self._settle()
+        self._saves.settle()
         chosen = decided_by_first(lambda: self._chosen(step), self._comm)
         with self._open_disk() as disk:
             found, error = tried(lambda: (saveables(state), read_committed(disk, chosen)))
@@ -199,7 +175,7 @@ class Checkpointer:
             NoCheckpoint: if there is none of this step.
             SaveFailed: as `wait`.
         """
-        self._settle()
+        self._saves.settle()
         decided_by_first(lambda: self._discard(step), self._comm)
 
     def close(self) -> None:
@@ -209,9 +185,8 @@ class Checkpointer:
             SaveFailed: as `wait`.
         """
         try:
-            self._settle()
+            self._saves.close()
         finally:
-            self._thread.shutdown()
             if self._lock is not None:
                 self._lock.close()
 
@@ -232,39 +207,9 @@ class Checkpointer:
             self._lock.close()
             raise
 
-    def _settle(self, refuse: bool = False) -> None:
-        """Wait for the save that is being written, if there is one, and say once if it failed."""
-        running = self._running
-        if running is None:
-            return
-        if refuse and not running.done():
-            raise SaveInProgress("the save before is still being written; wait(), or save less often")
-        self._running = None
-        running.result()
-
-    def _prepared(self, state: Mapping[str, object], step: int) -> tuple[list[Fragment], list[HeldBox], dict]:
-        if type(step) is not int or step < 0:
-            raise ValueError(f"step is a whole number, 0 or more; got {step!r}")
+    def _refuse_saved(self, step: int) -> None:
         if self._rank == 0 and step in self.steps():
             raise AlreadySaved(f"there is a checkpoint of step {step}; discard({step}) first if the run went back")
-        prepared = prepared_to_save(state)
-        if problem := json_error(prepared[2]):
-            raise StateMismatch(problem)
-        return prepared
-
-    def _copied(self, plan: SavePlan, fragments: Sequence[Fragment]) -> Callable:
-        contents = plan.parts[self._rank]
-        views = contents.views(fragments)
-        if self._staging.numel() != contents.size:
-            self._staging = torch.empty(0, dtype=torch.uint8)  # never two at a time
-            pinned = any(view.is_cuda for view in views)
-            self._staging = torch.zeros(contents.size, dtype=torch.uint8, pin_memory=pinned)
-        snapshot(contents, views, self._staging)
-        return lambda: cut_blocks(memoryview(self._staging.numpy()), self._block_bytes)
-
-    def _foreground(self, plan: SavePlan, fragments: Sequence[Fragment]) -> Callable:
-        contents = plan.parts[self._rank]
-        return lambda: staged_blocks(contents, contents.views(fragments), self._block_bytes)
 
     def _chosen(self, step: int | None) -> int:
         """Rank 0: the step to load, whose manifest's name is durable from now on."""
@@ -277,9 +222,3 @@ class Checkpointer:
             if step not in committed_steps(disk):
                 read_committed(disk, step)  # raises, and says what there is
             disk.run(retire_steps(disk, step))
-
-
-def _step_back() -> None:
-    """Let this thread run when others leave processor time."""
-    with suppress(OSError, AttributeError):  # Linux takes a thread for what it knows as a process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from minilib.mechanisms.journaling import RemoveFile
-from minilib.operations.checkpoint.folder import (
+from minilib.operations.checkpoint.background import SaveFailed
+from minilib.operations.checkpoint.format.folder import (
     Committed,
     RangedDisk,
     commit_steps,
@@ -16,16 +17,12 @@ from minilib.operations.checkpoint.folder import (
     part_name,
     retire_steps,
 )
+from minilib.operations.checkpoint.format.writing import part_steps
 from minilib.operations.checkpoint.plan import SavePlan
 from minilib.operations.checkpoint.together import told_by_all, tried
-from minilib.operations.checkpoint.writing import part_steps
 from minilib.ranks.collectives import Communicator
 
 OpenDisk = Callable[[], AbstractContextManager[RangedDisk]]
-
-
-class SaveFailed(RuntimeError):
-    """A save is not known to be durable on all ranks; earlier checkpoints are as they were. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,16 @@ class SaveJob:
     comm: Communicator | None
     kept: Callable[[Collection[int]], Collection[int]]
 
-    def run(self) -> int:
-        """Do it all; returns the step. A collective.
+    def run(self) -> None:
+        """Do it all. A collective.
 
         Raises:
-            SaveFailed: on every rank, if a rank could not do its part, or is lost.
+            SaveFailed: on every rank, if a rank could not do its part.
         """
-        try:
-            with self.open_disk() as disk:
-                checksums = self._write(disk)
-                self._commit(disk, checksums)
-                self._retire(disk)
-        except SaveFailed:
-            raise
-        except Exception as error:
-            raise SaveFailed(f"the save of step {self.step} failed: {type(error).__name__}: {error}") from error
-        return self.step
+        with self.open_disk() as disk:
+            checksums = self._write(disk)
+            self._commit(disk, checksums)
+            self._retire(disk)
 
     @property
     def _rank(self) -> int:

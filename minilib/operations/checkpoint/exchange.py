@@ -22,12 +22,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from minilib.model import weights
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
-from minilib.operations.checkpoint.boxes import Box
 from minilib.operations.checkpoint.checkpointer import Checkpointer
-from minilib.operations.checkpoint.folder import CheckpointFolder, Committed, read_committed
-from minilib.operations.checkpoint.reading import PartReader
-from minilib.operations.checkpoint.states import MODEL, persistent_buffers
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, StoredTensor, check_fits
+from minilib.operations.checkpoint.format.boxes import Box
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, Committed, read_committed
+from minilib.operations.checkpoint.format.reading import PartReader
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch, StoredTensor, check_fits
+from minilib.operations.checkpoint.states.model_state import MODEL, persistent_buffers
 
 VALUES = "values.json"  # name of a uint8 tensor: pickles are neither written nor read
 

@@ -7,10 +7,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from minilib.operations.checkpoint.folder import Committed
-from minilib.operations.checkpoint.reading import PartReader, RangeSource, ReadTally
-from minilib.operations.checkpoint.states import Saveable
-from minilib.operations.checkpoint.table import Fragment, StateMismatch, check_fits
+from minilib.operations.checkpoint.format.folder import Committed
+from minilib.operations.checkpoint.format.reading import PartReader, RangeSource, ReadTally
+from minilib.operations.checkpoint.format.table import Fragment, StateMismatch, check_fits
+from minilib.operations.checkpoint.states.model_state import Saveable
 from minilib.operations.checkpoint.together import fail_together, told_by_all, tried
 from minilib.ranks.collectives import Communicator
 

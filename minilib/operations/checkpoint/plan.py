@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minilib.operations.checkpoint.folder import part_name
-from minilib.operations.checkpoint.shares import HeldBox, packed_holdings, shares_of, unpacked_holdings
-from minilib.operations.checkpoint.table import StoredBox, StoredTensor, dtype_of
+from minilib.operations.checkpoint.format.folder import part_name
+from minilib.operations.checkpoint.format.table import HeldBox, StoredBox, StoredTensor, dtype_of
+from minilib.operations.checkpoint.format.writing import PartContents
+from minilib.operations.checkpoint.states.shares import packed_holdings, shares_of, unpacked_holdings
 from minilib.operations.checkpoint.together import told_by_all
-from minilib.operations.checkpoint.writing import PartContents
 from minilib.ranks.agreement import gather_numbers
 from minilib.ranks.collectives import Communicator
 

@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minilib.mechanisms.pipelining import Span
+from minilib.mechanisms.pipelining import Interval
 from minilib.model.decoder import Decoder
 from minilib.parallel.global_norm import squared_norm
 from minilib.parallel.pipeline.batch import batch_checksum, check_batch
@@ -97,7 +97,7 @@ class PipelineParallel:
         for tensor in (*model.parameters(), *model.buffers()):
             comm.broadcast(tensor)
         self.comm, self.schedule, self.most_held = comm, schedule, 0
-        self.spans: list[Span] = []
+        self.spans: list[Interval] = []
         self._hidden_size, self._dtype = model.config.hidden_size, model.embed.weight.dtype
         self._homes = _homes(model, counts)
         self._work = {stage: StageWork(module) for stage, module in self.stages.items()}
@@ -223,7 +223,7 @@ class PipelineParallel:
         result = self._compute(action, given, microbatch, weight)
         if least := self._least[action.stage].of(action.kind):
             time.sleep(max(0.0, begun + least - time.perf_counter()))
-        self.spans.append(Span(action, self.comm.rank, begun, time.perf_counter()))
+        self.spans.append(Interval(action, self.comm.rank, begun, time.perf_counter()))
         if action.kind == "F" and self.stages[action.stage].last:
             losses.append(result)
         elif result is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from minilib.mechanisms.pipelining import Span, Timeline, timeline_of
+from minilib.mechanisms.pipelining import Interval, Timeline, timeline_of
 from minilib.mechanisms.pipelining.plan import checked_time
 from minilib.parallel.pipeline.checking import check_schedule
 from minilib.parallel.pipeline.schedule import Action, PipelineSchedule
@@ -111,7 +111,7 @@ def times_of_stages(times: StageTimes | Sequence[StageTimes], num_stages: int) -
     return each
 
 
-def measured_timeline(ranks: Sequence[Sequence[Span]]) -> Timeline:
+def measured_timeline(ranks: Sequence[Sequence[Interval]]) -> Timeline:
     """The timeline of a step from what each rank has noted in it, in seconds since the first action began.
 
     Args:

@@ -35,6 +35,28 @@ def join(backend: str, timeout: float, **place) -> None:
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout), **place)
 
 
+def place_of_attempt(timeout: float) -> dict:
+    """Where the ranks of this attempt meet under torchrun on one host; nothing if ranks are on several.
+
+    torchrun's store outlives its restarts, with all that dead ranks have written into it: a rank would read the address
+    of a peer of the attempt before. On several hosts torchrun counts restarts on each host for itself.
+
+    Args:
+        timeout: seconds to wait for the store.
+
+    Returns:
+        For `join`.
+    """
+    import torch.distributed as dist
+
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return {}
+    found = dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout))
+    store, rank, world_size = next(iter(found))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": world_size}
+
+
 def leave() -> None:
     """Take this process out of its group, if it is in one: gloo's threads abort a process that ends with them alive."""
     import torch.distributed as dist

@@ -98,6 +98,17 @@ class Rank:
         os._exit(0)  # without what runs at a normal exit, which can abort a process whose gloo threads live
 
     def _value(self, job: Job) -> bytes:
+        self._prepare(job)
+
+        import torch.distributed as dist
+
+        store = dist.FileStore(str(Path(self.folder) / "rendezvous"), job.world_size)
+        join(job.backend, job.collective_timeout, store=store, rank=self.rank, world_size=job.world_size)
+        fn, args = pickle.loads(job.call)
+        return call(fn, args, self.rank, job.world_size)
+
+    def _prepare(self, job: Job) -> None:
+        """Take over the starter's environment, seed generators, and use no more threads than the job allows."""
         linecache.cache.update(job.sources)
         os.environ.clear()
         os.environ.update(job.environment)
@@ -106,15 +117,10 @@ class Rank:
 
         import numpy
         import torch
-        import torch.distributed as dist
 
         torch.seed()  # forks of one process would all draw the same numbers
         numpy.random.seed()
         torch.set_num_threads(job.threads)
-        store = dist.FileStore(str(Path(self.folder) / "rendezvous"), job.world_size)
-        join(job.backend, job.collective_timeout, store=store, rank=self.rank, world_size=job.world_size)
-        fn, args = pickle.loads(job.call)
-        return call(fn, args, self.rank, job.world_size)
 
     def _redirect(self) -> None:
         """Send what the process prints, from Python or not, to its files; give it nothing to read."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from minilib.mechanisms.basics.checks import is_whole
 from minilib.ranks.launch import local
 from minilib.ranks.launch.errors import NestedRun, RankFailed
-from minilib.ranks.launch.group import call, failure, join, leave, returned, running
+from minilib.ranks.launch.group import call, failure, join, leave, place_of_attempt, returned, running
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what it puts in the environment
 FAILURE = "minilib.ranks.launch/failure"  # the key under which the first rank to fail says so
@@ -117,7 +117,8 @@ def _run_under_torchrun(fn: Callable, args: tuple, timeout: float | None, backen
 
     torch.set_num_threads(threads)
     if not dist.is_initialized():
-        join(backend, local.COLLECTIVE_TIMEOUT if timeout is None else timeout)
+        limit = local.COLLECTIVE_TIMEOUT if timeout is None else timeout
+        join(backend, limit, **place_of_attempt(limit))
         atexit.register(leave)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     values: list[bytes] = [b""] * world_size

@@ -10,8 +10,11 @@ A socket, not a flag in memory: a rank that waits on a socket sleeps, and the so
 
 from __future__ import annotations
 
+import socket
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -44,8 +47,29 @@ class SharedMemoryTransport:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 60.0) -> None:
-        self.rank, self.world_size, self._timeout = dist.get_rank(group), dist.get_world_size(group), timeout
-        self._peers = meet(self.rank, self.world_size, group, timeout)
+        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._begin(rank, meet(rank, world_size, group, timeout), timeout)
+
+    @classmethod
+    def between(cls, rank: int, connections: Mapping[int, socket.socket], timeout: float = 60.0) -> Self:
+        """The transport of ranks that are connected already and form no process group.
+
+        Args:
+            rank: this one.
+            connections: a Unix socket to every other rank, each of which calls this, too; they are the transport's now.
+            timeout: as above.
+
+        Raises:
+            CollectiveFailed: if a rank does not share its memory in time, or is lost.
+        """
+        peers = {other: Peer(other, connections[other], timeout) for other in sorted(connections)}
+        transport = cls.__new__(cls)
+        transport._begin(rank, peers, timeout)
+        return transport
+
+    def _begin(self, rank: int, peers: dict[int, Peer], timeout: float) -> None:
+        self.rank, self.world_size, self._timeout = rank, len(peers) + 1, timeout
+        self._peers = peers
         self._regions: list[_Region] = []
         self._posted: dict[int, deque[_Outgoing]] = {}  # by peer; a peer without any has no entry
 

@@ -208,6 +208,8 @@ class AsyncEngine:
     def _hand_out(self, made: dict[str, list[TokenOutput]]) -> None:
         """Send the outputs of a step to whoever waits for them, and note who has run."""
         if started := self._steps.started(made):
+            for request_id in started:
+                self._mailboxes[request_id].started_ns = self._steps.began_ns
             with self._lock:
                 self._waiting.difference_update(self._mailboxes[request_id] for request_id in started)
         calls = []

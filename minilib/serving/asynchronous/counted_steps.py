@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from collections.abc import Sequence as Row
 
@@ -20,6 +21,9 @@ class CountedSteps:
 
     Raises:
         ValueError: if the engine is serving requests already.
+
+    Attributes:
+        began_ns: when the newest step began, on the clock of `time.monotonic_ns`, which a machine's processes share.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -27,6 +31,7 @@ class CountedSteps:
             raise ValueError("the engine has unfinished requests; step it until there are none, or give a new engine")
         self.engine = engine
         self._isolation = FaultIsolation(engine)
+        self.began_ns = 0
         self._never_ran: dict[str, int] = {}  # request → tokens of its prompt
         self._unanswered: dict[str, int] = {}  # the same, of requests without an output
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
@@ -45,6 +50,7 @@ class CountedSteps:
 
     def step(self) -> dict[str, list[TokenOutput]]:
         """See `FaultIsolation.step`; the outputs of each request."""
+        self.began_ns = time.monotonic_ns()
         made: dict[str, list[TokenOutput]] = {}
         for output in self._isolation.step():
             made.setdefault(output.request_id, []).append(output)

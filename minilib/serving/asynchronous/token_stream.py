@@ -18,6 +18,7 @@ class Mailbox:
 
     Attributes:
         accepted: done when the engine has taken the request, or refused it.
+        started_ns: when the first step began in which it ran, on the clock of `time.monotonic_ns`; None before.
     """
 
     def __init__(self, request_id: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -25,6 +26,7 @@ class Mailbox:
         self.accepted: asyncio.Future[None] = loop.create_future()
         self.outputs: deque[TokenOutput] = deque()
         self.ended = False
+        self.started_ns: int | None = None
         self.error: BaseException | None = None
         self._readers: list[asyncio.Future[None]] = []  # who waits for news; mostly one
 
@@ -78,6 +80,11 @@ class TokenStream:
         self.request_id = mailbox.request_id
         self._mailbox, self._abort = mailbox, abort
         self._listening = True
+
+    @property
+    def started_ns(self) -> int | None:
+        """When the request's wait in the queue ended, on the clock of `time.monotonic_ns`; None before."""
+        return self._mailbox.started_ns
 
     def __aiter__(self) -> TokenStream:
         return self

@@ -92,7 +92,7 @@ class EngineLoop:
             sent.append((numbers[name], ended, [output[1:] for output in outputs]))
             if ended:
                 del self._names[numbers.pop(name)]
-        self._send("step", tuple(self.steps.counts()), started, sent)
+        self._send("step", tuple(self.steps.counts()), self.steps.began_ns, started, sent)
 
     def _check(self) -> None:
         self.steps.check_invariants()

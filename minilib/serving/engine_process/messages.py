@@ -5,7 +5,7 @@
                        check(number)
     from the engine    ready(pickle) or failed(pickle, text)    once
                        taken(number) or refused(number, pickle, text)
-                       step(counts, numbers that ran first, [(number, ended, [fields of an output])])
+                       step(counts, when it began, numbers that ran first, [(number, ended, [fields of an output])])
                        checked(number) or refused(…)
                        died(text)                               the last one
 

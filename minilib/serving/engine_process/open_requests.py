@@ -41,10 +41,15 @@ class OpenRequests:
             else:
                 mailbox.accept()
 
-    def hand_out(self, started: Row[int], made: Row[tuple[int, bool, list[tuple]]]) -> None:
+    def started(self, numbers: Row[int], began_ns: int) -> None:
+        """Requests ran for the first time, in a step that began then."""
+        self.waiting.difference_update(numbers)
+        for number in numbers:
+            if mailbox := self._mailboxes.get(number):
+                mailbox.started_ns = began_ns
+
+    def hand_out(self, made: Row[tuple[int, bool, list[tuple]]]) -> None:
         """Give the outputs of a step to whoever waits for them; those that nobody waits for are lost."""
-        if started:
-            self.waiting.difference_update(started)
         for number, ended, outputs in made:
             if mailbox := self._mailboxes.get(number):
                 mailbox.put([TokenOutput(mailbox.request_id, *fields) for fields in outputs], ended)

@@ -147,7 +147,7 @@ class EngineProcess(asyncio.Protocol):
     def _take(self, kind: str, *content) -> None:
         if kind == "ready":
             described, counts = content
-            self._receive("step", counts, (), ())
+            self._receive("step", counts, 0, (), ())
             self.ready.set_result(pickle.loads(described))
         elif kind == "failed":
             if not self.ready.done():

@@ -260,9 +260,10 @@ class RemoteEngine:
 
     def _receive(self, kind: str, *content) -> None:
         if kind == "step":
-            counts, started, made = content
+            counts, began_ns, started, made = content
             self._counts = Counts(*counts)
-            self._requests.hand_out(started, made)
+            self._requests.started(started, began_ns)
+            self._requests.hand_out(made)
         elif content[0] in self._checks:
             check = self._checks.pop(content[0])
             check.set_result(None) if kind == "checked" else check.set_exception(unpacked_error(*content[1:]))

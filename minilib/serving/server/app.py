@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -18,6 +19,7 @@ from minilib.serving.server.door import Door
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error, retry_after, unavailable
 from minilib.serving.server.limits import read_body
 from minilib.serving.server.openai_api import answers, protocol
+from minilib.serving.server.records import note_error
 from minilib.serving.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ def build_app(service: Service, api_key: str | None = None) -> Door:
         service: the model and its limits.
         api_key: what clients must send; None for no key.
     """
-    app = FastAPI(title="minilib", docs_url=None, redoc_url=None)
+    no_spans = {"tracing": False}  # newer FastAPIs make their own, beside those of an observer of the records
+    app = FastAPI(title="minilib", docs_url=None, redoc_url=None, telemetry=no_spans)
     _add_errors(app, service)
     _add_probes(app, service)
     _add_models(app, service)
@@ -52,18 +55,19 @@ def build_app(service: Service, api_key: str | None = None) -> Door:
     _add_tokens(app, service)
     app.openapi = lambda: _document(app, service)
     paths = frozenset({"/openapi.json", *(route.path for route in app.routes)})
-    return Door(app, service.metrics, paths, service.name, api_key)
+    return Door(app, service.metrics, service.records, paths, service.name, api_key)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
-    def answer(error: ApiError) -> Response:
+    def answer(request: Request, error: ApiError) -> Response:
+        note_error(request.scope, error.code)
         return Response(error.body, error.status, error.headers, "application/json")
 
-    async def refused(_: Request, error: ApiError) -> Response:
-        return answer(error)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return answer(request, error)
 
-    async def of_the_engine(_: Request, error: Exception) -> Response:
-        return answer(as_api_error(error, service.metrics.pace.wait(service.engine.num_waiting)))
+    async def of_the_engine(request: Request, error: Exception) -> Response:
+        return answer(request, as_api_error(error, service.metrics.pace.wait(service.engine.num_waiting)))
 
     async def of_starlette(request: Request, error: HTTPException) -> Response:
         came, headers = f"{request.method} {request.url.path[:200]}", error.headers or {}
@@ -71,10 +75,10 @@ def _add_errors(app: FastAPI, service: Service) -> None:
             404: ("unknown_path", "not found; GET /openapi.json lists the paths there are"),
             405: ("method_not_allowed", f"this path takes {headers.get('Allow', 'another method')}"),
         }.get(error.status_code, (None, error.detail))
-        return answer(ApiError(error.status_code, f"{came}: {hint}", code, headers=headers))
+        return answer(request, ApiError(error.status_code, f"{came}: {hint}", code, headers=headers))
 
-    async def failed(_: Request, error: Exception) -> Response:
-        return answer(ApiError(500, "the server failed; its log says why", "internal_error", kind=SERVER))
+    async def failed(request: Request, error: Exception) -> Response:
+        return answer(request, ApiError(500, "the server failed; its log says why", "internal_error", kind=SERVER))
 
     app.exception_handler(ApiError)(refused)
     app.exception_handler(EngineStopped)(of_the_engine)
@@ -105,6 +109,13 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         """Numbers for Prometheus."""
         body, content_type = service.metrics.text(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
+
+    @app.get("/status", responses=_responses(answers.StatusBody, (401, 405)))
+    async def status() -> Response:
+        """What the engine and its open requests do now."""
+        counts = dataclasses.asdict(service.engine.status())
+        body = {"replica": service.name, "engine": counts, "tokens_sent": service.metrics.tokens_sent}
+        return JSONResponse(body | {"open": service.records.shown()})
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

@@ -20,7 +20,6 @@ from minilib.serving.server.errors import ApiError
 from minilib.serving.server.limits import Limits
 from minilib.serving.server.running import ABORT
 
-SEND_BUFFER = 2**18  # bytes; the system's own limit is megabytes for each client that does not read
 NO_HTTP = ApiError(400, "what came is no request of HTTP/1.1", "invalid_http")
 REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
@@ -53,7 +52,7 @@ def connection_type(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_bytes)
             self._expect_head()
 
         def connection_lost(self, error: Exception | None) -> None:

@@ -21,6 +21,7 @@ class Limits:
         header_seconds: most seconds until the headers of a request have come.
         request_seconds: most seconds that a request may take, its wait in the queue included.
         slow_client_seconds: most seconds that a client may leave what was written to it unread.
+        send_bytes: of a client that does not read, that the system keeps, about; its own limit is megabytes.
         keep_alive_seconds: most seconds that a connection stays open between two requests.
         prompts: most prompts of one request.
         samples: most samples of one request, n times its prompts.
@@ -37,6 +38,7 @@ class Limits:
     header_seconds: float = 20
     request_seconds: float = 600
     slow_client_seconds: float = 30
+    send_bytes: int = 2**18
     keep_alive_seconds: int = 75
     prompts: int = 64
     samples: int = 128

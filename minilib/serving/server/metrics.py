@@ -10,6 +10,7 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,31 +18,41 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from minilib.serving.asynchronous.status import EngineStatus
+from minilib.serving.server.records import OpenRecords, PromptRecord
 
 PREFIX = "minilib_"
+TENANTS = 64  # that have numbers of their own; those that come later share "other"
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Distribution:
-    """A histogram that takes one value several times at once."""
+    """A histogram that takes one value several times at once.
+
+    Attributes:
+        total: sum of all values.
+    """
 
     def __init__(self, bounds: tuple[float, ...] = LATENCY) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self.total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
         """Count a value."""
         self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+        self.total += value * times
 
     def family(self, name: str, text: str) -> Metric:
         """As Prometheus has it: how many values are at most each bound."""
+        return HistogramMetricFamily(name, text, buckets=self.buckets(), sum_value=self.total)
+
+    def buckets(self) -> list[tuple[str, int]]:
+        """Each bound as Prometheus writes it, and how many values are at most as large."""
         total, buckets = 0, []
         for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
             total += count
             buckets.append(("+Inf" if bound == math.inf else repr(float(bound)), total))
-        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+        return buckets
 
 
 class Pace:
@@ -61,18 +72,32 @@ class Pace:
         return num_waiting * self._interval
 
 
+@dataclass
+class TenantCounts:
+    """What the requests of one tenant have cost, and how long they waited."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    queue_seconds: float = 0.0
+
+
 class ServerMetrics(Collector):
     """What one server counts, in a registry of its own.
 
     Args:
         status: the engine's newest counters.
+        records: of open requests.
+
+    Attributes:
+        tokens_sent: to the writers of all streams.
     """
 
-    def __init__(self, status: Callable[[], EngineStatus]) -> None:
-        self._status = status
+    def __init__(self, status: Callable[[], EngineStatus], records: OpenRecords) -> None:
+        self._status, self._records = status, records
+        self.tokens_sent, self._tenants = 0, {"other": TenantCounts()}
         self.registry = CollectorRegistry()
         self.first_token, self.between_tokens, self.end_to_end = Distribution(), Distribution(), Distribution()
-        self.pace = Pace()
+        self.queue_time, self.pace = Distribution(), Pace()
         self.registry.register(self)
         self.http = Counter(
             PREFIX + "http_requests", "HTTP requests by path and status.", ("path", "status"), registry=self.registry
@@ -84,6 +109,19 @@ class ServerMetrics(Collector):
             PREFIX + "requests_aborted", "Requests that ended early, by reason.", ("reason",), registry=self.registry
         )
 
+    def waited(self, tenant: str, prompt: PromptRecord) -> None:
+        """A prompt's wait in the queue is over, and its first token there."""
+        seconds = max(prompt.started_ns - prompt.submitted_ns, 0) / 1e9
+        self.queue_time.observe(seconds)
+        counts = self._tenants.get(tenant)
+        if counts is None:
+            counts = self._tenants["other"]
+            if len(self._tenants) < TENANTS:
+                counts = self._tenants[tenant] = TenantCounts()
+        counts.prompts += 1
+        counts.prompt_tokens += prompt.prompt_tokens
+        counts.queue_seconds += seconds
+
     def text(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the format that a scraper accepts, and the name of the format."""
         encode, content_type = choose_encoder(accept)
@@ -92,12 +130,15 @@ class ServerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """The engine's numbers and the histograms."""
         status = self._status()
+        shown = self._records.shown()
+        silence = max((one["silent_seconds"] for one in shown if one["state"] == "running"), default=0.0)
         used = 1 - status.num_free_pages / status.num_pages if status.num_pages else 0.0
         gauges = (
             ("num_requests_running", "Requests that run.", status.num_running),
             ("num_requests_waiting", "Requests that wait and have never run.", status.num_waiting),
             ("kv_cache_usage_perc", "Part of the KV cache's pages that is in use, 1 is all.", used),
             ("ready", "1 while requests are taken.", float(status.state == "ready")),
+            ("longest_silence_seconds", "Since the last token of the running request that waits longest.", silence),
         )
         counters = (
             ("prompt_tokens", "Tokens of prompts.", status.prompt_tokens),
@@ -109,6 +150,18 @@ class ServerMetrics(Collector):
         )
         yield from (GaugeMetricFamily(PREFIX + name, text, value) for name, text, value in gauges)
         yield from (CounterMetricFamily(PREFIX + name, text, value) for name, text, value in counters)
+        yield from self._of_tenants()
+        yield self.queue_time.family(PREFIX + "request_queue_time_seconds", "From its submission to its first step.")
         yield self.first_token.family(PREFIX + "time_to_first_token_seconds", "From a request to its first token.")
         yield self.between_tokens.family(PREFIX + "inter_token_latency_seconds", "From one token to the next.")
         yield self.end_to_end.family(PREFIX + "e2e_request_latency_seconds", "From a request to its last token.")
+
+    def _of_tenants(self) -> Iterator[Metric]:
+        for field in fields(TenantCounts):
+            text = (
+                f"{field.name.replace('_', ' ').capitalize()} of requests by their user, the first {TENANTS} by name."
+            )
+            family = CounterMetricFamily(f"{PREFIX}tenant_{field.name}", text, labels=("tenant",))
+            for tenant, counts in self._tenants.items():
+                family.add_metric((tenant,), getattr(counts, field.name))
+            yield family

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -18,13 +17,13 @@ from starlette.responses import Response
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
-from minilib.serving.asynchronous.token_stream import TokenStream
 from minilib.serving.request import TokenOutput
 from minilib.serving.server.errors import SERVER, ApiError, as_api_error
 from minilib.serving.server.limits import Limits
 from minilib.serving.server.metrics import ServerMetrics
 from minilib.serving.server.openai_api.jobs import GenerationJob
 from minilib.serving.server.openai_api.writers import DONE, Usage, Writer
+from minilib.serving.server.records import RECORD, PromptRecord, RequestRecord
 
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -58,7 +57,7 @@ class GenerationResponse(Response):
         self._usage = Usage(sum(map(len, job.prompts)))
         self._began = time.monotonic()
         self._started = False  # the response
-        self._writing_since = math.inf  # while a write waits for the client
+        self._record: RequestRecord  # of the request, by the time it is answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Compute and respond, unless the client goes away.
@@ -66,21 +65,27 @@ class GenerationResponse(Response):
         Raises:
             ApiError: before the response has begun.
         """
+        self._record = record = scope[RECORD]
+        record.tenant, record.is_stream = self._job.scheduling.tenant, self._job.stream
         answer = self._stream(send) if self._job.stream else self._whole(send)
         try:
             if not await unless_gone(receive, answer, self._is_stuck, self._limits.slow_client_seconds / 4):
-                self._metrics.aborted.labels("client_gone").inc()
+                self._aborted("client_gone")
         except SlowClient:
-            self._metrics.aborted.labels("slow_client").inc()
+            self._aborted("slow_client")
             if abort := scope.get("extensions", {}).get(ABORT):
                 abort()
         except Exception as error:
             told = self._told(error)
-            self._metrics.aborted.labels(told.code).inc()
+            self._aborted(told.code)
             if not self._started:
                 raise told from error
             data = b"data: " + told.body + b"\n\n"
             await send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def _aborted(self, reason: str) -> None:
+        self._metrics.aborted.labels(reason).inc()
+        self._record.error = reason
 
     async def _whole(self, send: Send) -> None:
         samples = self._job.samples
@@ -125,50 +130,59 @@ class GenerationResponse(Response):
             if len(streams) == 1:
                 await self._follow(streams[0], 0, take)
             else:
-                await _together([self._follow(stream, number, take) for number, stream in enumerate(streams)])
+                await _together([self._follow(prompt, number, take) for number, prompt in enumerate(streams)])
         self._metrics.end_to_end.observe(time.monotonic() - self._began)
         self._metrics.pace.ended()
 
     @asynccontextmanager
-    async def _submitted(self) -> AsyncIterator[list[TokenStream]]:
+    async def _submitted(self) -> AsyncIterator[list[PromptRecord]]:
         """The streams of all prompts; those that have not ended are aborted at the end."""
-        streams: list[TokenStream] = []
+        prompts = self._record.prompts
         try:
             for prompt, params in zip(self._job.prompts, self._job.params, strict=True):
-                streams.append(await self._engine.submit(prompt, params, scheduling=self._job.scheduling))
-            yield streams
+                made = PromptRecord(params, len(prompt), time.monotonic_ns())
+                prompts.append(made)
+                made.stream = await self._engine.submit(prompt, params, scheduling=self._job.scheduling)
+            yield prompts
         finally:
-            for stream in streams:
-                stream.close()
+            for made in prompts:
+                if made.stream is not None:
+                    made.stream.close()
 
     async def _follow(
-        self, stream: TokenStream, prompt: int, take: Callable[[int, list[TokenOutput]], Awaitable[None]]
+        self, prompt: PromptRecord, number: int, take: Callable[[int, list[TokenOutput]], Awaitable[None]]
     ) -> None:
         """Hand over the outputs of one prompt as they come, and count them."""
-        last, ended, metrics = 0.0, self._metrics.ended, self._metrics
-        while outputs := await stream.get_many():
-            now, tokens = time.monotonic(), len(outputs)
+        ended, metrics = self._metrics.ended, self._metrics
+        while outputs := await prompt.stream.get_many():
+            before, tokens = prompt.came(outputs), len(outputs)
             for output in outputs:
                 if output.finish_reason:
                     if output.finish_reason == "error":
                         raise ApiError(500, str(output.error), "generation_failed", kind=SERVER)
+                    prompt.finish_reasons.append(output.finish_reason)
                     ended.labels(output.finish_reason).inc()
-            if last:
-                metrics.between_tokens.observe((now - last) / tokens, tokens)
+            if before is not None:
+                metrics.between_tokens.observe((prompt.last_ns - before) / 1e9 / tokens, tokens)
             else:
-                metrics.first_token.observe(now - self._began)
-                self._usage.cached_tokens += outputs[0].cached_tokens
-            last = now
+                metrics.first_token.observe(prompt.last_ns / 1e9 - self._began)
+                metrics.waited(self._record.tenant, prompt)
+                self._usage.cached_tokens += prompt.cached_tokens
+            metrics.tokens_sent += tokens
             self._usage.completion_tokens += tokens
-            await take(prompt, outputs)
+            await take(number, outputs)
+        prompt.ended_ns = time.monotonic_ns()
 
     async def _send(self, send: Send, message: AsgiMessage) -> None:
-        self._writing_since = time.monotonic()  # one look now and then costs less than a timer for each write
+        self._record.writing_since_ns = (
+            time.monotonic_ns()
+        )  # a look now and then costs less than a timer for each write
         await send(message)
-        self._writing_since = math.inf
+        self._record.writing_since_ns = None
 
     def _is_stuck(self) -> bool:
-        return time.monotonic() - self._writing_since > self._limits.slow_client_seconds
+        since = self._record.writing_since_ns
+        return since is not None and time.monotonic_ns() - since > self._limits.slow_client_seconds * 1e9
 
     def _told(self, error: Exception) -> ApiError:
         if isinstance(error, TimeoutError):

@@ -17,6 +17,7 @@ from minilib.serving.server.openai_api.prompts import PromptEncoder
 from minilib.serving.server.openai_api.protocol import ChatRequest, CompletionRequest
 from minilib.serving.server.openai_api.templates import ChatTemplate
 from minilib.serving.server.openai_api.writers import ChatWriter, CompletionWriter
+from minilib.serving.server.records import OpenRecords, RequestObserver
 from minilib.serving.server.running import GenerationResponse
 
 
@@ -31,6 +32,10 @@ class Service:
         limits: what one client may cost.
         name: of this replica, for the header x-replica.
         max_model_len: most tokens of a prompt and its continuation; what the engine can if left out.
+        observer: told of each request when it has ended, such as one that makes spans; None for nobody.
+
+    Attributes:
+        records: of the requests that are open.
     """
 
     def __init__(
@@ -42,11 +47,13 @@ class Service:
         limits: Limits | None = None,
         name: str | None = None,
         max_model_len: int | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         self.engine, self.model, self.name = engine, model, name
         self.limits = limits or Limits()
         self.prompts, self.texts = PromptEncoder(tokenizer, template), TokenTexts(tokenizer)
-        self.metrics = ServerMetrics(engine.status)
+        self.records = OpenRecords(observer)
+        self.metrics = ServerMetrics(engine.status, self.records)
         self._max_model_len, self._created = max_model_len, int(time.time())
 
     @property

@@ -10,8 +10,10 @@ from minilib.classic.http.wire import (
     MAX_BODY,
     MAX_HEAD,
     HttpError,
+    Request,
     Response,
     SharedTimeout,
+    encode_request,
     read_request,
     read_response,
 )
@@ -39,7 +41,10 @@ def read(function, data):
 def test_a_message_is_read_when_it_is_complete_and_not_before():
     request = GET + b"Content-Length: 0\r\nConnection: close\r\n\r\n"
     expected = {
-        read_request: (request, ("/k?work=1", False)),
+        read_request: (
+            request,
+            Request("/k?work=1", False, {"host": "a", "content-length": "0", "connection": "close"}),
+        ),
         read_response: (Response(200, b"xyz", "text/x").encode(), Response(200, b"xyz", "text/x")),
     }
 
@@ -210,7 +215,8 @@ def test_a_bad_request_is_refused_by_name(data, status, reason):
 
 def test_headers_and_bodies_up_to_the_limits_are_read():
     longest = GET + b"A: " + b"b" * (MAX_HEAD - len(GET) - 3) + b"\r\n\r\n"
-    assert read(read_request, longest) == ("/k?work=1", True)
+    value = "b" * (MAX_HEAD - len(GET) - 3)
+    assert read(read_request, longest) == ("/k?work=1", True, {"host": "a", "a": value})
     body = b"x" * MAX_BODY
     assert read(read_response, Response(200, body).encode()).body == body
 
@@ -230,4 +236,13 @@ def test_a_bad_response_is_refused(start):
     [("", True), ("Keep-Alive", True), ("Close", False), ("x, close", False), ("closed", True)],
 )
 def test_who_keeps_a_connection(connection, keep_alive):
-    assert read(read_request, GET + f"Connection: {connection}\r\n\r\n".encode())[1] == keep_alive
+    assert read(read_request, GET + f"Connection: {connection}\r\n\r\n".encode()).keep_alive == keep_alive
+
+
+def test_headers_that_are_sent_are_received_and_none_of_them_ends_its_line():
+    sent = {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "x-empty": ""}
+    request = read(read_request, encode_request("/k", sent))
+    assert request == ("/k", True, {"host": "127.0.0.1", **sent})
+    for bad in ({"x": "1\r\nContent-Length: 5"}, {"x\r\ny": "1"}, {"": "1"}, {"x y": "1"}, {"x": "\0"}):
+        with pytest.raises(ValueError, match="on one line"):
+            encode_request("/k", bad)

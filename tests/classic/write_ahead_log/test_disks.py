@@ -2,10 +2,12 @@
 
 import errno
 import itertools
+import os
 import random
 
 import pytest
 
+from minilib.classic.write_ahead_log.disks import real_disk
 from minilib.classic.write_ahead_log.disks.faulty_disk import FaultyDisk
 from minilib.classic.write_ahead_log.disks.real_disk import RealDisk
 from minilib.mechanisms.journaling import (
@@ -155,3 +157,18 @@ def test_both_disks_read_alike_whatever_the_steps(tmp_path):
                 for name, data in simulated.files().items():
                     assert real.read(name) == data
     assert simulated.num_syncs > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice on files")
+def test_the_kernel_is_told_to_write_what_no_fsync_has_written(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, advice: told.append((start, size, advice)))
+    monkeypatch.setattr(real_disk, "WRITEBACK", 100)
+    with RealDisk(tmp_path) as disk:
+        disk.run([CreateFile("f"), *(WriteFile("f", bytes(30), at) for at in range(0, 300, 30))])
+        expected = [(0, 120, os.POSIX_FADV_DONTNEED), (120, 120, os.POSIX_FADV_DONTNEED)]
+        assert told == expected, "each byte once, and the last 60 not yet"
+        disk.run([SyncFile("f"), WriteFile("f", bytes(90), 300), WriteFile("f", bytes(90), 1000)])
+        assert told == expected, "what is synced, and what lies elsewhere, does not count"
+        disk.run([WriteFile("f", bytes(500), 1090)])
+        assert told[2:] == [(1000, 590, os.POSIX_FADV_DONTNEED)]

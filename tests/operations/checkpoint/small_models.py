@@ -4,7 +4,7 @@ import errno
 
 import torch
 
-from minilib.operations.checkpoint.folder import CheckpointFolder
+from minilib.operations.checkpoint.format.folder import CheckpointFolder
 
 
 def model_and_optimizer(seed=0, width=7, steps=1, lr=0.1):

@@ -1,6 +1,8 @@
 """What a Checkpointer promises and refuses on one process."""
 
+import os
 import random
+import sys
 import threading
 import tracemalloc
 
@@ -17,9 +19,11 @@ from minilib.operations.checkpoint import (
     RngState,
     SaveInProgress,
     StateMismatch,
+    background,
     replica_state,
 )
-from minilib.operations.checkpoint.folder import CheckpointFolder, part_name, steps_to_keep
+from minilib.operations.checkpoint.format import writing
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, part_name, steps_to_keep
 from minilib.training.sampler import ShardedSampler
 from minilib.training.trainer import CannotResume, Trainer
 from tests.operations.checkpoint.runs import CONFIG, HELD_OUT, ROW, trainer_of
@@ -58,6 +62,30 @@ def test_steps_go_on_while_a_copy_is_written(gated, tmp_path):
         checkpointer.load({"run": replica_state(model, optimizer)})
     for name, value in model.state_dict().items():
         assert torch.equal(value, saved[name]), name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_threads_behind_the_steps_give_way_and_those_in_front_do_not(tmp_path, monkeypatch):
+    found: dict[str, set[int]] = {"writes": set(), "checksums": set()}
+
+    def note(what: str) -> None:
+        found[what].add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) - mine)
+
+    class NotedFolder(CheckpointFolder):
+        def run(self, steps):
+            note("writes")
+            super().run(steps)
+
+    mine, crc32 = os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), writing.crc32
+    monkeypatch.setattr(writing, "crc32", lambda block: (note("checksums"), crc32(block))[1])
+    state = {"run": replica_state(*model_and_optimizer())}
+    with Checkpointer(tmp_path, open_disk=lambda: NotedFolder(tmp_path)) as checkpointer:
+        for wait, expected in ((True, 0), (False, min(background.NICENESS, 19 - mine))):
+            for each in found.values():
+                each.clear()
+            checkpointer.save(state, int(wait), wait=wait)
+            checkpointer.wait()
+            assert found == {"writes": {expected}, "checksums": {expected}}
 
 
 def test_what_a_run_notes_while_a_copy_is_written_is_not_in_it(gated):

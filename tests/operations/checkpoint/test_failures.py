@@ -1,9 +1,13 @@
 """Disks and ranks that fail: nothing that was acknowledged is lost, and all failures are told, by name."""
 
 import errno
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from minilib.mechanisms.journaling import ManifestDamaged, PartDamaged, SyncFailed, numbered
@@ -11,10 +15,11 @@ from minilib.operations.checkpoint import (
     Checkpointer,
     OtherRankFailed,
     SaveFailed,
+    SaveInProgress,
     StateMismatch,
     replica_state,
 )
-from minilib.operations.checkpoint.folder import CheckpointFolder, part_name
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, part_name
 from minilib.ranks.launch import run
 from tests.operations.checkpoint.runs import comm_of_ranks
 from tests.operations.checkpoint.small_models import FailingFolder, model_and_optimizer
@@ -135,3 +140,36 @@ def test_ranks_fail_together_and_go_on(tmp_path):
     assert first[2].startswith("OtherRankFailed: rank 1 failed: StateMismatch: x is a object")
     assert second[2].startswith("StateMismatch: x is a object")
     assert first[3:] == second[3:] == ["4", "4"]
+
+
+class WaitingFolder(CheckpointFolder):
+    """A disk that writes nothing until it may; then it is like any other."""
+
+    may_write = threading.Event()
+
+    def run(self, steps):
+        if threading.current_thread() is not threading.main_thread():
+            assert self.may_write.wait(60)
+        super().run(steps)
+
+
+def test_a_save_goes_on_and_its_copy_is_kept_when_the_user_interrupts_the_wait(tmp_path):
+    WaitingFolder.may_write.clear()
+    model, _ = model_and_optimizer()
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with Checkpointer(tmp_path, open_disk=lambda: WaitingFolder(tmp_path), busy="refuse") as checkpointer:
+        try:
+            checkpointer.save({"model": model}, 1)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                checkpointer.wait()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(1)
+            with pytest.raises(SaveInProgress):  # or else this save would be copied over the one that is being written
+                checkpointer.save({"model": model}, 2)
+        finally:
+            WaitingFolder.may_write.set()
+        assert checkpointer.wait() == 1
+        checkpointer.load({"model": model})
+    assert all(torch.equal(tensor, held[name]) for name, tensor in model.state_dict().items())

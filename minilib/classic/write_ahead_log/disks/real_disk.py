@@ -3,7 +3,8 @@
 A file stays open from its first write until it is renamed or removed: an fsync tells of failed writes only through a
 descriptor that was open when they failed.
 
-Sources: fsync(2), open(2) of Linux; Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
+Sources: fsync(2), open(2), posix_fadvise(2) of Linux; Rebello et al., "Can Applications Recover from fsync Failures?",
+USENIX ATC 2020.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +30,7 @@ from minilib.mechanisms.journaling import (
 )
 
 LOCK = "lock"
+WRITEBACK = 8 * 2**20  # bytes of a file after which the kernel is told to write them: an fsync then waits for few
 
 
 class DiskInUse(RuntimeError):
@@ -50,7 +53,7 @@ class RealDisk:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder.name} is no folder; make it first, or give the folder of a store")
         self._folder = folder
-        self._open: dict[str, int] = {}  # name → descriptor
+        self._open: dict[str, _OpenFile] = {}
         self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if locked else -1
         if not locked:
             return
@@ -83,7 +86,7 @@ class RealDisk:
     def close(self) -> None:
         """Close all files and give the folder back. Nothing is made durable by it."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            os.close(self._open.popitem()[1].descriptor)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -91,16 +94,15 @@ class RealDisk:
     def _take(self, step: DiskStep) -> None:
         match step:
             case WriteFile(name, data, offset):
-                _write_all(self._descriptor(name), memoryview(data).cast("B"), offset)
+                self._opened(name).write(memoryview(data).cast("B"), offset)
             case SyncFile(name):
-                _sync(self._descriptor(name), name)
+                self._opened(name).sync(name)
             case CreateFile(name):
                 self._forget(name)
-                self._open[name] = os.open(
-                    self._folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-                )
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                self._open[name] = _OpenFile(os.open(self._folder / name, flags, 0o600))
             case CutFile(name, size):
-                os.ftruncate(self._descriptor(name), size)
+                os.ftruncate(self._opened(name).descriptor, size)
             case RenameFile(old, new):
                 self._forget(old)
                 self._forget(new)
@@ -113,14 +115,14 @@ class RealDisk:
             case SyncFolder(name):
                 self._sync_folder(name)
 
-    def _descriptor(self, name: str) -> int:
+    def _opened(self, name: str) -> _OpenFile:
         if name not in self._open:
-            self._open[name] = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
+            self._open[name] = _OpenFile(os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC))
         return self._open[name]
 
     def _forget(self, name: str) -> None:
         if name in self._open:
-            os.close(self._open.pop(name))
+            os.close(self._open.pop(name).descriptor)
 
     def _sync_folder(self, name: str) -> None:
         folder = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
@@ -130,10 +132,28 @@ class RealDisk:
             os.close(folder)
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+@dataclass
+class _OpenFile:
+    """A file that is open, and which of its bytes the kernel has, and was not told to write."""
+
+    descriptor: int
+    unsent: range = range(0)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Give bytes to the kernel; once there are many of them, let it write them behind what follows."""
+        start = self.unsent.start if self.unsent.stop == offset else offset
+        while data:
+            written = os.pwrite(self.descriptor, data, offset)
+            data, offset = data[written:], offset + written
+        self.unsent = range(start, offset)
+        if len(self.unsent) >= WRITEBACK and hasattr(os, "posix_fadvise"):  # Linux writes what is not needed any more
+            os.posix_fadvise(self.descriptor, start, len(self.unsent), os.POSIX_FADV_DONTNEED)
+            self.unsent = range(offset, offset)
+
+    def sync(self, name: str) -> None:
+        """Wait until its bytes are durable."""
+        _sync(self.descriptor, name)
+        self.unsent = range(0)
 
 
 def _sync(descriptor: int, name: str) -> None:

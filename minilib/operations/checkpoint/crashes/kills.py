@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minilib.mechanisms.journaling import DiskStep, WriteFile
 from minilib.operations.checkpoint.checkpointer import Checkpointer
-from minilib.operations.checkpoint.folder import CheckpointFolder, NoCheckpoint
+from minilib.operations.checkpoint.format.folder import CheckpointFolder, NoCheckpoint
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import RankFailed, run
 from minilib.ranks.transport.shared import SharedMemoryTransport

@@ -25,8 +25,7 @@ from minilib.classic.write_ahead_log.crashes.power_cuts import (
 )
 from minilib.classic.write_ahead_log.disks.faulty_disk import FaultyDisk, Files
 from minilib.mechanisms.journaling import Disk, DiskStep, JournalDamaged, SyncFolder, WriteFile
-from minilib.operations.checkpoint.cuts import replica_state
-from minilib.operations.checkpoint.folder import (
+from minilib.operations.checkpoint.format.folder import (
     Committed,
     commit_steps,
     committed_steps,
@@ -36,11 +35,12 @@ from minilib.operations.checkpoint.folder import (
     retire_steps,
     steps_to_keep,
 )
+from minilib.operations.checkpoint.format.reading import PartReader
+from minilib.operations.checkpoint.format.table import Fragment
+from minilib.operations.checkpoint.format.writing import PartContents, part_steps, staged_blocks
 from minilib.operations.checkpoint.plan import SavePlan
-from minilib.operations.checkpoint.reading import PartReader
-from minilib.operations.checkpoint.shares import held_by, shares_of
-from minilib.operations.checkpoint.table import Fragment
-from minilib.operations.checkpoint.writing import PartContents, part_steps, staged_blocks
+from minilib.operations.checkpoint.states.cuts import replica_state
+from minilib.operations.checkpoint.states.shares import held_by, shares_of
 
 PAGE, BLOCK_BYTES = 1024, 128  # bytes; a part has one or two pages, a manifest two, so that all states can be tried
 SIZES = (150, 1)  # elements of the tensors

@@ -154,6 +154,44 @@ class DetokenizeBody(Shape):
     prompt: str
 
 
+class EngineCounts(Shape):
+    """The engine's status."""
+
+    state: Literal["starting", "ready", "restarting", "draining", "stopped"]
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_free_pages: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    preemptions: int
+    steps: int
+    restarts: int
+
+
+class OpenRequestBody(Shape):
+    """A request that has not ended."""
+
+    request: int
+    tenant: str
+    state: Literal["waiting", "running"]
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    silent_seconds: float
+    unread_seconds: float
+
+
+class StatusBody(Shape):
+    """GET /status."""
+
+    replica: str | None
+    engine: EngineCounts
+    tokens_sent: int
+    open: list[OpenRequestBody]
+
+
 class HealthBody(Shape):
     """GET /health and /ready."""
 
