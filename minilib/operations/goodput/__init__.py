@@ -1,6 +1,6 @@
 """Goodput: how often to save, what fails, a job simulated and priced against reports, and a run that is killed."""
 
-from minilib.operations.goodput.drill import DrillPlan, Kill, DrillTrial, carry_out, rehearse
+from minilib.operations.goodput.drill import DrillPlan, DrillTrial, Kill, carry_out, rehearse
 from minilib.operations.goodput.failures import (
     FailureCause,
     Fleet,
