@@ -5,7 +5,7 @@ import math
 
 from minilib.operations.diagnosis.finding import Finding
 from minilib.operations.drills.training.fault import KINDS, fault_of_seed
-from minilib.operations.drills.training.score import DrillRun
+from minilib.operations.drills.training.runs import DrillRun
 from tools.bench import drills as bench
 
 COST = {"wall": {"off": 0.02, "on": 0.0202, "ratio": 1.01}, "cpu": {"off": 0.01, "on": 0.0101, "ratio": 1.01},

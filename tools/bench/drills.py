@@ -23,10 +23,11 @@ from minilib.model.decoder import Decoder
 from minilib.operations.diagnosis.heartbeat import Heartbeat
 from minilib.operations.diagnosis.links import TimedTransport
 from minilib.operations.diagnosis.recorder import StepRecorder
+from minilib.operations.drills.score import HEALTHY, DrillScore, score_drills
 from minilib.operations.drills.training.diagnose import diagnose
 from minilib.operations.drills.training.drill import run_drill
 from minilib.operations.drills.training.fault import KINDS
-from minilib.operations.drills.training.score import HEALTHY, DrillScore, drill, score_drills
+from minilib.operations.drills.training.runs import drill
 from minilib.operations.flight_recorder import RecordedCommunicator, Recorder, read_dump
 from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import run

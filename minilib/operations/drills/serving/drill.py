@@ -50,24 +50,6 @@ class ServerRun:
         return self.fault is not None and (finding.kind, finding.who) == (self.fault.kind, self.fault.who)
 
 
-@dataclass(frozen=True)
-class ServerScore:
-    """How good the instruments of a server are.
-
-    Args:
-        faulty, healthy: runs of either.
-        recall: share of faulty runs whose fault was named, kind and who.
-        precision: share of all findings that were right; 1 if there were none.
-        false_alarms: healthy runs with a finding.
-    """
-
-    faulty: int
-    healthy: int
-    recall: float
-    precision: float
-    false_alarms: int
-
-
 def run_server(model: Decoder, fault: ServerFault | None, seed: int) -> ServerEvidence:
     """Run a server in a thread with its load, and collect what its instruments show.
 
@@ -124,18 +106,3 @@ def drill_server(
     """Run the faults of some seeds, healthy runs between, and have each diagnosed."""
     faults = {seed: server_fault(seed) for seed in seeds}
     return [ServerRun(seed, fault, diagnose(run_server(model, fault, seed))) for seed, fault in faults.items()]
-
-
-def score_servers(runs: Iterable[ServerRun]) -> ServerScore:
-    """The score of some runs."""
-    runs = list(runs)
-    faulty = [run for run in runs if run.fault is not None]
-    right = [run.is_right(finding) for run in runs for finding in run.findings]
-    recalled = sum(any(map(run.is_right, run.findings)) for run in faulty)
-    return ServerScore(
-        len(faulty),
-        len(runs) - len(faulty),
-        recalled / len(faulty) if faulty else 1.0,
-        sum(right) / len(right) if right else 1.0,
-        sum(bool(run.findings) for run in runs if run.fault is None),
-    )

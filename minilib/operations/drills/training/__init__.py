@@ -3,14 +3,13 @@
 from minilib.operations.drills.training.diagnose import diagnose
 from minilib.operations.drills.training.drill import Evidence, run_drill
 from minilib.operations.drills.training.fault import KINDS, SIZES, InjectedFault, drawn_fault, fault_of_seed
-from minilib.operations.drills.training.score import DrillRun, DrillScore, drill, score_drills
+from minilib.operations.drills.training.runs import DrillRun, drill
 from minilib.operations.drills.training.traces import unnamed_traces
 
 __all__ = [
     "KINDS",
     "SIZES",
     "DrillRun",
-    "DrillScore",
     "Evidence",
     "InjectedFault",
     "diagnose",
@@ -18,6 +17,5 @@ __all__ = [
     "drill",
     "fault_of_seed",
     "run_drill",
-    "score_drills",
     "unnamed_traces",
 ]

@@ -6,7 +6,8 @@ import pytest
 
 from minilib.mechanisms.telemetry.spans import Span
 from minilib.model import weights
-from minilib.operations.drills.serving.drill import ServerRun, drill_server, score_servers
+from minilib.operations.drills.score import score_drills
+from minilib.operations.drills.serving.drill import ServerRun, drill_server
 from minilib.operations.drills.serving.faults import REPLICA, SERVER_FAULTS, TENANTS, ServerFault, server_fault
 from minilib.operations.drills.serving.instruments import (
     LOOKS,
@@ -32,7 +33,7 @@ def test_seeds_draw_every_fault_and_healthy_runs_between():
 def test_the_instruments_name_what_is_wrong_with_a_server():
     """One run of each kind and healthy ones between; counted by tokens and shares, so a busy machine is no excuse."""
     runs = drill_server(range(6), weights.load(weights.PRETRAINED).eval())
-    score = score_servers(runs)
+    score = score_drills(runs)
     assert {run.fault.kind for run in runs if run.fault} == {*SERVER_FAULTS}
     assert (score.faulty, score.healthy, score.false_alarms) == (4, 2, 0), runs
     assert score.recall == score.precision == 1, runs
@@ -47,10 +48,10 @@ def test_scores():
         ServerRun(2, None, []),
         ServerRun(3, None, [wrong]),
     ]
-    score = score_servers(runs)
+    score = score_drills(runs)
     assert (score.faulty, score.healthy, score.false_alarms) == (2, 2, 1)
     assert score.recall == 1 / 2 and score.precision == 1 / 3
-    assert score_servers([]).recall == score_servers([]).precision == 1
+    assert score_drills([]).recall == score_drills([]).precision == 1
 
 
 def look(sent, *requests, **engine):

@@ -7,11 +7,12 @@ import pytest
 
 from minilib.operations.diagnosis.heartbeat import Pulse
 from minilib.operations.diagnosis.liveness import RankError
+from minilib.operations.drills.score import score_drills
 from minilib.operations.drills.training import traces
 from minilib.operations.drills.training.diagnose import diagnose
 from minilib.operations.drills.training.drill import STILL, Evidence, run_drill, stands_still
 from minilib.operations.drills.training.fault import KINDS, STEPS, drawn_fault
-from minilib.operations.drills.training.score import DrillRun, drill, score_drills
+from minilib.operations.drills.training.runs import DrillRun, drill
 from minilib.operations.drills.training.traces import TRACED, record_traces, unnamed_traces
 
 

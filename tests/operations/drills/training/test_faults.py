@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 
 from minilib.operations.diagnosis.finding import Finding
+from minilib.operations.drills.score import ELSEWHERE, HEALTHY, score_drills
 from minilib.operations.drills.training.fault import KINDS, SIZES, STEPS, InjectedFault, drawn_fault, fault_of_seed
 from minilib.operations.drills.training.injector import STRIKES, Injector
-from minilib.operations.drills.training.score import HEALTHY, OTHER_RANK, DrillRun, score_drills
+from minilib.operations.drills.training.runs import DrillRun
 
 
 @pytest.mark.parametrize("first", [0, 1000, 1234])
@@ -65,8 +66,8 @@ def test_a_score_counts_kinds_and_ranks():
     assert (score.faulty, score.healthy, score.false_alarms) == (6, 2, 1)
     assert (score.recall, score.precision) == (3 / 6, 3 / 7)
     assert score.confusion == {
-        ("slow_rank", "slow_rank"): 1, ("slow_rank", OTHER_RANK): 1, ("memory_leak", "memory_leak"): 1,
-        ("hung_rank", HEALTHY): 1, ("slow_link", "slow_link"): 1, ("slow_link", OTHER_RANK): 1,
+        ("slow_rank", "slow_rank"): 1, ("slow_rank", ELSEWHERE): 1, ("memory_leak", "memory_leak"): 1,
+        ("hung_rank", HEALTHY): 1, ("slow_link", "slow_link"): 1, ("slow_link", ELSEWHERE): 1,
         (HEALTHY, HEALTHY): 1, (HEALTHY, "hung_rank"): 1,
     }  # fmt: skip
     assert score_drills([]).recall == score_drills([]).precision == 1
