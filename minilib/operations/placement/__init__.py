@@ -1,0 +1,1 @@
+"""Placement: which GPUs of a cluster run which job, from when on."""

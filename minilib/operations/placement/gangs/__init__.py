@@ -1,0 +1,1 @@
+"""Gangs: jobs that run on all of their GPUs or on none."""
