@@ -107,8 +107,8 @@ def _hosts(job: HostedJob) -> tuple[list[str], int]:
     each = len(job.hosts) // len(hosts)
     if list(job.hosts) != [host for host in hosts for _ in range(each)]:
         raise ScatteredRanks(f"Slurm gives a job as many GPUs on each of its nodes, and counts LOCAL_RANK along a "
-                             f"node's ranks: {job.name} has workers on {', '.join(job.hosts)}; place as many on each host, "
-                             "in a row")  # fmt: skip
+                             f"node's ranks: {job.name} has workers on {', '.join(job.hosts)}; place as many on each "
+                             "host, in a row")  # fmt: skip
     return hosts, each * job.gpus_per_worker
 
 
