@@ -6,12 +6,13 @@ tensor parallelism's overlap each collective is cut into tp pieces, and the firs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 
 from minilib.mechanisms.basics.checks import check_whole
 from minilib.training.planner.cluster import Cluster, GroupPlace
-from minilib.training.planner.layout import ParallelLayout
+from minilib.training.planner.layout import LayoutDoesNotFit, ParallelLayout
 from minilib.training.planner.memory import GRADIENT, PARAMETER, VALUE, parameters_of_rank
 from minilib.training.planner.shape import TrainedShape
 
@@ -41,7 +42,7 @@ class LayerRates:
     """What one microbatch of one layer costs in a layout on a cluster.
 
     Args:
-        shape, layout, cluster, sequence, dtype, overlap_tensor: see `step_time.price_step`.
+        shape, layout, cluster, sequence, dtype, overlap_tensor, domains: see `step_time.price_step`.
     """
 
     def __init__(
@@ -52,9 +53,13 @@ class LayerRates:
         sequence: int,
         dtype: str,
         overlap_tensor: bool,
+        domains: Sequence[int] | None = None,
     ) -> None:
         self.shape, self.layout, self.cluster, self.sequence = shape, layout, cluster, sequence
         self.overlap_tensor = overlap_tensor
+        if domains is not None and len(domains) != layout.gpus:
+            raise LayoutDoesNotFit(f"domains has one entry for each of {layout.gpus} ranks, got {len(domains)}")
+        self.domains = None if domains is None else tuple(domains)
         self.product_rate, self.output_rate = cluster.product_rate(dtype), cluster.product_rate("bf16")
         self.tokens = layout.microbatch * sequence / layout.cp
 
@@ -171,12 +176,15 @@ class LayerRates:
         return calls * (ranks - 1) * latency + nbytes * (ranks - 1) / ranks / bandwidth
 
     def _link(self, axes: str) -> tuple[float, float]:
-        """Bandwidth and latency of a ring's step through rank 0's group along an axis; all its groups lie alike."""
+        """Bandwidth and latency of a ring's step through the group along an axis that everyone waits for."""
         group = self._group(axes)
         return self.cluster.bandwidth(group), self.cluster.latency(group)
 
     def _group(self, axes: str) -> GroupPlace:
-        return place_of_group(self.layout, self.cluster.domain, axes)
+        if self.domains is None:
+            return place_of_group(self.layout, self.cluster.domain, axes)
+        places = _places(self.layout, self.domains, axes)
+        return min(places, key=lambda place: (self.cluster.bandwidth(place), -self.cluster.latency(place)))
 
 
 def place_of_group(layout: ParallelLayout, domain: int, axes: str) -> GroupPlace:
@@ -201,3 +209,11 @@ def _place(sizes: tuple[int, ...], domain: int, axes: str) -> GroupPlace:
     mesh = layout.expert_mesh if axes in ("ep", "edp") else layout.mesh
     ranks = mesh.group(0, *axes.split("·"))
     return GroupPlace.of([rank // domain for rank in ranks])
+
+
+@lru_cache(maxsize=1024)
+def _places(layout: ParallelLayout, domains: tuple[int, ...], axes: str) -> tuple[GroupPlace, ...]:
+    """The different ways in which the groups along an axis lie in the domains of their ranks."""
+    mesh = layout.expert_mesh if axes in ("ep", "edp") else layout.mesh
+    groups = mesh.groups(*axes.split("·"))
+    return tuple({GroupPlace.of([domains[rank] for rank in group]) for group in groups})

@@ -9,6 +9,7 @@ A layer's times are in layer_time.py. Every term is a count (FLOPs, bytes, messa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from minilib.mechanisms.basics.checks import check_whole
@@ -76,6 +77,7 @@ def price_step(
     sequence: int,
     dtype: str = "bf16",
     overlap_tensor: bool = True,
+    domains: Sequence[int] | None = None,
 ) -> StepPrice:
     """Predict one step.
 
@@ -87,13 +89,14 @@ def price_step(
         sequence: tokens of each.
         dtype: of matrix products; attention and messages stay in bf16.
         overlap_tensor: cut tensor parallelism's collectives into pieces that overlap with products.
+        domains: NVLink domain of each rank; as many ranks in a row to each as it has GPUs, if left out.
 
     Raises:
-        LayoutDoesNotFit: if the batch cannot be dealt so, or there is no such sequence.
+        LayoutDoesNotFit: if the batch cannot be dealt so, there is no such sequence, or not one domain for each rank.
         NotOnThisMachine: if the cluster has no rate of products in this dtype.
     """
     check_whole("sequence", sequence, 1, LayoutDoesNotFit)
-    rates = LayerRates(shape, layout, cluster, sequence, dtype, overlap_tensor)
+    rates = LayerRates(shape, layout, cluster, sequence, dtype, overlap_tensor, domains)
     forward, backward = rates.forward(), rates.backward()
     again = {"none": 0.0, "selective": 0.0, "full": forward.seconds}[layout.recompute]
     layers, count = layout.layers_per_rank(shape) * shape.all_layers / shape.layers, layout.microbatches(batch)

@@ -5,7 +5,7 @@ from minilib.mechanisms.scheduling.placing.choosing import Refusal, choose, plac
 from minilib.mechanisms.scheduling.placing.claim import Claim, InvalidClaim, Toleration
 from minilib.mechanisms.scheduling.placing.filters import FILTERS, matches_labels, tolerates_taints
 from minilib.mechanisms.scheduling.placing.free_index import FreeIndex
-from minilib.mechanisms.scheduling.placing.held import Held, InsufficientCapacity, UnknownName
+from minilib.mechanisms.scheduling.placing.holding import Holding, InsufficientCapacity, UnknownName
 from minilib.mechanisms.scheduling.placing.ledger import Ledger
 from minilib.mechanisms.scheduling.placing.node import InvalidNode, Node, Taint
 from minilib.mechanisms.scheduling.placing.scores import BinPacking, Spreading
@@ -15,7 +15,7 @@ __all__ = [
     "BinPacking",
     "Claim",
     "FreeIndex",
-    "Held",
+    "Holding",
     "InsufficientCapacity",
     "InvalidClaim",
     "InvalidNode",

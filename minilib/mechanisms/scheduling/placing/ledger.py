@@ -17,7 +17,7 @@ from dataclasses import replace
 from minilib.mechanisms.scheduling.placing.attempts import Attempts, Trial
 from minilib.mechanisms.scheduling.placing.claim import Claim, InvalidClaim
 from minilib.mechanisms.scheduling.placing.free_index import FreeIndex
-from minilib.mechanisms.scheduling.placing.held import Held, InsufficientCapacity, UnknownName
+from minilib.mechanisms.scheduling.placing.holding import Holding, InsufficientCapacity, UnknownName
 from minilib.mechanisms.scheduling.placing.node import InvalidNode, Node
 
 
@@ -44,8 +44,8 @@ class Ledger:
         self._numbers: dict[str, int] = {}
         self._free: list[dict[str, int]] = []
         self._open: list[bool] = []
-        self._on: list[dict[str, Held]] = []
-        self._held: dict[str, Held] = {}
+        self._on: list[dict[str, Holding]] = []
+        self._held: dict[str, Holding] = {}
         self._indexes: dict[str, FreeIndex] = {}
         self._since = itertools.count()
         self._attempts = Attempts()
@@ -110,7 +110,7 @@ class Ledger:
         held = self._on[self.number(node)].values()
         return [entry.claim for entry in sorted(held, key=lambda entry: entry.since)]
 
-    def held(self, claim: str) -> Held:
+    def held(self, claim: str) -> Holding:
         """A claim that has a node, and since when.
 
         Raises:
@@ -149,7 +149,7 @@ class Ledger:
         if not self._open[number]:
             raise InsufficientCapacity(f"node {node!r} takes no claims; open it first")
         self._require(claim, node)
-        held = Held(claim, number, next(self._since))
+        held = Holding(claim, number, next(self._since))
         self._put(held)
         self._attempts.note(lambda: self._take(held))
 
@@ -280,15 +280,15 @@ class Ledger:
             wanted = f"claim {claim.name!r} asks for {claim.requests[resource]} {resource}"
             raise InsufficientCapacity(f"{wanted}, and node {node!r} has {free} free")
 
-    def _put(self, held: Held) -> None:
+    def _put(self, held: Holding) -> None:
         self._held[held.claim.name] = self._on[held.node][held.claim.name] = held
         self._change(held, -1)
 
-    def _take(self, held: Held) -> None:
+    def _take(self, held: Holding) -> None:
         del self._held[held.claim.name], self._on[held.node][held.claim.name]
         self._change(held, 1)
 
-    def _change(self, held: Held, sign: int) -> None:
+    def _change(self, held: Holding, sign: int) -> None:
         free, indexed = self._free[held.node], self._open[held.node]
         for resource, amount in held.claim.requests.items():
             if amount:

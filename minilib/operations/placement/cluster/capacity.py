@@ -1,167 +1,22 @@
-"""Whose each GPU is, and how much is free in each host, domain, rack and unit, kept as GPUs are taken and given back.
+"""Whose each GPU is: a job's, nobody's, or out of use.
 
-What a job can use of a host depends on the job: workers of four GPUs fit once into seven free ones, and a group of
-eight that must stay within an NVLink domain fits nowhere in a domain of seven. A `Fit` says which GPUs lie together;
-for each fit that was asked for, a `CapacityIndex` keeps what every group of the tree can give.
-
-    of a host       free GPUs, rounded down to whole workers; 0 if its labels do not meet the selector
-    of a domain     the sum of its hosts, rounded down to whole groups
-    above           the sum of what lies below
-
-A change of k hosts costs O(k · levels · log n) comparisons for each index, and the move of parts of lists.
+For each fit that was asked for, an index is kept of what every group of the tree can give (index.py).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
 
-from minilib.operations.placement.cluster.topology import LEVELS, GpuCluster
+from minilib.operations.placement.cluster.index import CapacityIndex, Fit
+from minilib.operations.placement.cluster.topology import GpuCluster
 
 OUT = ("failed", "drained", "reserved")
 MOST_INDEXES = 16  # fits that are kept up to date; another one drops the index that nobody asked for the longest
-FEW = 64  # if more than one group in so many changes, a level is sorted anew
 
 
 class NotFree(RuntimeError):
     """A GPU that is taken twice, or given back by whom it does not belong to."""
-
-
-class Fit(NamedTuple):
-    """Which GPUs lie together.
-
-    Args:
-        on_host: GPUs of a worker.
-        in_domain: GPUs of a group; a multiple of on_host.
-        selector: labels that hosts have, as sorted pairs.
-    """
-
-    on_host: int = 1
-    in_domain: int = 1
-    selector: tuple[tuple[str, str], ...] = ()
-
-    def meets(self, labels: Mapping[str, str]) -> bool:
-        """Whether a host with these labels is one of them."""
-        return all(labels.get(name) == value for name, value in self.selector)
-
-
-class CapacityIndex:
-    """What each group of the tree can give to jobs of one fit.
-
-    A level whose groups are those of the level below, or that has one group alone, says nothing new and is left out.
-
-    Args:
-        cluster: the tree.
-        fit: of the jobs.
-        free: free GPUs of each host.
-
-    Attributes:
-        levels: those that are kept, the lowest first.
-        total: GPUs that the whole cluster can give.
-        looked_at: groups whose capacity was read since the beginning.
-    """
-
-    def __init__(self, cluster: GpuCluster, fit: Fit, free: Sequence[int]) -> None:
-        self.cluster, self.fit = cluster, fit
-        self.levels = ["host"]
-        for level in LEVELS[1:]:
-            if 1 < len(cluster.groups(level)) < len(cluster.groups(self.levels[-1])):
-                self.levels.append(level)
-        hosts, domains = len(cluster.hosts), len(cluster.groups("domain"))
-        self._rounded_levels = self.levels if hosts == domains else self.levels[1:]  # what holds whole domains
-        self.total = self.looked_at = 0
-        self._suits = [fit.meets(host.labels) for host in cluster.hosts]
-        self._hosts, self._domains = [0] * hosts, [0] * domains  # whole workers, not yet rounded to whole groups
-        self._capacity = {level: [0] * len(cluster.groups(level)) for level in self.levels}
-        self._sorted = {level: [(0, n) for n in range(len(cluster.groups(level)))] for level in self.levels}
-        self.update(range(hosts), free)
-
-    def capacity(self, level: str, number: int) -> int:
-        """GPUs that a group can give."""
-        self.looked_at += 1
-        return self._capacity[level][number]
-
-    def smallest(self, level: str, least: int) -> int | None:
-        """The group of a level that can give so many and has least to give; None if no group can."""
-        return next((number for _, number in self.ascending(level, least)), None)
-
-    def ascending(self, level: str, least: int = 1) -> Iterator[tuple[int, int]]:
-        """(capacity, group) of those that can give so many, the smallest first."""
-        groups = self._sorted[level]
-        for at in range(bisect_left(groups, (least, -1)), len(groups)):
-            self.looked_at += 1
-            yield groups[at]
-
-    def descending(self, level: str) -> Iterator[tuple[int, int]]:
-        """(capacity, group), the largest first."""
-        for group in reversed(self._sorted[level]):
-            self.looked_at += 1
-            yield group
-
-    def update(self, hosts: Iterable[int], free: Sequence[int]) -> None:
-        """Some hosts have other numbers of free GPUs now."""
-        more: dict[str, dict[int, int]] = {level: {} for level in self.levels}
-        domains: dict[int, int] = {}
-        worker = self.fit.on_host
-        for host in hosts:
-            after = free[host] // worker * worker if self._suits[host] else 0
-            if after != self._hosts[host]:
-                domain = self.cluster.group_number("domain", host)
-                domains[domain] = domains.get(domain, 0) + after - self._hosts[host]
-                more["host"][host] = after - self._hosts[host]
-                self._hosts[host] = after
-        if self._rounded_levels is self.levels:
-            more["host"] = {}
-        for domain, difference in domains.items():
-            self._carry_up(domain, difference, more)
-        for level, differences in more.items():
-            self._move(level, differences)
-
-    def check_invariants(self, free: Sequence[int]) -> None:
-        """Everything is as if it were counted anew."""
-        worker, group = self.fit.on_host, self.fit.in_domain
-        hosts = [n // worker * worker if suits else 0 for n, suits in zip(free, self._suits, strict=True)]
-        domains = [sum(hosts[h] for h in each.hosts) for each in self.cluster.groups("domain")]
-        assert (hosts, domains) == (self._hosts, self._domains), "a host or domain was not brought up to date"
-        usable = [n // group * group for n in domains]
-        assert self.total == sum(usable), "the total is another"
-        for level in self.levels:
-            if level in self._rounded_levels:
-                expected = [0] * len(self.cluster.groups(level))
-                for each, count in zip(self.cluster.groups("domain"), usable, strict=True):
-                    expected[self.cluster.group_number(level, each.hosts[0])] += count
-            else:
-                expected = hosts
-            assert self._capacity[level] == expected, f"a {level} has another capacity"
-            assert self._sorted[level] == sorted((n, at) for at, n in enumerate(expected)), f"{level}s are out of order"
-
-    def _carry_up(self, domain: int, difference: int, more: dict[str, dict[int, int]]) -> None:
-        """A domain's hosts have so many more to give: note what that makes for all groups above them."""
-        group, before = self.fit.in_domain, self._domains[domain]
-        self._domains[domain] = after = before + difference
-        usable = after // group * group - before // group * group
-        if usable:
-            self.total += usable
-            host = self.cluster.groups("domain")[domain].hosts[0]
-            for level in self._rounded_levels:
-                number = self.cluster.group_number(level, host)
-                more[level][number] = more[level].get(number, 0) + usable
-
-    def _move(self, level: str, differences: Mapping[int, int]) -> None:
-        """Groups of a level have other capacities: put them where they belong in order."""
-        capacity, groups = self._capacity[level], self._sorted[level]
-        if len(differences) * FEW > len(groups):
-            for number, more in differences.items():
-                capacity[number] += more
-            kept = [group for group in groups if group[1] not in differences]
-            self._sorted[level] = sorted(kept + sorted((capacity[number], number) for number in differences))
-            return
-        for number, more in differences.items():
-            del groups[bisect_left(groups, (capacity[number], number))]
-            capacity[number] += more
-            insort(groups, (capacity[number], number))
 
 
 class FreeGpus:
@@ -273,6 +128,15 @@ class FreeGpus:
         """GPUs are in use again; those that were are left as they are."""
         back = [gpu for gpu in dict.fromkeys(gpus) if self._out.pop(gpu, None)]
         self._count([gpu for gpu in back if gpu not in self._owner], +1)
+
+    def scratch(self, fit: Fit) -> FreeGpus:
+        """A copy to try things on, with the index of one fit."""
+        twin = FreeGpus.__new__(FreeGpus)
+        twin.cluster, twin._looked_at = self.cluster, 0
+        twin._owner, twin._taken, twin._out = self._owner.copy(), self._taken.copy(), self._out.copy()
+        twin._free = self._free.copy()
+        twin._indexes = OrderedDict({fit: self.index(fit).copy()})
+        return twin
 
     def check_invariants(self) -> None:
         """No GPU has two owners, and all counts are as if they were counted anew."""

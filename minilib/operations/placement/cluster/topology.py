@@ -184,6 +184,16 @@ class GpuCluster:
         """How many there are."""
         return self.first_gpus[-1]
 
+    @cached_property
+    def largest_host(self) -> int:
+        """GPUs of the host that has most."""
+        return max(host.gpus for host in self.hosts)
+
+    @cached_property
+    def largest_domain(self) -> int:
+        """GPUs of the NVLink domain that has most."""
+        return max(len(group.gpus) for group in self.groups("domain"))
+
     def gpus_of(self, host: int) -> range:
         """Numbers of a host's GPUs."""
         return range(self.first_gpus[host], self.first_gpus[host + 1])
@@ -236,8 +246,8 @@ class GpuCluster:
         Raises:
             ValueError: if nothing is quoted for this GPU.
         """
-        largest = max(len(group.gpus) for group in self.groups("domain"))
-        return Cluster.of(self.gpu, self.gpus if gpus is None else gpus, largest, self.links["rack"].bandwidth)
+        number, port = self.gpus if gpus is None else gpus, self.links["rack"].bandwidth
+        return Cluster.of(self.gpu, number, self.largest_domain, port)
 
     @cached_property
     def _groups(self) -> dict[str, list[HostGroup]]:

@@ -37,7 +37,7 @@ class GangJob:
         gpus: ranks, one on each.
         gpus_per_host: GPUs of one worker, which lie on one host; two workers may share a host. If left out, a group
             of the axis tp lies on one host wherever hosts hold whole groups, and nothing else is asked for.
-        mesh: of its ranks; that of `work`, or none, if left out. Ranks without a mesh do not talk to each other.
+        mesh: of its ranks; that of `work`, or none, if left out.
         work: what a step does, to price placements.
         tenant: whose job it is.
         priority: 0 is the most urgent.
@@ -47,6 +47,8 @@ class GangJob:
         min_gpus: with how few it goes on; all of them if left out.
         selector: labels that its hosts have.
         tp_in_domain: refuse GPUs on which a group of the axis tp would span two NVLink domains.
+        segment: GPUs that lie together in an NVLink domain, as Slurm's --segment asks for; a group of tp if left out.
+        anywhere: workers that do not talk to each other take what is of least use to others, near or far.
 
     Raises:
         InvalidJob: for 1.5 GPUs, a mesh of other ranks, no time, and whatever else contradicts itself.
@@ -66,6 +68,8 @@ class GangJob:
     min_gpus: int | None = None
     selector: Mapping[str, str] = field(default_factory=dict, hash=False)
     tp_in_domain: bool = True
+    segment: int | None = None
+    anywhere: bool = False
 
     def __post_init__(self) -> None:
         check_priority(self.name, self.priority)
@@ -77,6 +81,8 @@ class GangJob:
                              f"{self.gpus} GPUs: one rank runs on each")  # fmt: skip
         if self.work is not None and self.work.mesh != self.mesh:
             raise InvalidJob(f"{self.name}: the mesh {self.mesh} is not that of its work, {self.work.mesh}: give one")
+        if self.anywhere and self.mesh is not None:
+            raise InvalidJob(f"{self.name}: ranks of the mesh {self.mesh} talk to each other: they do not go anywhere")
         times = {"seconds": self.seconds, "checkpoint_every": self.checkpoint_every,
                  "restart_seconds": self.restart_seconds}  # fmt: skip
         for name, value in times.items():
@@ -85,13 +91,16 @@ class GangJob:
                 raise InvalidJob(f"{self.name}: {name} is a finite number {least}, got {value!r}")
 
     def _check_counts(self) -> None:
-        counts = {"gpus": self.gpus, "gpus_per_host": self.gpus_per_host, "min_gpus": self.min_gpus}
+        counts = {"gpus": self.gpus, "gpus_per_host": self.gpus_per_host, "min_gpus": self.min_gpus,
+                  "segment": self.segment}  # fmt: skip
         for name, count in counts.items():
             if not (count is None and name != "gpus") and not is_whole(count, 1):
                 raise InvalidJob(f"{self.name}: {name} is a whole number ≥ 1, got {count!r}: a GPU is given whole, "
                                  "or cut in hardware into slices that are devices of their own")  # fmt: skip
         if self.gpus_per_host and self.gpus % self.gpus_per_host:
             raise InvalidJob(f"{self.name}: {self.gpus} GPUs are no whole number of workers of {self.gpus_per_host}")
+        if self.segment and self.gpus % self.segment:
+            raise InvalidJob(f"{self.name}: {self.gpus} GPUs are no whole number of segments of {self.segment}")
         if self.min_gpus and self.min_gpus > self.gpus:
             raise InvalidJob(f"{self.name}: min_gpus is at most gpus = {self.gpus}, got {self.min_gpus}")
 
@@ -113,8 +122,7 @@ class GangJob:
 
     def in_one_domain(self, host_gpus: int) -> int:
         """GPUs that have to lie together in an NVLink domain."""
-        together = self.on_one_host(host_gpus)
-        return math.lcm(together, self.tp) if self.tp_in_domain else together
+        return math.lcm(self.on_one_host(host_gpus), self.tp if self.tp_in_domain else 1, self.segment or 1)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ import random
 
 import pytest
 
-from minilib.operations.placement.cluster.capacity import MOST_INDEXES, OUT, Fit, FreeGpus, NotFree
+from minilib.mechanisms.scheduling.placing import FreeIndex
+from minilib.operations.placement.cluster.capacity import MOST_INDEXES, OUT, FreeGpus, NotFree
 from minilib.operations.placement.cluster.drawing import gpu_cells
+from minilib.operations.placement.cluster.index import Fit
 from minilib.operations.placement.cluster.topology import GpuCluster, Host
 
 NVL72 = GpuCluster.regular(2, 18, 4, nvlink_domain=72, gpu="gb200")
@@ -16,8 +18,8 @@ def test_what_a_group_can_give_depends_on_the_fit():
     free.take("x", [0])  # 7, 8 | 8, 8
     assert free.index(Fit()).total == 31
     assert free.index(Fit(4, 4)).total == 28
-    assert [free.index(Fit(4, 4)).capacity("host", host) for host in range(4)] == [4, 8, 8, 8]
-    assert free.index(Fit(2, 8)).capacity("host", 0) == 0  # six in workers of two, and no group of eight
+    assert free.index(Fit(4, 4)).capacity["host"] == [4, 8, 8, 8]
+    assert free.index(Fit(2, 8)).capacity["host"][0] == 0  # six in workers of two, and no group of eight
     assert free.index(Fit(8, 8)).smallest("rack", 16) == 1
 
 
@@ -26,7 +28,7 @@ def test_a_group_of_eight_lies_within_a_domain_and_not_within_a_tray():
     index = free.index(Fit(4, 8))
     assert index.levels == ["host", "domain"]
     free.take("x", [0])
-    assert [index.capacity("domain", n) for n in (0, 1)] == [64, 72]  # 17 whole trays are 8 groups of two
+    assert index.capacity["domain"] == [64, 72]  # 17 whole trays are 8 groups of two
     assert index.total == 136
 
 
@@ -40,7 +42,7 @@ def test_selectors_leave_out_hosts():
     hosts = tuple(Host(f"h{n}", 2, f"h{n}", "r", "u", {"zone": "ab"[n % 2]}) for n in range(4))
     free = FreeGpus(GpuCluster("x", "h100-sxm", hosts))
     index = free.index(Fit(selector=(("zone", "b"),)))
-    assert index.total == 4 and [number for _, number in index.ascending("host")] == [1, 3]
+    assert index.total == 4 and list(index.least_first("host")) == [1, 3]
     assert free.index(Fit(selector=(("zone", "c"),))).total == 0
 
 
@@ -113,10 +115,33 @@ def test_a_change_of_one_host_moves_few_groups(monkeypatch):
     """Of 10,000 hosts: one, and the rack and unit above it."""
     free = FreeGpus(GpuCluster.regular(2_500, 4))
     index, moved = free.index(Fit(8, 8)), []
-    move = index._move
-    monkeypatch.setattr(index, "_move", lambda level, groups: (moved.extend(groups), move(level, groups)))
+    add = FreeIndex.add
+    monkeypatch.setattr(FreeIndex, "add", lambda self, *group: (moved.append(group), add(self, *group)))
     free.take("x", range(8))
-    assert len(moved) == len(index.levels) == 3
+    assert moved == [(0, 0), (0, 24), (0, 8 * 32 - 8)] and index.levels == ["host", "rack", "unit"]
+
+
+def test_the_largest_groups_are_dealt_whole_and_the_rest_where_it_fits_best():
+    free = FreeGpus(GpuCluster.regular(1, 6, 8))
+    free.take("x", [*range(8, 12), *range(16, 18), *range(24, 25)])  # 8 4 6 7 8 8
+    index = free.index(Fit())
+    assert list(index.deal("host", 8)) == [(0, 8)]
+    assert list(index.deal("host", 20)) == [(0, 8), (4, 8), (1, 4)]
+    assert list(index.deal("host", 24)) == [(0, 8), (4, 8), (5, 8)]
+    assert list(index.deal("host", 41)) == [(0, 8), (4, 8), (5, 8), (3, 7), (2, 6), (1, 4)]
+    assert index.smallest("host", 5) == 2 and index.smallest("host", 9) is None
+
+
+def test_a_scratch_changes_on_its_own():
+    free = FreeGpus(NVL72)
+    fit = Fit(4, 8)
+    free.take("a", range(8))
+    twin = free.scratch(fit)
+    twin.give_back("a")
+    twin.take("b", range(72))
+    assert (free.index(fit).total, twin.index(fit).total) == (136, 72) and free.owned("a") and not free.owned("b")
+    free.check_invariants()
+    twin.check_invariants()
 
 
 def test_a_drawing_has_a_cell_for_each_gpu():

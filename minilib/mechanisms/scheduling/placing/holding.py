@@ -16,7 +16,7 @@ class InsufficientCapacity(ValueError):
 
 
 @dataclass
-class Held:
+class Holding:
     """A claim that has a node.
 
     Args:
