@@ -158,7 +158,7 @@ class Gangs:
 
 
 class SlurmJobs:
-    """Slurm's: a job sleeps until it is cancelled; before a decision the limits of what runs are set to what is left."""
+    """Slurm: a job sleeps until it is cancelled; before a decision, limits are set to the minutes that are left."""
 
     def __init__(self, cluster: SlurmCluster) -> None:
         self.cluster = cluster

@@ -20,7 +20,8 @@ import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.util import placement_group, placement_group_table, remove_placement_group  # noqa: E402
 
-QUIET = 1.0  # seconds without a change after which Ray is taken to have decided
+QUIET = 1.5  # seconds without a change after which Ray is taken to have decided
+PAUSE = {"gcs_create_placement_group_retry_max_interval_ms": 200}  # between tries of a group that waits, usually 1,000
 STORE = 80 * 2**20  # bytes of each node's object store, nearly the least that Ray takes
 
 
@@ -81,7 +82,8 @@ def main():
     """Start Ray, run every list with every strategy, say what was seen, and end Ray."""
     asked = json.load(sys.stdin)
     quiet = {"num_cpus": 0, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={**quiet, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**quiet, "include_dashboard": False,
+                                                               "_system_config": PAUSE})  # fmt: skip
     try:
         nodes = {f"host{n}": cluster.add_node(**quiet, num_gpus=gpus, resources={f"host{n}": 1})
                  for n, gpus in enumerate(asked["nodes"])}  # fmt: skip
