@@ -110,7 +110,7 @@ class Ledger:
         held = self._on[self.number(node)].values()
         return [entry.claim for entry in sorted(held, key=lambda entry: entry.since)]
 
-    def held(self, claim: str) -> Holding:
+    def holding(self, claim: str) -> Holding:
         """A claim that has a node, and since when.
 
         Raises:
@@ -126,7 +126,7 @@ class Ledger:
         Raises:
             UnknownName: if it has none.
         """
-        return self._nodes[self.held(claim).node].name
+        return self._nodes[self.holding(claim).node].name
 
     def index(self, resource: str) -> FreeIndex:
         """Open nodes in the order of what is free of a resource; made once, and kept from then on."""
@@ -159,7 +159,7 @@ class Ledger:
         Raises:
             UnknownName: if it has no node.
         """
-        held = self.held(claim)
+        held = self.holding(claim)
         before, held.bound = held.bound, True
         self._attempts.note(lambda: setattr(held, "bound", before))
 
@@ -169,7 +169,7 @@ class Ledger:
         Raises:
             UnknownName: if it has none.
         """
-        held = self.held(claim)
+        held = self.holding(claim)
         self._take(held)
         self._attempts.note(lambda: self._put(held))
 
@@ -181,7 +181,7 @@ class Ledger:
             InvalidClaim: if an amount is no whole number ≥ 0.
             InsufficientCapacity: if its node has not that much; nothing was changed.
         """
-        held, node = self.held(claim), self.node_of(claim)
+        held, node = self.holding(claim), self.node_of(claim)
         resized = replace(held, claim=replace(held.claim, requests=requests))
         with self.attempt() as trial:
             self.release(claim)

@@ -28,7 +28,7 @@ def small():
 
 def picture(ledger):
     """All that an attempt may change and has to give back."""
-    held = {claim.name: ledger.held(claim.name) for claim in ledger.claims}
+    held = {claim.name: ledger.holding(claim.name) for claim in ledger.claims}
     state = {name: (item.claim, item.node, item.since, item.bound) for name, item in held.items()}
     free = {node.name: ledger.free(node.name) for node in ledger.nodes}
     return state, free, {resource: ledger.index(resource).items() for resource in ("gpu", "cpu")}
@@ -38,9 +38,9 @@ def test_a_claim_is_reserved_bound_and_released():
     ledger = small()
     ledger.reserve(Claim("job", {"gpu": 3}), "a")
     assert ledger.free("a") == {"gpu": 1, "cpu": 8} and "job" in ledger and ledger.node_of("job") == "a"
-    assert not ledger.held("job").bound
+    assert not ledger.holding("job").bound
     ledger.bind("job")
-    assert ledger.held("job").bound
+    assert ledger.holding("job").bound
     ledger.release("job")
     assert ledger.free("a") == {"gpu": 4, "cpu": 8} and "job" not in ledger and not ledger.claims
     ledger.check_invariants()
