@@ -41,7 +41,7 @@ from tools.bench.peers.slurm_cluster import SlurmCluster
 from tools.bench.still_process import last_line
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
-SECONDS = 540  # for all lists of Ray
+SECONDS = 1200  # for all lists of Ray
 QUIET = 5.0  # seconds without a change after which Slurm is taken to have decided; it looks for backfill each second
 
 RAY_NODES = (8, 8, 4)  # GPUs
