@@ -3,8 +3,8 @@
 Usage: python -m tools.bench [--cpu] [--only PART]; `--help` names the parts
 
 --cpu leaves a GPU alone. "compiled" is thousands of kernels for GPUs that need not be there: half an hour on two cores.
-"peers", "prefix-peers" and "servers" install other engines and servers into environments of their own below build/, so
-they run only where they are asked for.
+"peers", "prefix-peers", "servers" and "placement-peers" install other engines, servers and schedulers into environments
+of their own below build/, so they run only where they are asked for.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ from tools.bench import (
 from tools.bench import (
     training as bench_training,
 )
+from tools.bench.peers import placement as bench_placement_peers
 from tools.bench.peers import prefix as bench_prefix_peers
 from tools.bench.peers import servers as bench_servers
 from tools.kernel_jobs import Sizes
@@ -79,8 +80,7 @@ from tools.kernel_jobs import Sizes
 CHOICES = (
     "machine", "workloads", "caching", "paging", "serving-load", "prefix-hits", "collectives", "training",
     "tensor-parallel", "pipeline", "moe", "serving-http", "checkpointing", "goodput", "drills", "placement", "compiled",
-    "kernels",
-    "peers", "prefix-peers", "servers",
+    "kernels", "peers", "prefix-peers", "servers", "placement-peers",
 )  # fmt: skip
 
 # held against this machine's rates, which change with its neighbours
@@ -152,6 +152,9 @@ def main() -> int:
     if options.only == "servers":
         found = bench_servers.servers(turns=options.turns)  # chapter 17
         _measured(machine, "servers", found, bench_servers.lines(found))
+    if options.only == "placement-peers":
+        found = bench_placement_peers.placement_peers()  # chapter 20
+        _measured(machine, "placement-peers", found, bench_placement_peers.lines(found))
     return 0
 
 

@@ -62,6 +62,7 @@ SERVER_PEERS = {
     "llama-cpp-python": Peer("llama-cpp-python's server", ("llama-cpp-python[server]==0.3.36", GGUF)),
     "transformers serve": Peer("transformers serve, continuous batching", ("accelerate==1.15.0",), converted=False),
 }
+PLACEMENT_PEERS = {"ray": Peer("Ray", ("ray==2.60.0",), "ray", project=False, converted=False)}
 
 
 def python_of(name: str, build: Path = BUILD) -> Path:
@@ -70,7 +71,7 @@ def python_of(name: str, build: Path = BUILD) -> Path:
     Raises:
         Unavailable: if they cannot be.
     """
-    peer = (PEERS | SERVER_PEERS)[name]
+    peer = (PEERS | SERVER_PEERS | PLACEMENT_PEERS)[name]
     if not peer.packages:
         return Path(sys.executable)
     folder = build / peer.environment

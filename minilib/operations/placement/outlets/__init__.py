@@ -1,0 +1,1 @@
+"""Outlets: what was decided here, written out for schedulers that people run: Slurm, Kubernetes, Ray."""
