@@ -84,7 +84,7 @@ class Histogram:
         Raises:
             ValueError: if the value is negative or not finite, or the weight is not finite or not above 0.
         """
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
+        if not isinstance(value, Real) or not 0 <= value <= sys.float_info.max:
             raise ValueError(f"a value is finite and 0 or more, got {value!r}")
         if not 0 < weight < math.inf:
             raise ValueError(f"a weight is finite and above 0, got {weight!r}")

@@ -70,8 +70,8 @@ class SaveJob:
         _, error = tried(lambda: disk.run(part_steps(name, self.blocks(), checksums)))
         try:
             told = self._together("writing its part", error, checksums.hex())
-        except Exception:
-            with suppress(OSError):  # no manifest holds it
+        except SaveFailed:  # all ranks have heard of it; after any other error rank 0 may publish the manifest
+            with suppress(OSError):
                 disk.run([RemoveFile(name)])
             raise
         return [bytes.fromhex(text) for text in told]

@@ -73,6 +73,8 @@ class Heartbeat:
         Raises:
             ValueError: if that is none of PLACES.
         """
+        if place not in PLACES:
+            raise ValueError(f"a rank is in one of the places {', '.join(PLACES)}; got {place!r}")
         number = PLACES.index(place)
         self._set(_STEP, step)
         self._set(_PLACE, number)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -49,8 +49,9 @@ class StepRecorder:
         self, folder: Path, rank: int, model: nn.Module, check_every: int = 10, heartbeat: Heartbeat | None = None
     ) -> None:
         self.rank, self._model, self._check_every, self._heartbeat = rank, model, check_every, heartbeat
-        self._file = os.open(steps_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._thread_times, self._memory = _thread_times(), _memory()
+        self._opened = ExitStack()
+        self._file = _lines_file(steps_path(folder, rank), self._opened)
+        self._thread_times, self._memory = _thread_times(self._opened), _memory(self._opened)
         self.step = self._samples = 0
         self._phase, self._phases, self._wait_ns, self._square = "", {}, 0, None
         self._begun_ns = 0
@@ -59,7 +60,7 @@ class StepRecorder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        os.close(self._file)
+        self._opened.close()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -110,7 +111,7 @@ class StepRecorder:
         """
         if self._phase in AVERAGED and tensor.is_floating_point():
             norm = torch.linalg.vector_norm(tensor.detach()).item() * share
-            self._square = (self._square or 0.0) + norm**2
+            self._square = (self._square or 0.0) + norm * norm
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -173,20 +174,34 @@ def steps_path(folder: Path, rank: int) -> Path:
     return folder / f"{rank}.steps"
 
 
-def _thread_times() -> Callable[[], tuple[int, int]]:
+def _lines_file(path: Path, opened: ExitStack) -> int:
+    """A file to append lines to, without one that a killed process has left half written."""
+    file = _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, opened)
+    content = path.read_bytes()
+    os.ftruncate(file, content.rfind(b"\n") + 1)
+    return file
+
+
+def _thread_times(opened: ExitStack) -> Callable[[], tuple[int, int]]:
     """What reads, for the thread that calls this now, ns that it ran and ns that it waited for a core.
 
     Where there is no Linux to tell the latter, it is 0.
     """
     with suppress(OSError):
-        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        file = _opened("/proc/thread-self/schedstat", os.O_RDONLY, opened)
         return lambda: tuple(map(int, os.pread(file, 64, 0).split()[:2]))
     return lambda: (time.thread_time_ns(), 0)
 
 
-def _memory() -> Callable[[], int]:
+def _memory(opened: ExitStack) -> Callable[[], int]:
     """What reads the bytes of memory that this process holds."""
     with suppress(OSError):
-        file = os.open("/proc/self/statm", os.O_RDONLY)
+        file = _opened("/proc/self/statm", os.O_RDONLY, opened)
         return lambda: int(os.pread(file, 128, 0).split()[1]) * PAGE
     return lambda: memory_reader()()["resident"]
+
+
+def _opened(path: Path | str, flags: int, opened: ExitStack) -> int:
+    file = os.open(path, flags)
+    opened.callback(os.close, file)
+    return file

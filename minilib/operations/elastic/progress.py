@@ -23,7 +23,6 @@ from minilib.ranks.transport.base import CollectiveFailed, CollectiveMismatch
 
 GRACE = 1.0  # seconds in which ranks that wait for a lost one find out, once the first of them has
 _ROW = struct.Struct("<qqq")
-_NO_STEP = -1
 
 
 class Standing(IntEnum):
@@ -61,7 +60,7 @@ class ProgressFile:
 
     def write(self, rank: int, row: RankProgress) -> None:
         """Replace a rank's row."""
-        first, newest = (_NO_STEP if step is None else step for step in row[:2])
+        first, newest = (0 if step is None else step + 1 for step in row[:2])  # a row that is not there is zeros
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT)
         try:
             os.pwrite(descriptor, _ROW.pack(first, newest, row.standing), rank * _ROW.size)
@@ -71,8 +70,9 @@ class ProgressFile:
     def read(self, world_size: int) -> list[RankProgress]:
         """The rows of so many ranks."""
         data = self.path.read_bytes() if self.path.exists() else b""
-        rows = _ROW.iter_unpack(data.ljust(world_size * _ROW.size, b"\xff"))
-        return [RankProgress(*map(_step, steps), Standing(max(standing, 0))) for *steps, standing in rows]
+        size = world_size * _ROW.size
+        rows = _ROW.iter_unpack(data[:size].ljust(size, b"\0"))
+        return [RankProgress(*map(_step, steps), Standing(standing)) for *steps, standing in rows]
 
 
 class Reporter:
@@ -133,4 +133,4 @@ def restart_count() -> int:
 
 
 def _step(number: int) -> int | None:
-    return None if number == _NO_STEP else number
+    return number - 1 if number else None

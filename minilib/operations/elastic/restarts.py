@@ -131,10 +131,14 @@ def run_elastic(
         rank hangs), and a start.
     """
     least = world_size if min_ranks is None else min_ranks
-    for name, value in (("min_ranks", least), ("patience", patience)):
+    for name, value in (("world_size", world_size), ("min_ranks", least), ("patience", patience)):
         check_whole(name, value, 1)
-    for name, value in (("max_restarts", max_restarts), ("spares", spares or 0)):
+    for name, value in (("max_restarts", max_restarts), ("spares", 0 if spares is None else spares)):
         check_whole(name, value)
+    if least > world_size:
+        raise ValueError(f"min_ranks is {least}, and the job begins with {world_size} rank(s), never with fewer")
+    if allowed is not None and world_size not in allowed:
+        raise ValueError(f"the job begins with {world_size} rank(s), and allowed numbers of them are {sorted(allowed)}")
     left, attempts = math.inf if spares is None else spares, []
     while True:
         attempt, outcome = _attempt(len(attempts), fn, world_size, args, timeout)

@@ -136,7 +136,10 @@ def rehearse(plan: DrillPlan, folder: Path | str) -> DrillTrial:
 
     Args:
         plan: of the drill; its saves are made as often.
-        folder: for the trial alone.
+        folder: for the trial alone; empty.
+
+    Raises:
+        FileExistsError: if another drill's events are there.
     """
     lives = [Kill(number % RANKS, after, 0.5) for number, after in enumerate(TRIAL_LIVES)]
     timeline = _live_and_die(Path(folder), plan, [*lives, TRIAL_LIVES[-1]], 0.0)
@@ -150,12 +153,18 @@ def carry_out(plan: DrillPlan, folder: Path | str, trial: DrillTrial) -> DrillTi
         plan: of the drill.
         folder: for its checkpoints and events; empty.
         trial: says how long a step is, for kills within the first of a life; later ones go by the step before.
+
+    Raises:
+        FileExistsError: if another drill's events are there.
+        RankFailed: if a rank fails that was not to be killed.
     """
     return _live_and_die(Path(folder), plan, plan.lives(), trial.step)
 
 
 def _live_and_die(folder: Path, plan: DrillPlan, lives: Sequence[Kill | int], step: float) -> DrillTimeline:
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "events.jsonl").exists():
+        raise FileExistsError(f"{folder} has events of another drill, with which these would mix: pass an empty one")
     events = EventFile(folder / "events.jsonl")
     for number, life in enumerate(lives):
         events.write("start", number)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from prometheus_client import generate_latest, start_http_server
 
@@ -36,6 +37,9 @@ class MetricsEndpoint:
 
     Attributes:
         port: on which it listens.
+
+    Raises:
+        OSError: if the port is taken, or the file cannot be written; then it does not listen.
     """
 
     def __init__(
@@ -44,11 +48,12 @@ class MetricsEndpoint:
         self._metrics = metrics
         self._server, self._thread = start_http_server(port, address, metrics.registry)
         self.port = self._server.server_port
-        self._target = targets and targets / f"{metrics.run}-{metrics.rank}.json"
-        if self._target is not None:
-            labels = {"instance": f"{metrics.run}/{metrics.rank}"}
-            with written_whole(self._target) as partial:
-                partial.write_text(json.dumps([{"targets": [f"{address}:{self.port}"], "labels": labels}]))
+        self._target = targets and targets / f"{quote(metrics.run, safe='')}-{metrics.rank}.json"
+        try:
+            self._tell(address)
+        except BaseException:
+            self._stop_listening()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +72,15 @@ class MetricsEndpoint:
         self._metrics.running = False
         if self._target is not None and ended_well:
             self._target.unlink(missing_ok=True)
+        self._stop_listening()
+
+    def _tell(self, address: str) -> None:
+        if self._target is not None:
+            labels = {"instance": f"{self._metrics.run}/{self._metrics.rank}"}
+            with written_whole(self._target) as partial:
+                partial.write_text(json.dumps([{"targets": [f"{address}:{self.port}"], "labels": labels}]))
+
+    def _stop_listening(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -92,7 +92,8 @@ def read_recording(buffer) -> Recording:
         )
     names, start = _names(buffer, names_end), HEADER.size + NAMES
     rows = bytes(memoryview(buffer)[start : start + count * ROW.size])
-    return Recording(rank, names[0], pid, tuple(_row(names, *values) for values in ROW.iter_unpack(rows)), lost)
+    host = names[0] if names else ""  # the rank was killed before it wrote that
+    return Recording(rank, host, pid, tuple(_row(names, *values) for values in ROW.iter_unpack(rows)), lost)
 
 
 def _names(buffer, end: int) -> list[str]:

@@ -72,7 +72,7 @@ def test_no_value_has_no_quantile_and_buckets_are_few():
     assert len(wide.buckets()) <= 9 * math.log(10) / math.log(1.1) + 2
 
 
-@pytest.mark.parametrize("value", [-1, -1e-300, math.nan, math.inf, "1", None])
+@pytest.mark.parametrize("value", [-1, -1e-300, math.nan, math.inf, 10**400, "1", None])
 def test_what_is_no_duration_is_refused_and_changes_nothing(value):
     histogram = Histogram.of([1])
     with pytest.raises(ValueError, match="finite and 0 or more"):

@@ -17,10 +17,14 @@ from minilib.operations.checkpoint import (
     SaveFailed,
     SaveInProgress,
     StateMismatch,
+    commit,
     replica_state,
 )
 from minilib.operations.checkpoint.format.folder import CheckpointFolder, part_name
+from minilib.ranks.collectives import Communicator
 from minilib.ranks.launch import run
+from minilib.ranks.transport.base import CollectiveFailed
+from minilib.ranks.transport.shared import SharedMemoryTransport
 from tests.operations.checkpoint.runs import comm_of_ranks
 from tests.operations.checkpoint.small_models import FailingFolder, model_and_optimizer
 
@@ -173,3 +177,33 @@ def test_a_save_goes_on_and_its_copy_is_kept_when_the_user_interrupts_the_wait(t
         assert checkpointer.wait() == 1
         checkpointer.load({"model": model})
     assert all(torch.equal(tensor, held[name]) for name, tensor in model.state_dict().items())
+
+
+def hears_nothing_more(folder: str) -> str:
+    """Rank 1 does not hear that all parts are written, while rank 0 does and publishes the manifest."""
+    comm = Communicator(SharedMemoryTransport(timeout=3.0))
+    told_by_all, calls = commit.told_by_all, []
+
+    def told(text, comm):
+        said = told_by_all(text, comm)
+        calls.append(text)
+        if comm.rank == 1 and len(calls) == 1:
+            raise CollectiveFailed("rank 0 has not answered")
+        return said
+
+    commit.told_by_all = told
+    checkpointer = Checkpointer(folder, comm)
+    try:
+        with pytest.raises(SaveFailed) as caught:
+            checkpointer.save({"run": replica_state(*model_and_optimizer())}, 1, wait=True)
+    finally:
+        commit.told_by_all = told_by_all
+        comm.close()
+    return str(caught.value)
+
+
+def test_a_rank_that_does_not_hear_of_the_others_leaves_its_part_to_a_manifest_that_they_may_publish(tmp_path):
+    assert "has not answered" in run(hears_nothing_more, 2, str(tmp_path), timeout=60)[1]
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.steps() == [1], "rank 0 has published it"
+        assert checkpointer.load({"run": replica_state(*model_and_optimizer(seed=1))}).step == 1

@@ -45,7 +45,7 @@ def test_a_rank_says_where_it_is_and_beats_go_on(tmp_path):
 
 
 def test_a_place_that_is_none_is_refused(tmp_path):
-    with Heartbeat(tmp_path / "0.beat") as heartbeat, pytest.raises(ValueError):
+    with Heartbeat(tmp_path / "0.beat") as heartbeat, pytest.raises(ValueError, match="start, data.*elsewhere"):
         heartbeat.tell(0, "elsewhere")
     assert PLACES[0] == "start"
 

@@ -3,7 +3,9 @@
 import math
 import os
 import signal
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -31,6 +33,24 @@ def test_a_line_that_a_killed_rank_left_half_written_is_left_out(tmp_path):
     assert read_step_records(path) == []
     path.write_text("".join(record(0, step).packed() + "\n" for step in range(3)) + record(0, 3).packed()[:50])
     assert [each.step for each in read_step_records(path)] == [0, 1, 2]
+
+
+def test_a_rank_that_begins_again_writes_behind_the_whole_lines_and_leaves_nothing_open(tmp_path):
+    path, model = steps_path(tmp_path, 0), torch.nn.Linear(2, 2)
+    path.write_text(record(0, 0).packed() + "\n" + record(0, 1).packed()[:50])
+    before = psutil.Process().num_fds()
+    with StepRecorder(tmp_path, 0, model) as recorder:
+        recorder.end_step(SimpleNamespace(samples=1, losses=[0.5], grad_norms=[1.0]))
+    assert psutil.Process().num_fds() == before
+    assert [each.loss for each in read_step_records(path)] == [record(0, 0).loss, 0.5]
+
+
+def test_a_norm_whose_square_is_no_double_is_infinite(tmp_path):
+    with StepRecorder(tmp_path, 0, torch.nn.Linear(2, 2)) as recorder:
+        with recorder("backward"):
+            recorder.see_gradients(torch.full((3,), 1e200, dtype=torch.float64), 1)
+        recorder.end_step(SimpleNamespace(samples=1, losses=[0.5], grad_norms=[1.0]))
+    assert read_step_records(steps_path(tmp_path, 0))[0].own_grad_norm == math.inf
 
 
 def test_steps_that_not_all_ranks_have_recorded_are_left_out():

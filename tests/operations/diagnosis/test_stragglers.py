@@ -66,3 +66,9 @@ def test_the_starved_rank_is_named_or_the_whole_job():
     [found] = starved_loaders(steps_of(change=from_step(6, range(4), {"data": 15})))
     assert (found.kind, found.rank) == ("starved_loader", None)
     assert slow_ranks(steps_of(change=from_step(6, {3}, {"data": 15}))) == []
+
+
+@pytest.mark.parametrize("waits, kinds", [(6, []), (7, ["starved_loader"])])
+def test_all_ranks_starve_if_they_wait_for_data_for_a_third_of_their_step(waits, kinds):
+    steps = steps_of(change=from_step(0, range(4), {"data": waits}))  # of 20 ms; the processor takes 0.1 ms of it
+    assert [found.kind for found in starved_loaders(steps)] == kinds

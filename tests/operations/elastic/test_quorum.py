@@ -34,6 +34,14 @@ class Process:
             self.quorum = None
             self._ready()
 
+    def will_stand_before(self, step: int) -> bool:
+        """Whether it has the state before a step, or will have once it has read what it was told."""
+        told = self.quorum is not None and any(
+            (said["kind"], said.get("step"), said.get("number")) == ("commit", step - 1, self.quorum.number)
+            for said in self.inbox
+        )
+        return len(self.applied) + told == step
+
     def _compute(self, quorum: Quorum, peers: dict[str, "Process"], healthy: bool) -> None:
         donors = [peers[each.address] for each in quorum.members if each.step == quorum.step]
         if len(self.applied) < quorum.step and healthy:
@@ -127,6 +135,7 @@ def test_steps_go_on_once_nothing_is_lost_any_more(seed):
         if process.ended:
             world.start(process.replica)
     before = world.decisions.step
+    state_is_left = any(process.will_stand_before(before) for process in world.processes.values())
     for _ in range(3000):
         for process in list(world.processes.values()):
             if process.ended:
@@ -191,3 +200,17 @@ def test_who_lives_and_does_nothing_is_dropped():
     assert decisions.tick(9.0) == []
     assert {message["kind"] for _, message in decisions.tick(11.0)} == {"void", "dropped"}
     assert decisions.voided[0].why == "replica 2 lives, and did nothing for 10 s"
+
+
+def test_who_was_started_is_waited_for_until_patience_ends():
+    decisions = QuorumDecisions(frozenset({0}), patience=10.0)
+    ready(decisions, 0, 0)
+    decisions.vote(0, 1, True, "", 1.0)
+    decisions.expect(5)
+    assert ready(decisions, 0, 1, 2.0) == decisions.tick(11.0) == []
+    assert [replica for replica, _ in ready(decisions, 5, 0, 11.5)] == [0, 5]
+    decisions.vote(5, 2, True, "", 12.0)
+    decisions.vote(0, 2, True, "", 12.0)
+    decisions.expect(6)
+    assert ready(decisions, 0, 2, 13.0) == ready(decisions, 5, 2, 13.0) == []
+    assert [replica for replica, _ in decisions.tick(24.0)] == [0, 5]

@@ -20,6 +20,7 @@ from minilib.operations.elastic import (
     resume_and_train,
     run_elastic,
 )
+from minilib.operations.elastic.progress import ProgressFile, RankProgress, Standing
 from minilib.ranks.launch import RankFailed, run
 from tests.operations.elastic.runs import (
     EVERY,
@@ -84,7 +85,7 @@ def test_a_rank_that_stops_is_named_by_its_silence_not_by_those_who_wait(tmp_pat
     faults = {0: Fault(1, 4, moment, how="stop"), 1: Fault(0, 7, "forward", how="raise")}
     found = run_elastic(trains, 3, str(tmp_path), faults, 1.5, min_ranks=1, spares=0, timeout=60)
     hung, raised, done = found.attempts
-    assert (hung.kind, hung.failed, hung.ranks) == ("hung", (1,), 3) and "from rank" in hung.reason
+    assert (hung.kind, hung.failed, hung.ranks) == ("hung", (1,), 3) and "rank" in hung.reason
     assert (raised.kind, raised.failed, raised.reason) == ("raised", (0,), "ValueError: a bad batch in step 7")
     assert (raised.ranks, done.kind, done.ranks) == (2, "", 1)
     check_each_window_once(counted_windows(tmp_path, found.attempts))
@@ -184,6 +185,8 @@ def test_the_user_ends_everything(tmp_path):
         ({"patience": 0}, "patience is a whole number ≥ 1, got 0"),
         ({"spares": -1}, "spares is a whole number ≥ 0, got -1"),
         ({"timeout": -1.0}, "timeout is in seconds"),
+        ({"min_ranks": 2}, "min_ranks is 2, and the job begins with 1 rank"),
+        ({"allowed": {2, 4}}, r"1 rank.*allowed.*\[2, 4\]"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):
@@ -194,3 +197,17 @@ def test_wrong_arguments_are_refused(wrong, message):
 def test_what_cannot_be_sent_to_ranks_is_not_tried_again():
     with pytest.raises(TypeError, match="must be picklable"):
         run_elastic(later_each_time, 1, threading.Lock())
+
+
+def test_a_world_without_ranks_is_refused_by_its_name():
+    with pytest.raises(ValueError, match="world_size is a whole number ≥ 1, got 0"):
+        run_elastic(later_each_time, 0)
+
+
+def test_a_rank_that_died_before_its_first_word_has_reported_no_step(tmp_path):
+    file = ProgressFile(tmp_path / "progress")
+    assert file.read(2) == [RankProgress()] * 2
+    file.write(1, RankProgress(4, 7, Standing.RETURNED))
+    assert file.read(3) == [RankProgress(), RankProgress(4, 7, Standing.RETURNED), RankProgress()]
+    file.write(0, RankProgress(0, 0))
+    assert file.read(1) == [RankProgress(0, 0, Standing.RUNNING)]

@@ -178,8 +178,10 @@ def test_who_came_long_after_the_others_is_slow():
     job.call((0, 1, 3), DP, took=3.0).call((2,), DP, took=0.1).call(range(4), DP)
     assert verdict(job) == ("slow", (2,), DP, 1)
     assert verdict(job, patience=5)[0] == "healthy"
+    job.call((0, 2, 3), DP, took=2.0).call((1,), DP, took=0.1)
+    assert verdict(job) == ("slow", (2,), DP, 1), "the worst of several, not the last"
     job.call((0, 1, 2), DP, "started", at=9)
-    assert verdict(job) == ("not_entered", (3,), DP, 3)  # what hangs goes first
+    assert verdict(job) == ("not_entered", (3,), DP, 4)  # what hangs goes first
     broadcast = (
         Job().call((0, 1), DP, took=0.0, op="broadcast", root=0).call((2, 3), DP, took=4.0, op="broadcast", root=0)
     )

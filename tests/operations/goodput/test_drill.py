@@ -105,3 +105,10 @@ def test_a_failure_that_nobody_planned_is_raised(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where a folder has to be")
     with pytest.raises(RankFailed, match="FileExistsError.*checkpoints"):
         carry_out(DrillPlan(kills=1), tmp_path, DrillTrial(0.01, 0.0, 0.0, 0.1))
+
+
+def test_a_folder_that_has_a_drill_is_refused(tmp_path):
+    EventFile(tmp_path / "events.jsonl").write("start", 0)
+    for drill in (rehearse, lambda plan, folder: carry_out(plan, folder, DrillTrial(0.01, 0.0, 0.0, 0.1))):
+        with pytest.raises(FileExistsError, match=f"{tmp_path}.*has events of another drill"):
+            drill(DrillPlan(kills=1), tmp_path)

@@ -1,6 +1,7 @@
 """The simulator against closed forms, and against what it must not do, whatever it draws."""
 
 import math
+import statistics
 
 import pytest
 
@@ -156,6 +157,18 @@ def test_evicting_lemons_brings_the_rate_down_to_that_of_other_hosts():
     evicted = failures(LemonHosts(0.05, 20, evict_after=3))
     left = expected * lemons.of_others(FLEET)
     assert evicted == pytest.approx(left + 5 * 3, rel=0.08) and evicted < 0.6 * expected
+
+
+def test_a_lemon_is_evicted_at_the_failure_of_that_number_and_not_one_later():
+    """One host, a lemon: at first it fails as often as the mean says, and once evicted a thousandth as often."""
+    cause = FailureCause("host", "host", 1.0)
+
+    def failures(evict_after):
+        plan = JobPlan(60.0, [], RecoveryPlan(), Fleet(8), [cause], LemonHosts(1.0, 1000, evict_after))
+        return [sum(simulate_job(plan, 20, seed).failures.values()) for seed in range(30)]
+
+    for evict_after in (1, 2, 3):
+        assert statistics.median(failures(evict_after)) == evict_after
 
 
 @pytest.mark.parametrize("bad", [

@@ -1,6 +1,7 @@
 """Metrics over HTTP and as a file, as Prometheus and node_exporter find them."""
 
 import json
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -106,3 +107,21 @@ def test_a_text_file_is_written_whole(tmp_path, monkeypatch):
 def test_a_name_that_node_exporter_leaves_out_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\.prom, got 'tiny\.txt'"):
         write_textfile(RankMetrics("tiny"), tmp_path / "tiny.txt")
+
+
+def test_an_endpoint_that_cannot_tell_its_address_does_not_listen(tmp_path):
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        MetricsEndpoint(RankMetrics("tiny"), tmp_path / "missing")
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("run", ["team/tiny", "../tiny", 'a "b"\n\\c', "é·模型"])
+def test_any_name_of_a_run_is_told_and_scraped(tmp_path, run):
+    with MetricsEndpoint(RankMetrics(run), tmp_path) as endpoint:
+        (target,) = tmp_path.glob("*.json")
+        assert json.loads(target.read_text())[0]["labels"] == {"instance": f"{run}/0"}
+        _, text = scraped(endpoint.url)
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert families["training_running"].samples[0].labels["run"] == run
+    assert not [*tmp_path.iterdir()]

@@ -100,3 +100,14 @@ def test_refusals():
         ClockLine(ClockOffset(5, 0, 0), ClockOffset(4, 0, 0))
     with pytest.raises(ValueError, match="rounds"):
         exchange_clocks(rounds=0)
+
+
+@pytest.mark.parametrize("there", range(4))
+@pytest.mark.parametrize("back", range(4))
+def test_the_bound_holds_to_the_nanosecond(there, back):
+    """Both ends of what the four times allow: all of the way was there, or all of it back."""
+    for sent in (10, 11):
+        exchange = TimestampExchange(sent, sent + there, sent + there, sent + there + back)
+        found = offset_of([exchange])
+        for true in (exchange.received - exchange.sent, exchange.answered - exchange.returned):
+            assert abs(true - found.offset_ns) <= found.bound_ns <= (there + back) / 2 + 2

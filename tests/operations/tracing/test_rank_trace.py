@@ -9,7 +9,18 @@ import threading
 import pytest
 
 from minilib.operations.tracing.rank_trace import RankTrace
-from minilib.operations.tracing.recording import BEGIN, COUNT, END, HEADER, NAMES, ROW, load_recording, read_recording
+from minilib.operations.tracing.recording import (
+    BEGIN,
+    COUNT,
+    END,
+    HEADER,
+    MAGIC,
+    NAMES,
+    ROW,
+    Recording,
+    load_recording,
+    read_recording,
+)
 from tests.operations.tracing.recordings import Clock, step_of
 
 
@@ -106,6 +117,12 @@ def test_a_file_that_was_cut_is_refused_by_name(tmp_path, cut):
 def test_what_is_no_trace_is_refused_by_name():
     with pytest.raises(ValueError, match="begins with"):
         read_recording(bytes(10_000))
+
+
+def test_a_rank_that_was_killed_before_its_first_name_has_recorded_nothing():
+    buffer = bytearray(HEADER.size + NAMES + 2 * ROW.size)
+    HEADER.pack_into(buffer, 0, MAGIC, 3, 77, 2, 0, 0, 0)
+    assert read_recording(buffer) == Recording(3, "", 77, ())
 
 
 def test_a_killed_rank_leaves_all_but_its_last_row(tmp_path):

@@ -112,7 +112,7 @@ class Watchdog:
             self.watch.look()
             if stands_still(self.watch.pulses) or max(self.watch.silent) >= SILENT:
                 self.fired = True
-                for pulse in self.watch.pulses:
+                for pulse in (each for each in self.watch.pulses if each.pid):  # 0 is the watchdog's own process group
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pulse.pid, signal.SIGKILL)
                 return

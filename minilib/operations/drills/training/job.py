@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from minilib.mechanisms.basics.files import written_whole
 from minilib.model.config import ModelConfig
 from minilib.model.decoder import Decoder
 from minilib.operations.checkpoint import Checkpointer
@@ -96,7 +97,8 @@ def write_end(folder: Path, rank: int, step: int, error: BaseException | None, t
         "errno": errno.errorcode.get(getattr(cause, "errno", None) or 0, ""),
     }
     end = {"step": step, "error": said, "sent": timed.sent, "received": timed.received}
-    end_path(folder, rank).write_text(json.dumps(end))
+    with written_whole(end_path(folder, rank)) as partial:
+        partial.write_text(json.dumps(end))
 
 
 def _wait_for_others(folder: Path, world_size: int, looks: int = 100) -> None:
