@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
-from zlib import crc32
 
 import torch
 
@@ -27,7 +26,7 @@ from minilib.mechanisms.sharding.placement import spread
 from minilib.operations.checkpoint.background import AlreadySaved, BackgroundSaves
 from minilib.operations.checkpoint.format.folder import MANIFEST, CheckpointFolder, Committed, NoCheckpoint, part_name
 from minilib.operations.checkpoint.format.reading import parts_needed
-from minilib.operations.checkpoint.format.writing import BLOCK, CRC_BYTES, cut_blocks
+from minilib.operations.checkpoint.format.writing import BLOCK, block_checksum, cut_blocks
 from minilib.operations.checkpoint.host_memory import HostMemory
 from minilib.operations.checkpoint.loading import Loaded, fragments_to_fill, load_state
 from minilib.operations.checkpoint.plan import SavePlan
@@ -195,7 +194,7 @@ class NeighbourMemory:
 
     def _committed(self, step: int, plan: SavePlan, values: Mapping, part: memoryview) -> Committed:
         """What the manifest of this save says."""
-        sums = b"".join(crc32(block).to_bytes(CRC_BYTES, "little") for block in cut_blocks(part, BLOCK))
+        sums = b"".join(block_checksum(block) for block in cut_blocks(part, BLOCK))
         said = json.dumps([sums.hex(), values if self._rank == 0 else {}])
         told = [json.loads(text) for text in told_by_all(said, self._comm)]
         names = [part_name(step, rank) for rank in range(len(told))]

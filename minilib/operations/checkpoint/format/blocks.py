@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, Self
-from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from minilib.mechanisms.journaling import PartDamaged
-from minilib.operations.checkpoint.format.writing import CRC_BYTES, cut_blocks
+from minilib.operations.checkpoint.format.writing import agrees, cut_blocks
 
 WINDOWS = 4  # that are being filled or checked at a time
 
@@ -148,8 +147,7 @@ class BlockReader:
     def _check(self, part: str, first: int, run: memoryview) -> None:
         """Hold blocks, from the first on, against their checksums."""
         for number, data in enumerate(cut_blocks(run, self.block_bytes), first):
-            said = self._checksums[part][number * CRC_BYTES : (number + 1) * CRC_BYTES]
-            if crc32(data).to_bytes(CRC_BYTES, "little") != said:
+            if not agrees(data, number, self._checksums[part]):
                 begin = number * self.block_bytes
                 raise PartDamaged(f"{part} is damaged between bytes {begin:,} and {begin + len(data):,}: "
                                   "they do not agree with their checksum")  # fmt: skip

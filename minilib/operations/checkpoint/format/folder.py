@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from zlib import crc32
 
 from minilib.classic.write_ahead_log.disks.real_disk import RealDisk
 from minilib.mechanisms.journaling import (
@@ -33,7 +32,7 @@ from minilib.mechanisms.journaling import (
     retire,
 )
 from minilib.operations.checkpoint.format.table import StoredTensor, packed_table, unpacked_table
-from minilib.operations.checkpoint.format.writing import CRC_BYTES, part_entry
+from minilib.operations.checkpoint.format.writing import CRC_BYTES, agrees, part_entry
 
 MANIFEST, PART = "manifest", "part"
 
@@ -213,8 +212,7 @@ def check_parts(disk: RangedDisk, committed: Committed) -> None:
         block, sums = memoryview(bytearray(committed.block_bytes)), committed.checksums[part]
         for number, at in enumerate(range(0, size, len(block))):
             data = block[: disk.read_into(part, at, block[: size - at])]
-            said = sums[number * CRC_BYTES : (number + 1) * CRC_BYTES]
-            if len(data) < min(len(block), size - at) or crc32(data).to_bytes(CRC_BYTES, "little") != said:
+            if len(data) < min(len(block), size - at) or not agrees(data, number, sums):
                 raise PartDamaged(f"{part} is damaged or short at byte {at:,}")
 
 

@@ -121,11 +121,21 @@ def part_steps(name: str, blocks: Iterable[memoryview], checksums: bytearray) ->
     offset = 0
     with ThreadPoolExecutor(1, "checksum") as beside:
         for block in blocks:
-            checksum = beside.submit(crc32, block)
+            checksum = beside.submit(block_checksum, block)
             yield WriteFile(name, block, offset)
             offset += len(block)
-            checksums += checksum.result().to_bytes(CRC_BYTES, "little")
+            checksums += checksum.result()
     yield SyncFile(name)
+
+
+def block_checksum(block: memoryview) -> bytes:
+    """The CRC-32 of a block, as it is kept."""
+    return crc32(block).to_bytes(CRC_BYTES, "little")
+
+
+def agrees(block: memoryview, number: int, checksums: bytes) -> bool:
+    """Whether the block of this number is the one whose checksum was kept."""
+    return block_checksum(block) == checksums[number * CRC_BYTES : (number + 1) * CRC_BYTES]
 
 
 def part_entry(size: int, checksums: bytes) -> ManifestEntry:
