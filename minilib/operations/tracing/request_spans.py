@@ -63,7 +63,8 @@ class RequestSpans:
 
     def ended(self, record: RequestRecord) -> None:
         """Make the spans of a request, or drop them."""
-        weight = self._weight(record)
+        parent = self._propagator.extract(record.context)
+        weight = self._weight(record, parent)
         if not weight:
             return
         shift = time.time_ns() - time.monotonic_ns()  # one for all spans of the request, so that they stay nested
@@ -75,7 +76,6 @@ class RequestSpans:
             attributes[HTTP_RESPONSE_STATUS_CODE] = record.status
         if self._sampler is not None:
             attributes[WEIGHT] = weight
-        parent = self._propagator.extract(record.context)
         span = self._start(name, parent, record.began_ns + shift, attributes, SpanKind.SERVER)
         if span.is_recording():
             within = trace.set_span_in_context(span, otel_context.Context())
@@ -84,12 +84,12 @@ class RequestSpans:
             _mark(span, record.error, failed=_failed(record))
         span.end(record.ended_ns + shift)
 
-    def _weight(self, record: RequestRecord) -> float:
+    def _weight(self, record: RequestRecord, parent: otel_context.Context) -> float:
         """How many requests this one stands for; 0 if it is dropped."""
         if self._sampler is None:
             return 1.0
-        parent = trace.get_current_span(self._propagator.extract(record.context)).get_span_context()
-        key = f"{parent.trace_id:032x}" if parent.is_valid else f"request {record.number}"
+        caller = trace.get_current_span(parent).get_span_context()
+        key = f"{caller.trace_id:032x}" if caller.is_valid else f"request {record.number}"
         return self._sampler.weight(key, record.ended_ns - record.began_ns, _failed(record))
 
     def _inference(self, record: RequestRecord, prompt: PromptRecord, parent: otel_context.Context, shift: int) -> None:
