@@ -6,8 +6,6 @@ Rules and thresholds were fixed on seeds below 1000. The scored seeds begin at S
 
 from __future__ import annotations
 
-import contextlib
-import io
 import statistics
 import tempfile
 import time
@@ -108,7 +106,6 @@ def _in_turns(folder: Path, turns: int, steps: int) -> dict:
     model, timed = _model(), TimedTransport(SharedMemoryTransport())
     calls = Recorder(folder / f"{rank}.calls", rank)
     with (
-        contextlib.redirect_stderr(io.StringIO()),  # the trainers' progress
         Heartbeat(folder / f"{rank}.beat") as heartbeat,
         StepRecorder(folder, rank, model, heartbeat=heartbeat) as recorder,
     ):
@@ -120,7 +117,7 @@ def _in_turns(folder: Path, turns: int, steps: int) -> dict:
             trainer, options = (seen, {"after_step": recorder.end_step}) if side == "on" else (bare, {})
             dist.barrier()
             wall, cpu = time.perf_counter(), time.process_time()
-            trainer.run(trainer.step + steps, **options)
+            trainer.run(trainer.step + steps, **options, bar=False)
             return (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
 
         for side in ("off", "on"):

@@ -5,8 +5,6 @@ Called by `make bench`. Ratios come from runs taken in turns in one process.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -213,10 +211,9 @@ def _train(pair: list[tuple[str, ModelConfig, TrainConfig]], train: Tensor, vali
     name, shape, config = pair[dist.get_rank()]
     model = Decoder(shape)
     model.initialize(config.seed)
-    with contextlib.redirect_stderr(io.StringIO()):  # bars of two processes at once
-        trainer = Trainer(model, train, validation, config)
-        trainer.run()
-        held_out = _loads(model, trainer.validation_loss)
+    trainer = Trainer(model, train, validation, config)
+    trainer.run(bar=False)  # two processes at once
+    held_out = _loads(model, trainer.validation_loss)
     late = torch.tensor(trainer.balancer.history[-100:]).sum(0).tolist() if shape.moe else []
     return {
         "method": name, "seed": config.seed, "validation_loss": trainer.validation_losses[-1][1],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
 import time
 from pathlib import Path
@@ -45,7 +43,6 @@ def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
     with (
         Heartbeat(beat_path(folder, rank), PERIOD) as heartbeat,
         StepRecorder(folder, rank, model, 1, heartbeat) as recorder,
-        contextlib.redirect_stderr(io.StringIO()),  # the trainer's progress
     ):
         calls = Recorder(calls_path(folder, rank), rank, CALLS)
         comm = RecordedCommunicator(recorder.metered(Communicator(timed)), calls)
@@ -55,9 +52,9 @@ def train_with_fault(folder: Path, fault: InjectedFault | None) -> None:
             injector.attach(trainer)
             path = folder / "checkpoints"
             with Checkpointer(path, for_checkpoints, open_disk=lambda: injector.disk(path)) as checkpointer:
-                trainer.run(SAVED_AT, recorder.end_step)
+                trainer.run(SAVED_AT, recorder.end_step, bar=False)
                 checkpointer.save({"run": trainer}, trainer.step)
-                trainer.run(after_step=recorder.end_step)
+                trainer.run(after_step=recorder.end_step, bar=False)
         except (OSError, RuntimeError) as caught:
             error = caught
         if error is None:
