@@ -28,8 +28,12 @@ class HostMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of parts, finished or not."""
-        return sum(path.stat().st_size for path in self.folder.glob(f"{PART}-*"))
+        """Bytes of parts, finished or not. Also while a save goes on in the background."""
+        while True:
+            try:
+                return sum(path.stat().st_size for path in self.folder.glob(f"{PART}-*"))
+            except FileNotFoundError:  # the save has given a listed file its name, or removed it: list again
+                continue
 
     def names(self) -> list[str]:
         """Files that are whole, in order."""
