@@ -5,9 +5,10 @@ environment of its own; Slurm, where it is installed, on several slurmd of this 
 clock: a list's time stands still while a scheduler decides, and what is compared are sets of jobs.
 
 Ray knows no durations, so ours has none either there; the rules by which it differs are put into ours one by one, until
-the sets are the same: a later group overtakes a waiting one, and a bundle takes the emptiest node. What no rule of ours
-tells is which of two equal groups that wait starts first: Ray tries each again after a pause that grows with its tries,
-so it is the one whose next try comes first, and not the older one.
+the sets are the same: a later group overtakes a waiting one, a bundle takes the emptiest node, and of equally empty
+nodes another one than ours would take. What no rule of ours tells is which of two groups that wait, and both fit now,
+starts first: Ray tries each again after a pause that grows with its tries, so it is the one whose next try comes first,
+and not the older one. Slurm's backfill keeps room for every job in line, ours for the first alone.
 """
 
 from __future__ import annotations
@@ -226,6 +227,7 @@ def ours_for(strategy: str, nodes: Sequence[int] = RAY_NODES) -> dict[str, Sched
         "in order": PlacedClaims(nodes, usual, together=together),
         "overtaking": PlacedClaims(nodes, usual, True, together),
         "overtaking, emptiest node": PlacedClaims(nodes, Spreading("gpu"), True, together),
+        "overtaking, emptiest node, other ties": PlacedClaims(nodes[::-1], Spreading("gpu"), True, together),
     }
 
 
