@@ -103,7 +103,7 @@ def test_the_most_urgent_gang_gets_the_only_spare():
     urgent, later = pool.fail([gpus["later"][0], gpus["urgent"][0]], 1.0)
     assert urgent.job.name == "urgent" and urgent.placement.gpus == tuple(HOSTS.gpus_of(7))
     assert later.placement is None and list(scheduler.running) == ["urgent"]
-    assert set(pool.spare) < set(gpus["urgent"][1:]) and pool.short == 1, "one of what was left in good order is in use"
+    assert set(pool.spare) < set(gpus["urgent"][1:]) and pool.short == 0, "one left in good order is in use"
     pool.check_invariants()
 
 
