@@ -140,7 +140,7 @@ class Autoscaler:
 
     def __init__(self, rules: ScalingRules) -> None:
         self.rules = rules
-        self._desired: deque[tuple[float, int]] = deque()  # when, how many
+        self._desired: deque[tuple[float, int]] | None = None  # when, how many
         self._changes: deque[tuple[float, int]] = deque()  # when, how many more
 
     def decide(self, now: float, wanted: int, loads: list[float], waiting: float = 0) -> int:
@@ -156,9 +156,11 @@ class Autoscaler:
             InvalidMetric: for a metric that is NaN, infinite or negative; nothing is decided.
         """
         desired = self._desire(wanted, loads, waiting)
-        self._desired.append((now, desired))
-        while self._desired[0][0] < now - self.rules.window:
+        if self._desired is None:
+            self._desired = deque([(now, wanted)])  # as if it had been desired until now
+        while self._desired and self._desired[0][0] <= now - self.rules.window:
             self._desired.popleft()
+        self._desired.append((now, desired))
         if desired < wanted:
             desired = min(max(number for _, number in self._desired), wanted)
         decided = min(max(self._limited(now, wanted, desired), self.rules.least), self.rules.most)
