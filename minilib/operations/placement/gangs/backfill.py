@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from minilib.operations.placement.cluster.capacity import FreeGpus
-from minilib.operations.placement.gangs.fitting import Place, best_placement, fit_of
+from minilib.operations.placement.gangs.fitting import Placer, fit_of
 from minilib.operations.placement.gangs.job import GangJob
 
 KEPT = ("kept for the head of the line",)  # an owner that no job can be, since their names are strings
@@ -40,14 +40,14 @@ class HeadRoom:
     """What is kept for the first job in line that does not fit now.
 
     Args:
-        place: where a job would go.
+        place: chooses the GPUs.
 
     Attributes:
         reservation: None if nobody waits, or those who wait need a repair.
     """
 
-    def __init__(self, place: Place = best_placement) -> None:
-        self._place = place
+    def __init__(self, place: Placer) -> None:
+        self.place = place
         self.reservation: Reservation | None = None
         self._await_repair: set[str] = set()  # jobs that do not fit into what is in use, whoever ends
 
@@ -60,7 +60,7 @@ class HeadRoom:
         if job.name in self._await_repair:
             return False
         if kept is None or kept.name != job.name or kept.time < now:
-            self.reservation = reserve(job, free, ends(), now, self._place)
+            self.reservation = reserve(job, free, ends(), now, self.place)
             if self.reservation is None:
                 self._await_repair.add(job.name)
         return self.reservation is not None
@@ -101,7 +101,7 @@ class HeadRoom:
 
 
 def reserve(
-    job: GangJob, free: FreeGpus, ends: Iterable[tuple[float, str]], now: float, place: Place = best_placement
+    job: GangJob, free: FreeGpus, ends: Iterable[tuple[float, str]], now: float, place: Placer
 ) -> Reservation | None:
     """The earliest time at which a job has room; None if it has none even after all others have ended.
 
@@ -110,7 +110,7 @@ def reserve(
         free: who has which GPU.
         ends: (time, name) of the jobs that run, by their estimates.
         now: the time; estimates that have passed count as now.
-        place: where the job would go.
+        place: chooses the GPUs.
     """
     fit = fit_of(job, free.cluster.largest_host)
     trial = free.scratch(fit)

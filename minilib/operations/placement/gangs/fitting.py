@@ -19,7 +19,7 @@ from minilib.operations.placement.cluster.topology import LEVELS
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement
 from minilib.operations.placement.gangs.rank_order import in_rank_order
 
-Place = Callable[[GangJob, FreeGpus], GangPlacement | None]  # where a job goes; None if it does not fit now
+Placer = Callable[[GangJob, FreeGpus], GangPlacement | None]  # where a gang goes now; None if it does not fit
 
 
 def fit_of(job: GangJob, host_gpus: int) -> Fit:

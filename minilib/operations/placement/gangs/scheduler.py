@@ -19,13 +19,9 @@ from minilib.mechanisms.scheduling import FirstComeFirstServed, SchedulingPolicy
 from minilib.operations.placement.cluster.capacity import FreeGpus, NotFree
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.backfill import KEPT, HeadRoom, Reservation
-from minilib.operations.placement.gangs.fitting import Place, best_placement, fit_of
-from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
+from minilib.operations.placement.gangs.fitting import Placer, best_placement, fit_of
+from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused, UnknownJob
 from minilib.operations.placement.gangs.refusal import Feasibility
-
-
-class UnknownJob(LookupError):
-    """A job that is not here, or not in the state that was expected."""
 
 
 @dataclass
@@ -48,7 +44,7 @@ class GangScheduler:
         policy: who goes next; first come, first served if left out. A unit of work is a GPU-second.
         backfill: let later jobs start as long as they do not delay the first that waits.
         depth: how many later jobs a decision looks at.
-        place: where a job goes if it starts now.
+        place: chooses the GPUs of a gang among the free ones.
 
     Attributes:
         free: who has which GPU.
@@ -64,7 +60,7 @@ class GangScheduler:
         policy: SchedulingPolicy | None = None,
         backfill: bool = True,
         depth: int = 100,
-        place: Place = best_placement,
+        place: Placer = best_placement,
     ) -> None:
         check_whole("depth", depth)
         self.cluster, self.free = cluster, FreeGpus(cluster)
@@ -180,7 +176,7 @@ class GangScheduler:
         self._room.repaired()
 
     def move(self, placement: GangPlacement) -> None:
-        """A job that runs goes on elsewhere, on its own GPUs and free ones: after a replacement, or to defragment.
+        """A job that runs restarts elsewhere, on its own GPUs and free ones: after a replacement, or to defragment.
 
         Raises:
             UnknownJob: if it does not run.
@@ -194,7 +190,7 @@ class GangScheduler:
                 raise NotFree(f"GPU {gpu} is no free one, and none in use by {entry.job.name!r}")
         self.free.give_back(entry.job.name)
         self.free.take(entry.job.name, placement.gpus)
-        entry.placement = placement
+        entry.placement, entry.end = placement, entry.end + entry.job.restart_seconds
         self._room.forget(placement.gpus)
 
     def resize(self, job: GangJob, now: float) -> GangPlacement | Refused | None:
@@ -216,11 +212,11 @@ class GangScheduler:
             return Refused(job, f"{job.name} goes on with {entry.job.least_gpus} GPUs or more: {few} too few")
         if (refused := self._feasible.refusal(job)) is not None:
             return refused
-        if entry.placement is None:
-            entry.job, entry.seconds = job, job.seconds
-            self._room.drop(job.name)
-            return None
-        return self._resize_running(entry, job, now)
+        if entry.placement is not None:
+            return self._resize_running(entry, job, now)
+        entry.job, entry.seconds = job, job.seconds
+        self._room.drop(job.name)
+        return None
 
     def charge(self, now: float) -> None:
         """Tell the policy what jobs that run have received; `start` does so where the policy's order depends on it."""
@@ -273,8 +269,7 @@ class GangScheduler:
     def _resize_running(self, entry: _Entry, job: GangJob, now: float) -> GangPlacement | Refused:
         fit = fit_of(job, self.cluster.largest_host)
         trial = self.free.scratch(fit)
-        own = trial.give_back(job.name)
-        self._room.hold(True, trial, beside=own)
+        self._room.hold(True, trial, beside=trial.give_back(job.name))
         placement = self.place(job, trial)
         if placement is None:
             usable = trial.index(fit).total

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from minilib.operations.placement.gangs.fitting import fit_of
-from minilib.operations.placement.gangs.job import GangJob, GangPlacement, Refused
-from minilib.operations.placement.gangs.scheduler import GangScheduler, UnknownJob
+from minilib.operations.placement.gangs.job import GangJob, GangPlacement, Refused, UnknownJob
+from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.operations.placement.replicas.replica_set import InvalidReplicaSet, ReplicaSet
 from minilib.operations.placement.replicas.spread import SpreadPlacement
 

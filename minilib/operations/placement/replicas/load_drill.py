@@ -17,7 +17,7 @@ from minilib.operations.placement.replicas.controller import ReplicaController
 
 
 @dataclass(frozen=True)
-class LoadReport:
+class LoadDrillReport:
     """What became of the requests.
 
     Args:
@@ -83,7 +83,7 @@ class LoadDrill:
         self._served = self._dropped = self._late = self._longest = 0
         controller.in_flight = lambda name: len(self._ends.get(name, ()))
 
-    def run(self, arrivals: Sequence[int]) -> LoadReport:
+    def run(self, arrivals: Sequence[int]) -> LoadDrillReport:
         """Serve a load, and then what is left of it as long as a replica serves.
 
         Args:
@@ -104,7 +104,7 @@ class LoadDrill:
             now += 1
             if now > 2 * len(arrivals) + 86_400:
                 raise RuntimeError(f"{len(self._waiting)} requests wait and no replica serves: is there room for one?")
-        return LoadReport(
+        return LoadDrillReport(
             sum(arrivals), self._served, self._late, self._dropped, self._longest, used, tuple(history)
         )  # fmt: skip
 

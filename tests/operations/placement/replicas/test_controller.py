@@ -6,8 +6,8 @@ import pytest
 
 from minilib.mechanisms.scheduling import AgedPriority
 from minilib.operations.placement.cluster.topology import GpuCluster
-from minilib.operations.placement.gangs.job import GangJob
-from minilib.operations.placement.gangs.scheduler import GangScheduler, UnknownJob
+from minilib.operations.placement.gangs.job import GangJob, UnknownJob
+from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.operations.placement.gangs.spares import SparePool
 from minilib.operations.placement.replicas.controller import DisruptionRefused, ReplicaController
 from minilib.operations.placement.replicas.replica_set import DisruptionBudget, InvalidReplicaSet, ReplicaSet

@@ -3,17 +3,20 @@
 import pytest
 
 from minilib.operations.placement.cluster.topology import GpuCluster
-from minilib.operations.placement.gangs.scheduler import GangScheduler, UnknownJob
+from minilib.operations.placement.gangs.job import UnknownJob
+from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.operations.placement.replicas.autoscaling import Autoscaler, ScalingRules
 from minilib.operations.placement.replicas.controller import ReplicaController
-from minilib.operations.placement.replicas.load_drill import LoadDrill, LoadReport
+from minilib.operations.placement.replicas.load_drill import LoadDrill, LoadDrillReport
 from minilib.operations.placement.replicas.replica_set import ReplicaSet
 from minilib.operations.placement.replicas.spread import SpreadPlacement
 
 RUSH = [4] * 600 + [12] * 900 + [4] * 1200  # requests each second; a replica serves one each second
 
 
-def drill(arrivals: list[int], start: int, cold: float = 0, rules: ScalingRules | None = None, **options) -> LoadReport:
+def drill(
+    arrivals: list[int], start: int, cold: float = 0, rules: ScalingRules | None = None, **options
+) -> LoadDrillReport:
     """A service that has served for a while before the load begins."""
     controller = ReplicaController(GangScheduler(GpuCluster.regular(4, 2, 8), place=SpreadPlacement()))
     controller.add(ReplicaSet("chat", start, start_seconds=cold), -600.0)
