@@ -109,10 +109,7 @@ def desired_replicas(replicas: int, metric: float, target: float, tolerance: flo
     check_whole("replicas", replicas, error=InvalidMetric)
     _check("metric", metric)
     _check("target", target, above_zero=True)
-    have, want = round(metric * MILLI), max(round(target * MILLI), 1)
-    if replicas and abs(have - want) <= tolerance * want:
-        return replicas
-    return -(-max(replicas, 1) * have // want)
+    return _for_total(replicas, max(replicas, 1) * round(metric * MILLI), target, tolerance)
 
 
 def load_of(metrics: str) -> float:
@@ -174,15 +171,12 @@ class Autoscaler:
             _check("metric", load)
         _check("waiting", waiting)
         total, target = sum(loads) + waiting, self.rules.target
-        if wanted == 0:
-            return desired_replicas(0, total, target)
         silent = max(wanted - len(loads), 0)
         up = total > target * len(loads)
         counted = total if up else total + silent * target
-        number = len(loads) + silent
-        desired = desired_replicas(number, counted / number, target, self.rules.tolerance)
-        against = desired < wanted if up else desired > wanted
-        return wanted if against or (desired == number) else desired
+        desired = _for_total(len(loads) + silent, round(counted * MILLI), target, self.rules.tolerance)
+        against = wanted and (desired < wanted if up else desired > wanted)
+        return wanted if against else desired
 
     def _limited(self, now: float, wanted: int, desired: int) -> int:
         """No more come or go than a period allows."""
@@ -196,6 +190,21 @@ class Autoscaler:
     def _changed(self, since: float) -> int:
         """How many more replicas there are than at that time."""
         return sum(change for when, change in self._changes if when > since)
+
+
+def _for_total(replicas: int, total: int, target: float, tolerance: float) -> int:
+    """So many replicas would have the target; as many as there are, if these nearly have.
+
+    Args:
+        replicas: among which the total is shared now.
+        total: metric of all of them, in thousandths.
+        target: that each is to have.
+        tolerance: part of the target.
+    """
+    want = max(round(target * MILLI), 1)
+    if replicas and abs(total - replicas * want) <= tolerance * replicas * want:
+        return replicas
+    return -(-total // want)
 
 
 def _check(what: str, value: object, above_zero: bool = False) -> None:

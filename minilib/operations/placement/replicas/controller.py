@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from minilib.mechanisms.basics.checks import is_whole
 from minilib.operations.placement.gangs.fitting import fit_of
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement, Refused, UnknownJob
 from minilib.operations.placement.gangs.scheduler import GangScheduler
@@ -153,15 +154,27 @@ class ReplicaController:
         self._closing.setdefault(name, False)
 
     def drain(self, host: int) -> None:
-        """A host gets no new jobs, and its replicas go elsewhere, step by step. Gangs that run there go on."""
-        self.scheduler.drain(self.scheduler.cluster.gpus_of(host))
+        """A host gets no new jobs, and its replicas go elsewhere, step by step. Gangs that run there go on.
+
+        GPUs that have failed, or are reserved for others, stay so.
+
+        Raises:
+            IndexError: if there is no such host.
+        """
+        self.scheduler.drain(self._gpus_of(host, None))
         if host not in self._drains:
             self._drains.append(host)
 
     def undrain(self, host: int) -> None:
-        """A host takes jobs again."""
+        """A host takes jobs again, except on GPUs that failed meanwhile.
+
+        Raises:
+            ValueError: if it was not drained.
+        """
+        if host not in self._drains:
+            raise ValueError(f"host {host!r} is not drained; {self._drains or 'none'} are")
         self._drains.remove(host)
-        self.scheduler.restore(self.scheduler.cluster.gpus_of(host))
+        self.scheduler.restore(self._gpus_of(host, "drained"))
 
     def on_host(self, host: int) -> list[str]:
         """Replicas that have GPUs of a host."""
@@ -226,6 +239,12 @@ class ReplicaController:
             assert sum(not self._closing.get(name) for name in names) == its.replicas, f"{service} has another number"
         here = self.scheduler.running.keys() | {job.name for job in self.scheduler.waiting}
         assert self._service.keys() <= here and self._closing.keys() <= self._service.keys(), "a replica is gone"
+
+    def _gpus_of(self, host: int, why: str | None) -> list[int]:
+        """GPUs of a host that are out of use for a reason; None for those in use."""
+        if not is_whole(host, 0) or host >= len(self.scheduler.cluster.hosts):
+            raise IndexError(f"host {host!r} is none of the {len(self.scheduler.cluster.hosts)}")
+        return [gpu for gpu in self.scheduler.cluster.gpus_of(host) if self.scheduler.free.out(gpu) == why]
 
     def _serves(self, name: str, placement: GangPlacement | None, now: float) -> bool:
         placed = self._placed.get(name)

@@ -38,6 +38,8 @@ def test_no_fraction_adds_a_replica():
         for tenths in range(1, 30):
             exact = -(-replicas * tenths // 7)
             assert desired_replicas(replicas, tenths / 10, 0.7, tolerance=0) == exact
+    rules = ScalingRules(10, most=100, window=0)
+    assert Autoscaler(rules).decide(0, 3, [7, 7, 6]) == 2, "20 of 10 each, though a third of 20 is no whole number"
 
 
 def test_zero_replicas():

@@ -82,6 +82,23 @@ def test_a_drain_that_waits_says_for_what():
     assert controller.on_host(1) == [] and len(controller.ready("chat", 2.0)) == 7
 
 
+def test_a_drain_leaves_what_failed_or_is_reserved():
+    controller = serving()
+    free = controller.scheduler.free
+    controller.scheduler.fail([0], 0.0)
+    controller.scheduler.drain([1], "reserved")
+    controller.drain(0)
+    controller.scheduler.fail([2], 0.0)
+    assert [free.out(gpu) for gpu in range(9)] == ["failed", "reserved", "failed", *["drained"] * 5, None]
+    controller.undrain(0)
+    assert [free.out(gpu) for gpu in range(9)] == ["failed", "reserved", "failed", *[None] * 6]
+    with pytest.raises(ValueError, match="host 0 is not drained; none are"):
+        controller.undrain(0)
+    for host in (8, -1, 0.5):
+        with pytest.raises(IndexError, match="none of the 8"):
+            controller.drain(host)
+
+
 def test_a_replica_ends_its_requests_before_it_goes():
     requests = {}
     controller = serving(ReplicaSet("chat", 2, gpus=8))
