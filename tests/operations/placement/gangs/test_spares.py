@@ -140,6 +140,17 @@ def test_a_spare_that_fails_and_gpus_of_a_drained_host():
     scheduler.check_invariants()
 
 
+def test_a_spare_stands_in_for_a_drained_host_as_well():
+    """A gang that moves anyway leaves its drained host, which then is under repair like the lost one."""
+    scheduler, pool = running(GangJob("x", 16, mesh=MeshShape.of(dp=4, tp=4)), [6, 7])
+    scheduler.drain(HOSTS.gpus_of(3))
+    (recovery,) = pool.fail(HOSTS.gpus_of(0), 2.0)
+    assert set(HOSTS.numbers_of("host", recovery.placement.gpus)) == {1, 2, 6, 7}
+    assert pool.under_repair == [*HOSTS.gpus_of(0), *HOSTS.gpus_of(3)] and pool.short == 0
+    pool.check_invariants()
+    assert pool.repair(HOSTS.gpus_of(3)) == [] and pool.spare == list(HOSTS.gpus_of(3))
+
+
 @pytest.mark.parametrize("hosts", [[8], [-1], [1, 1], range(8), [0.5]])
 def test_hosts_that_are_no_spares(hosts):
     with pytest.raises(InvalidSpares, match="some of the 8 hosts"):

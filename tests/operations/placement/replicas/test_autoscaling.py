@@ -83,6 +83,8 @@ def test_the_documented_limit_on_the_way_down():
         wanted = scaler.decide(60.0 * len(history), wanted, [10 / wanted] * wanted)
         history.append(wanted)
     assert history == [80, 72, 64, 57, 51, 45, 40, 36, 32, 28, 24, 20, 16, 12, 10]
+    scaler = Autoscaler(rules)
+    assert [scaler.decide(now, wanted, [0.1] * wanted) for now, wanted in ((0, 80), (59, 72), (60, 72))] == [72, 72, 64]
 
 
 def test_the_usual_limit_on_the_way_up():
