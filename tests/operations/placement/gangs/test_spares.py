@@ -70,6 +70,23 @@ def test_a_host_lost_between_decision_and_start_is_replaced_and_the_gang_keeps_i
     scheduler.check_invariants()
 
 
+def test_a_new_host_that_gets_the_last_ranks_tears_groups_apart():
+    """tp = 16 on four trays: if all later ranks move up by a tray, a group of tp spans two NVLink domains."""
+    work = MeshTraffic(MeshShape.of(dp=8, tp=16), {"tp": 1 << 28, "dp": 1 << 28})
+    scheduler, pool = running(GangJob("x", 128, work=work), spare_hosts(TRAYS, 2), TRAYS)
+    before = scheduler.running["x"].gpus
+    pool.fail(TRAYS.gpus_of(3), 1.0)
+    after = scheduler.running["x"].gpus
+    assert [rank for rank in range(128) if before[rank] != after[rank]] == [12, 13, 14, 15]
+    last = [gpu for gpu in before if gpu in after] + list(TRAYS.gpus_of(16))
+    torn = [
+        sum(len({gpus[rank] // 72 for rank in group}) > 1 for group in work.mesh.groups("tp")) for gpus in (after, last)
+    ]
+    assert torn == [0, 2] and sorted(last) == sorted(after)
+    assert work.step_seconds(after, TRAYS) == work.step_seconds(before, TRAYS)
+    assert work.axis_seconds("tp", last, TRAYS) / work.axis_seconds("tp", after, TRAYS) > 15
+
+
 def test_two_failures_at_once_need_two_spares():
     job = GangJob("x", 16, mesh=MeshShape.of(dp=4, tp=4))
     for spares, goes_on in (([6, 7], True), ([7], False)):
