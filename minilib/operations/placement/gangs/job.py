@@ -17,6 +17,10 @@ class InvalidJob(ValueError):
     """A job that no cluster could run; the message says what came and how to mend it."""
 
 
+class UnknownJob(LookupError):
+    """A job that is not here, or not in the state that was expected."""
+
+
 class StepWork(Protocol):
     """What a job does again and again, so that its steps can be priced on given GPUs; see price.py."""
 
@@ -96,7 +100,7 @@ class GangJob:
         for name, count in counts.items():
             if not (count is None and name != "gpus") and not is_whole(count, 1):
                 raise InvalidJob(f"{self.name}: {name} is a whole number ≥ 1, got {count!r}: a GPU is given whole, "
-                                 "or cut in hardware into slices that are devices of their own")  # fmt: skip
+                                 "or cut in hardware into MIG profiles, such as 3g.40gb")  # fmt: skip
         if self.gpus_per_host and self.gpus % self.gpus_per_host:
             raise InvalidJob(f"{self.name}: {self.gpus} GPUs are no whole number of workers of {self.gpus_per_host}")
         if self.segment and self.gpus % self.segment:
