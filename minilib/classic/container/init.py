@@ -30,7 +30,6 @@ from minilib.classic.container.namespaces import mount_proc, new_namespaces, own
 from minilib.classic.container.root import OverlayRoot
 from minilib.classic.container.syscalls import die_with_parent
 
-
 KILL, FORGET = b"k", b"f"  # what a parent tells: end the container now; I take care of all that is left
 
 
@@ -102,9 +101,7 @@ def _first_process(spec: ContainerSpec, value: int, events: int) -> NoReturn:
         if spec.kinds:
             own_mounts()
             socket.sethostname(spec.hostname)
-            if spec.root is not None:
-                spec.root.enter()
-            mount_proc()
+            mount_proc() if spec.root is None else spec.root.enter()
         for number, most in spec.rlimits.items():
             resource.setrlimit(number, (most, most))
         for controller, door in doors.items():

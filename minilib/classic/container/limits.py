@@ -28,7 +28,7 @@ from minilib.classic.container.errors import CannotContain, InvalidLimit
 from minilib.classic.container.hierarchies import Hierarchy, find_hierarchy
 
 PERIOD = 100_000  # microseconds in which a quota of processor time is used up; the kernel's default
-_ROOT = "Become root, or run this in `systemd-run --user --scope -p Delegate=yes`"
+_ROOT = "Become root; or, with version 2 of cgroups, run this in `systemd-run --user --scope -p Delegate=yes`"
 _REMEDIES = {errno.EROFS: "Cgroups are mounted read-only, as in Docker: start it with `--privileged --cgroupns=host`"}
 _WITH_SWAP = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # missing where swap is not counted
 _CONTROLLERS = {"memory": ("memory",), "pids": ("pids",), "cpus": ("cpu", "cpuacct")}
@@ -102,7 +102,7 @@ class Cgroup:
         self.doors: dict[str, Path] = {}
         self._hierarchies: dict[str, Hierarchy] = {}
         wanted = [name for part, names in _CONTROLLERS.items() if getattr(limits, part) is not None for name in names]
-        name = f"container-{uuid.uuid4().hex[:12]}"
+        name = f"container-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         try:
             for controller in wanted:
                 if controller != "cpuacct" or self._hierarchies["cpu"].version == 1:  # in version 2, cpu counts as well

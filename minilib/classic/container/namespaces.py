@@ -131,14 +131,17 @@ def own_mounts() -> None:
     syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
-def mount_proc() -> None:
+def mount_proc(folder: Path = Path("/proc")) -> None:
     """Mount a /proc that shows this PID namespace, in a mount namespace of this process's own.
+
+    Args:
+        folder: where, if the root is not yet the one that it is for.
 
     Raises:
         CannotContain: if the kernel refuses.
     """
     try:
-        syscalls.mount("proc", "/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+        syscalls.mount("proc", str(folder), "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     except OSError as error:
         remedy = "Parts of /proc are hidden here, as in Docker: start it with `--security-opt systempaths=unconfined`"
         raise CannotContain("namespaces", f"a /proc of its own: {error.strerror}", remedy) from error

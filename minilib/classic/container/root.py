@@ -24,7 +24,7 @@ from pathlib import Path
 
 from minilib.classic.container import syscalls
 from minilib.classic.container.errors import CannotContain
-from minilib.classic.container.namespaces import in_user_namespace
+from minilib.classic.container.namespaces import in_user_namespace, mount_proc
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")  # a folder that hides the one below; by root, by a user
 _REMEDY = "The folder must be on ext4, xfs, btrfs or tmpfs, not itself on an overlay (in Docker: on a volume)"
@@ -37,12 +37,12 @@ class RootChanges:
     Attributes:
         written: paths of files made or changed.
         deleted: paths of files and folders that the layers have, and the container no longer sees.
-        bytes_copied_up: size of all the changed files that the layers have, too.
+        bytes_in_upper: size of the files written: of a file that was changed all of it, not the change alone.
     """
 
     written: tuple[str, ...]
     deleted: tuple[str, ...]
-    bytes_copied_up: int
+    bytes_in_upper: int
 
 
 def lay_out(folder: Path, files: Mapping[str, bytes]) -> Path:
@@ -123,7 +123,7 @@ class OverlayRoot:
             self._in_use = False
 
     def enter(self) -> None:
-        """Make it the root of this process's mount namespace, in which nothing else stays mounted. No way leads back.
+        """Make it the root of this process's mount namespace. Nothing but it and its /proc stays mounted there.
 
         Raises:
             CannotContain: if the kernel refuses.
@@ -133,13 +133,14 @@ class OverlayRoot:
         options = f"lowerdir={lower},upperdir={_escaped(self.upper)},workdir={_escaped(self._work)}"
         try:
             syscalls.mount("overlay", str(self._merged), "overlay", 0, options + ",userxattr" * in_user_namespace())
+            mount_proc(self._merged / "proc")  # a user may mount one only while another is in sight
             syscalls.pivot_root(str(self._merged))
         except OSError as error:
             raise CannotContain("overlay", f"no overlay on {self._folder.parent}: {error.strerror}", _REMEDY) from error
 
     def changes(self) -> RootChanges:
         """What has been changed so far, told from the upper folder and the layers alone."""
-        written, deleted, copied = [], [], 0
+        written, deleted, size = [], [], 0
         for path in sorted(self.upper.rglob("*")):
             name, status = path.relative_to(self.upper).as_posix(), path.lstat()
             if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
@@ -150,8 +151,8 @@ class OverlayRoot:
                     deleted += [below.as_posix() for below in hidden if not os.path.lexists(self.upper / below)]
             else:
                 written.append(name)
-                copied += status.st_size * any((layer / name).is_file() for layer in self.layers)
-        return RootChanges(tuple(written), tuple(sorted(deleted)), copied)
+                size += status.st_size
+        return RootChanges(tuple(written), tuple(sorted(deleted)), size)
 
 
 def _escaped(path: Path) -> str:
