@@ -61,7 +61,7 @@ class Container:
         cpus: most processors' worth of time.
         root: what it takes for the disk; the host's disk if left out, and then it may write there what we may.
         hostname: the name that it takes its host for, 1 to 64 bytes.
-        timeout: seconds from the start until it is killed.
+        timeout: seconds from the beginning of its work until it is killed.
 
     Raises:
         InvalidLimit: if a limit is one that no process can be held to.
@@ -153,7 +153,7 @@ def run_with_rlimits(
             (RLIMIT_AS). The interpreter takes part of it.
         processes: most processes and threads of this process's user on the whole machine (RLIMIT_NPROC); root has
             as many as it likes.
-        timeout: seconds until it is killed.
+        timeout: seconds from the beginning of its work until it is killed.
 
     Raises:
         InvalidLimit: if a limit is below 0 or not a whole number.

@@ -31,6 +31,7 @@ PERIOD = 100_000  # microseconds in which a quota of processor time is used up; 
 _ROOT = "Become root; or, with version 2 of cgroups, run this in `systemd-run --user --scope -p Delegate=yes`"
 _REMEDIES = {errno.EROFS: "Cgroups are mounted read-only, as in Docker: start it with `--privileged --cgroupns=host`"}
 _WITH_SWAP = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # missing where swap is not counted
+_INSIDE = "processes"  # version 2: the group in the group, where the processes are
 _CONTROLLERS = {"memory": ("memory",), "pids": ("pids",), "cpus": ("cpu", "cpuacct")}
 _PATIENCE = 10.0  # seconds until killed processes are gone
 
@@ -120,14 +121,16 @@ class Cgroup:
 
     def counted(self) -> Counted:
         """What the kernel has counted so far."""
-        pids, cpu = self._read("pids", "pids.events"), self._read("cpu", "cpu.stat")
+        cpu, pids = self._read("cpu", "cpu.stat"), self._read("pids", "pids.events")
+        # Before Linux 6.11 a refusal counts where the process is, since then where the limit is.
+        below = self._read("pids", f"{_INSIDE}/pids.events").get("max", 0)
         memory = self._read("memory", "memory.events") or self._read("memory", "memory.oom_control")
         peak = self._read("memory", "memory.peak") or self._read("memory", "memory.max_usage_in_bytes")
         used = self._read("cpuacct", "cpuacct.usage").get("", cpu.get("usage_usec", 0) * 1000)
         return Counted(
             memory.get("oom_kill"),
             peak.get(""),
-            pids.get("max"),
+            pids["max"] + below if pids else None,
             cpu.get("nr_periods"),
             cpu.get("nr_throttled"),
             used / 1e9 if cpu else None,
@@ -144,7 +147,7 @@ class Cgroup:
     def _add(self, controller: str, name: str) -> None:
         found = self._hierarchies[controller] = find_hierarchy(controller)
         folder = self.folders[controller] = found.parent / name
-        door = folder if found.version == 1 else folder / "processes"
+        door = folder if found.version == 1 else folder / _INSIDE
         try:
             folder.mkdir(exist_ok=True)
             if found.version == 2:

@@ -12,6 +12,7 @@ Source: Linux, Documentation/filesystems/overlayfs.rst.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -27,7 +28,11 @@ from minilib.classic.container.errors import CannotContain
 from minilib.classic.container.namespaces import in_user_namespace, mount_proc
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")  # a folder that hides the one below; by root, by a user
-_REMEDY = "The folder must be on ext4, xfs, btrfs or tmpfs, not itself on an overlay (in Docker: on a volume)"
+_NO_PLACE = "The folder must be on ext4, xfs, btrfs or tmpfs, not itself on an overlay (in Docker: on a volume)"
+_REMEDIES = {
+    errno.ENODEV: "The kernel's module is not loaded: `modprobe overlay` as root",
+    errno.EPERM: "Before Linux 5.11 only root may mount one: become root",
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,8 @@ class OverlayRoot:
             mount_proc(self._merged / "proc")  # a user may mount one only while another is in sight
             syscalls.pivot_root(str(self._merged))
         except OSError as error:
-            raise CannotContain("overlay", f"no overlay on {self._folder.parent}: {error.strerror}", _REMEDY) from error
+            reason = f"no overlay on {self._folder.parent}: {error.strerror}"
+            raise CannotContain("overlay", reason, _REMEDIES.get(error.errno, _NO_PLACE)) from error
 
     def changes(self) -> RootChanges:
         """What has been changed so far, told from the upper folder and the layers alone."""

@@ -18,7 +18,7 @@ from minilib.classic.container.init import FORGET, KILL, ContainerSpec, main
 from minilib.mechanisms.basics.child import child_environment
 
 _MOST_OUTPUT = 1 << 20  # bytes of output that are kept
-_PATIENCE = 30.0  # seconds for a supervisor that was told to end
+_PATIENCE = 60.0  # seconds for a supervisor to start, and to end
 
 
 class SupervisedProcess:
@@ -26,7 +26,7 @@ class SupervisedProcess:
 
     Args:
         spec: what to run.
-        timeout: seconds from now until it is killed.
+        timeout: seconds from the beginning of its work until it is killed.
 
     Attributes:
         pid: number of its first process, as the host sees it.
@@ -38,7 +38,7 @@ class SupervisedProcess:
     """
 
     def __init__(self, spec: ContainerSpec, timeout: float) -> None:
-        self._deadline, self._timeout = time.monotonic() + timeout, timeout
+        self._deadline = time.monotonic() + _PATIENCE
         self.pid, self.timed_out, self._unread = 0, False, b""
         with ExitStack() as stack:
             self._output, self._value, given = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
@@ -62,6 +62,7 @@ class SupervisedProcess:
                 os.close(theirs)
             stack.callback(self._stop)
             self._start()
+            self._deadline = time.monotonic() + timeout
             self._open = stack.pop_all()
 
     def wait(self) -> int:
@@ -115,7 +116,7 @@ class SupervisedProcess:
                     how = "memory= is less than it needs to start" if event["ended"] == -9 else self.output()
                     raise NotStarted(f"the container ended with {event['ended']} before its work began: {how}")
         except TimeoutError as error:
-            raise NotStarted(f"the container has not begun its work within {self._timeout:g} s") from error
+            raise NotStarted(f"the container has not begun its work within {_PATIENCE:g} s") from error
 
     def _next(self) -> dict[str, Any]:
         """The supervisor's next event."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from minilib.classic.container import Container, ContainerLost, NotStarted, run_in_container
+from minilib.classic.container import Container, ContainerLost, NotStarted, run_in_container, supervised
 from minilib.mechanisms.basics.child import child_environment
 from tests.classic.container import work
 
@@ -90,9 +90,10 @@ def test_one_that_hangs_is_killed_when_its_time_is_over(hanging):
 
 
 @ISOLATED
-def test_a_start_without_time_is_named():
+def test_a_start_that_takes_too_long_is_named(monkeypatch):
+    monkeypatch.setattr(supervised, "_PATIENCE", 1e-6)
     with pytest.raises(NotStarted, match="not begun its work within 1e-06 s"):
-        run_in_container(int, timeout=1e-6)
+        run_in_container(work.hang)
 
 
 @ISOLATED
@@ -104,7 +105,7 @@ def test_a_body_that_raises_ends_the_container():
 
 @ISOLATED
 def test_an_interrupt_while_waiting_ends_the_container():
-    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     with pytest.raises(KeyboardInterrupt), Container(work.hang) as container:
         timer.start()
         container.wait()

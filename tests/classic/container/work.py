@@ -29,8 +29,9 @@ def fork_until_refused(most=64):
 
 
 def spend(seconds):
-    """Use so much processor time."""
-    while time.process_time() < seconds:
+    """Use so much processor time from now on."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
         pass
     return seconds
 
