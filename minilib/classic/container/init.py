@@ -31,6 +31,7 @@ from minilib.classic.container.root import OverlayRoot
 from minilib.classic.container.syscalls import die_with_parent
 
 KILL, FORGET = b"k", b"f"  # what a parent tells: end the container now; I take care of all that is left
+_OPEN = b"o"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ def supervise(spec: ContainerSpec, value: int, events: int) -> None:
     except CannotContain as error:
         _say(events, failed=error.args)
         return
+    door, key = os.pipe()  # the first process waits behind it until its number has been said
     pid = os.fork()
     if pid == 0:
-        _first_process(spec, value, events)
+        os.close(key)
+        _first_process(spec, value, events, door)
     _say(events, pid=pid)
+    os.write(key, _OPEN)
     ended, parent = os.pidfd_open(pid), sys.stdin.fileno()
     poll = select.poll()
     poll.register(ended, select.POLLIN)
@@ -90,22 +94,24 @@ def supervise(spec: ContainerSpec, value: int, events: int) -> None:
         remove_groups(spec.groups.values())
 
 
-def _first_process(spec: ContainerSpec, value: int, events: int) -> NoReturn:
+def _first_process(spec: ContainerSpec, value: int, events: int, door: int) -> NoReturn:
     status = 1
     try:
         os.setsid()
         die_with_parent()
+        if os.read(door, 1) != _OPEN:
+            sys.exit("the supervisor died before its container began")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         work = spec.work if isinstance(spec.work, tuple) else pickle.loads(spec.work)  # needs files of the old root
-        doors = {controller: os.open(path, os.O_WRONLY | os.O_CLOEXEC) for controller, path in spec.doors.items()}
+        entries = {controller: os.open(path, os.O_WRONLY | os.O_CLOEXEC) for controller, path in spec.doors.items()}
         if spec.kinds:
             own_mounts()
             socket.sethostname(spec.hostname)
             mount_proc() if spec.root is None else spec.root.enter()
         for number, most in spec.rlimits.items():
             resource.setrlimit(number, (most, most))
-        for controller, door in doors.items():
-            enter_group(controller, door)
+        for controller, entry in entries.items():
+            enter_group(controller, entry)
         _say(events, started=True)
         if isinstance(work, tuple):
             _execute(work, events)
@@ -118,6 +124,7 @@ def _first_process(spec: ContainerSpec, value: int, events: int) -> NoReturn:
         _say(events, failed=error.args)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        sys.stderr.write(f"{error.code}\n" * isinstance(error.code, str))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -142,7 +149,7 @@ def _say(events: int, **event: object) -> None:
         os.write(events, json.dumps(event).encode() + b"\n")
 
 
-def main() -> None:
+def supervise_as_told() -> None:
     """Read the specification from the open file that the first argument names, and supervise."""
     given, value, events = map(int, sys.argv[1:])
     for number in (value, events):

@@ -14,9 +14,10 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from minilib.classic.container.errors import CannotContain, ContainerLost, NotStarted
-from minilib.classic.container.init import FORGET, KILL, ContainerSpec, main
+from minilib.classic.container.init import FORGET, KILL, ContainerSpec, supervise_as_told
 from minilib.mechanisms.basics.child import child_environment
 
+_SUPERVISOR = f"from {supervise_as_told.__module__} import {supervise_as_told.__name__}; {supervise_as_told.__name__}()"
 _MOST_OUTPUT = 1 << 20  # bytes of output that are kept
 _PATIENCE = 60.0  # seconds for a supervisor to start, and to end
 
@@ -49,7 +50,7 @@ class SupervisedProcess:
             fds = given.fileno(), self._value.fileno(), theirs
             try:
                 self._supervisor = subprocess.Popen(
-                    [sys.executable, "-c", f"from {main.__module__} import main; main()", *map(str, fds)],
+                    [sys.executable, "-c", _SUPERVISOR, *map(str, fds)],
                     stdin=subprocess.PIPE,
                     stdout=self._output,
                     stderr=self._output,

@@ -37,7 +37,7 @@ def test_a_commands_status_and_output():
 @ISOLATED
 def test_a_command_that_is_none_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no-such-command"):
-        run_in_container(["no-such-command"])
+        run_in_container(["/no-such-command"])
     (tmp_path / "text").write_text("")
     with pytest.raises(PermissionError):
         run_in_container([str(tmp_path / "text")])
@@ -54,7 +54,8 @@ def test_a_function_returns_what_it_likes():
 @ISOLATED
 @pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (3, 3), ("words", 1)])
 def test_a_function_that_exits(code, status):
-    assert run_in_container(lambda: sys.exit(code)).status == status
+    result = run_in_container(lambda: sys.exit(code))
+    assert (result.status, result.output) == (status, "words\n" if code == "words" else "")
     assert run_in_container(lambda: os._exit(status)).status == status
 
 
