@@ -47,6 +47,8 @@ class SupervisedProcess:
             given.seek(0)
             self._events, theirs = os.pipe()
             stack.callback(os.close, self._events)
+            self._poll = select.poll()
+            self._poll.register(self._events, select.POLLIN)
             fds = given.fileno(), self._value.fileno(), theirs
             try:
                 self._supervisor = subprocess.Popen(
@@ -100,7 +102,8 @@ class SupervisedProcess:
     def value(self) -> Any:
         """What its function has returned; None if it has not, or is a command."""
         self._value.seek(0)
-        return pickle.load(self._value) if self._value.read(1) and not self._value.seek(0) else None
+        pickled = self._value.read()
+        return pickle.loads(pickled) if pickled else None
 
     def end(self) -> None:
         """Kill it if it still runs, and forget it."""
@@ -114,7 +117,7 @@ class SupervisedProcess:
                 if "failed" in event:
                     raise CannotContain(*event["failed"])
                 if "ended" in event:
-                    how = "memory= is less than it needs to start" if event["ended"] == -9 else self.output()
+                    how = "was memory= less than it needs to start?" if event["ended"] == -9 else self.output()
                     raise NotStarted(f"the container ended with {event['ended']} before its work began: {how}")
         except TimeoutError as error:
             raise NotStarted(f"the container has not begun its work within {_PATIENCE:g} s") from error
@@ -123,7 +126,7 @@ class SupervisedProcess:
         """The supervisor's next event."""
         while b"\n" not in self._unread:
             left = self._deadline - time.monotonic()
-            if not select.select([self._events], [], [], max(left, 0))[0]:
+            if not self._poll.poll(max(left, 0) * 1000):
                 if self.timed_out:
                     raise ContainerLost(f"a container was killed, and is not gone after {_PATIENCE:g} s")
                 raise TimeoutError
