@@ -78,6 +78,8 @@ class OverlayRoot:
     Args:
         *layers: folders, the lowest first. They are never written.
         folder: where a temporary folder for the changes is made; the system's place for those if left out.
+            Without attributes of users there (tmpfs before Linux 6.6) a container of a user's, not of root's, gets an
+            error when it makes a folder anew that it has deleted.
 
     Attributes:
         upper: the folder of the changes.

@@ -17,9 +17,12 @@ from minilib.classic.container import (
     run_in_container,
 )
 from minilib.classic.container.hierarchies import Hierarchy, find_hierarchy
+from minilib.classic.container.namespaces import kinds_for_us
+from minilib.classic.container.syscalls import mount
 from tests.classic.container import work
 from tests.classic.container.work import MIB
 
+READ_ONLY = 32 | 4096 | 1  # MS_REMOUNT, MS_BIND, MS_RDONLY
 MEMORY, PIDS, CPU = (pytest.mark.usefixtures("namespaces", part) for part in ("memory", "pids", "cpu"))
 
 
@@ -140,6 +143,26 @@ def test_a_limit_that_the_kernel_does_not_take_leaves_no_group():
     with pytest.raises(CannotContain, match="pids.max") as caught:
         Cgroup(ContainerLimits(pids=1 << 40))
     assert caught.value.part == "pids"
+
+
+@PIDS
+def test_cgroups_that_are_mounted_read_only_are_named():
+    """As in Docker; the flags of a mount are those of a mount namespace, so the host's stay as they are."""
+    if "user" in kinds_for_us():
+        pytest.skip("only root may change a mount's flags here")
+
+    def inside():
+        mounts = (line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        for folder in [before.split()[4] for before, after in mounts if after.startswith("cgroup")]:
+            mount("none", folder, "", READ_ONLY)
+        try:
+            Cgroup(ContainerLimits(pids=9)).remove()
+        except CannotContain as error:
+            return error.part, error.remedy
+
+    part, remedy = run_in_container(inside).value
+    assert part == "pids" and "read-only" in remedy and "--privileged" in remedy
+    Cgroup(ContainerLimits(pids=9)).remove()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from minilib.classic.container import (
     look_around,
     run_in_container,
 )
-from minilib.classic.container.namespaces import in_user_namespace
+from minilib.classic.container.namespaces import in_user_namespace, kinds_for_us
 from minilib.classic.container.syscalls import mount
 from tests.classic.container import work
 from tests.classic.container.work import MIB
@@ -121,6 +121,11 @@ def test_a_folder_deleted_and_made_anew_hides_the_one_below(layer, tmp_path):
         Path("/etc/name").write_text("new")
         return work.names("/etc")
 
+    if "user" in kinds_for_us():
+        try:
+            os.setxattr(tmp_path, "user.mark", b"y")
+        except OSError:
+            pytest.skip("the folder's filesystem keeps no attributes of users, as tmpfs before Linux 6.6")
     with OverlayRoot(layer, folder=tmp_path) as root:
         assert run_in_container(renew, root=root).value == ["name"]
         assert root.changes() == RootChanges(("etc/name",), ("etc/other",), 3)
