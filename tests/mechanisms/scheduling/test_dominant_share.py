@@ -1,4 +1,4 @@
-"""Dominant resource fairness against the paper's example, an exact linear program, and the four properties it proves."""
+"""Dominant resource fairness: the paper's example, the certificate of max-min fairness, the properties it proves."""
 
 import itertools
 import math
@@ -53,7 +53,7 @@ def is_max_min_fair(tasks, demands, capacity, weights):
     return all(any(tenant in users[name] and shares[tenant] == largest[name] for name in used_up) for tenant in demands)
 
 
-def fill(demands, capacity, tasks=1_000):
+def fill(demands, capacity, tasks=100):
     """Whole tasks, one by one to whoever the policy says; a tenant whose next task does not fit has done."""
     left, held = Counter(capacity), {tenant: Counter() for tenant in demands}
     policy = DominantResourceFairness(capacity, held.__getitem__)
@@ -71,7 +71,8 @@ def fill(demands, capacity, tasks=1_000):
         held[task.tenant].update(demand)
         left.subtract(demand)
         started[task.tenant] += 1
-        policy.check_invariants()
+        if started.total() % 16 == 0:
+            policy.check_invariants()
     return started, left
 
 
@@ -136,8 +137,8 @@ def test_a_tenant_that_lies_runs_no_more_tasks(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_whole_tasks_come_within_one_of_the_divisible_ones_as_long_as_all_can_go_on(seed):
     demands, capacity, _ = some_case(seed)
-    capacity = {name: 20 * amount for name, amount in capacity.items()}
-    started, left = fill(demands, capacity, tasks=800)
+    capacity = {name: 5 * amount for name, amount in capacity.items()}
+    started, left = fill(demands, capacity, tasks=201)
     for demand in demands.values():
         assert any(left[name] < amount for name, amount in demand.items()), "one more task would have fitted"
     ideal = progressive_filling(demands, capacity)
