@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from minilib.mechanisms.scheduling import InvalidDemand
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.job import GangJob, Refused
 from minilib.operations.placement.gangs.refusal import Feasibility
@@ -44,3 +46,14 @@ class QuotaFeasibility(Feasibility):
             return Refused(job, f"{job.name} needs {job.gpus} GPUs, and tenant {job.tenant!r} has {what}: "
                                 f"{job.gpus - most} too many")  # fmt: skip
         return super().refusal(job)
+
+
+def check_resources(job: GangJob, capacity: Mapping[str, float]) -> None:
+    """Refuse a job that takes what its cluster does not have at all.
+
+    Raises:
+        InvalidDemand: which names it.
+    """
+    if unknown := [name for name in job.resources if name not in capacity]:
+        raise InvalidDemand(f"{job.name} takes {unknown[0]!r}, and the cluster has {', '.join(capacity)}: say how much "
+                            "it has in `resources`")  # fmt: skip

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from minilib.mechanisms.scheduling import DominantResourceFairness, InvalidDemand, SchedulingPolicy
+from minilib.mechanisms.scheduling import DominantResourceFairness, SchedulingPolicy
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.fitting import best_placement, fit_of
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
@@ -29,7 +29,7 @@ from minilib.operations.placement.sharing.giving_way import GangPreemption
 from minilib.operations.placement.sharing.lost_work import GangRun
 from minilib.operations.placement.sharing.quota import QuotaInUse, Quotas, TenantQuota
 from minilib.operations.placement.sharing.reclaiming import GaveWay, find_room
-from minilib.operations.placement.sharing.refusing import QuotaFeasibility, WaitReason
+from minilib.operations.placement.sharing.refusing import QuotaFeasibility, WaitReason, check_resources
 
 
 class TenantScheduler(GangScheduler):
@@ -97,7 +97,7 @@ class TenantScheduler(GangScheduler):
             InvalidDemand: if it takes a resource that the cluster does not have.
         """
         self.quotas.quota(job.tenant)
-        self._check_resources(job)
+        check_resources(job, self.capacity)
         return super().submit(job, now)
 
     def start(self, now: float) -> list[GangPlacement]:
@@ -158,7 +158,7 @@ class TenantScheduler(GangScheduler):
             InvalidDemand: if it takes a resource that the cluster does not have.
         """
         entry = self._entry(job.name)
-        self._check_resources(job)
+        check_resources(job, self.capacity)
         if job.tenant != entry.job.tenant:
             raise InvalidJob(f"{job.name} is of tenant {entry.job.tenant!r}, and not of {job.tenant!r}: submit it anew")
         more, there = job.gpus - entry.job.gpus, self.quotas.available(job.tenant)
@@ -209,11 +209,6 @@ class TenantScheduler(GangScheduler):
         assert self._interrupted.keys() | self._resumed | self._waits.keys() <= known, "a note of who has gone"
         assert not self._interrupted.keys() & self.running.keys(), "a gang that runs counts as interrupted"
         self._gave_way.check_invariants(known)
-
-    def _check_resources(self, job: GangJob) -> None:
-        if unknown := [name for name in job.resources if name not in self.capacity]:
-            raise InvalidDemand(f"{job.name} takes {unknown[0]!r}, and the cluster has {', '.join(self.capacity)}: "
-                                "say how much it has in `resources`")  # fmt: skip
 
     def _line(self) -> Iterator[GangJob]:
         """Gangs that wait, those that were interrupted first: DRF alone would let every newcomer pass them."""

@@ -22,7 +22,7 @@ CLUSTERS = (GpuCluster.regular(2, 4, 8), GpuCluster.regular(2, 4, 4, nvlink_doma
 POLICIES = (None, lambda: AgedPriority(), lambda: FairShare(), None)
 TENANTS = "abcd"
 OPERATIONS = 5_100
-CHANCES = {"submit": 32, "finish": 28, "fail": 3, "drain": 2, "restore": 8, "preempt": 4, "resize": 8, "cancel": 1,
+CHANCES = {"submit": 28, "finish": 30, "fail": 3, "drain": 2, "restore": 8, "preempt": 4, "resize": 8, "cancel": 1,
            "quota": 6}  # fmt: skip
 
 
@@ -122,5 +122,4 @@ def test_nobody_has_more_than_it_may_and_everybody_starts_or_is_told_why_not(whi
     assert not scheduler.waiting and not scheduler.running and scheduler.free.free == cluster.gpus
     assert submitted == ran | scheduler.refused.keys()
     assert sum(counted[operation] for operation in CHANCES) * len(CLUSTERS) >= 20_000
-    print(counted, len(ran))
     assert counted["preemptions"] > 50
