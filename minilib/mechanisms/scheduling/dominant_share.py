@@ -32,7 +32,7 @@ class InvalidDemand(ValueError):
 
 
 class DominantResourceFairness(SharingPolicy):
-    """The tenant with the least dominant share next; within a tenant, first come, first served.
+    """The tenant with the least dominant share next; within a tenant, the most urgent, and among equals the oldest.
 
     Args:
         capacity: of each resource by name, above 0.
@@ -62,6 +62,10 @@ class DominantResourceFairness(SharingPolicy):
     def group_rank(self, group: str) -> Place:
         """By the tenant's dominant share, for its weight."""
         return (self.share(group) / self.weight(group),)
+
+    def rank(self, task: Task) -> Place:
+        """By priority."""
+        return (task.priority,)
 
     def wait_bound(self, task: Task, load: Load) -> float:
         """Infinite: tasks of tenants that hold less may go first again and again."""

@@ -23,7 +23,7 @@ class InvalidWeight(ValueError):
 
 
 class SharingPolicy(SchedulingPolicy):
-    """Tenants in proportion to their weights; within a tenant, first come, first served.
+    """Tenants in proportion to their weights.
 
     Args:
         weights: of each tenant, above 0; None to let anybody in with a weight of 1.

@@ -192,6 +192,12 @@ class Quotas:
         twin.gpus, twin._quotas, twin._used = self.gpus, self._quotas, self._used.copy()
         return twin
 
+    def with_more(self, tenant: str, gpus: int) -> Quotas:
+        """A copy in which a tenant has so many more, whether it may or not; then less is available, or less than 0."""
+        twin = self.scratch()
+        twin._used[tenant] += gpus
+        return twin
+
     def change(self, tenant: str, quota: TenantQuota) -> None:
         """A tenant has another quota from now on, or joins.
 
@@ -221,9 +227,7 @@ class Quotas:
         assert all(tenant in self._quotas for tenant in +self._used), "somebody without a quota has GPUs"
         for cohort in {quota.cohort for quota in self._quotas.values()}:
             use = [each for each in self.use() if self._quotas[each.tenant].cohort == cohort]
-            assert sum(each.borrowed for each in use) <= sum(each.lendable for each in use), (
-                f"{cohort!r} lends more"
-            )
+            assert sum(each.borrowed for each in use) <= sum(each.lendable for each in use), f"{cohort!r} lends more"
             for each in use:
                 limit = self._quotas[each.tenant].borrowing_limit
                 assert 0 <= each.used <= self.ceiling(each.tenant), f"{each} is beyond what it ever may have"

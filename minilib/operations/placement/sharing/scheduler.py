@@ -222,29 +222,48 @@ class TenantScheduler(GangScheduler):
         first: dict[str, str] = {}  # by tenant, who waits for quota that it has a right to
         head, beside_head = None, self.quotas
         for job in self._line():
-            ends_before = head is not None and now + self._entries[job.name].seconds <= self.reservation.time
-            lacking = job.gpus - (self.quotas if ends_before else beside_head).available(job.tenant)
+            passes = head is None or self._owns(job, head) or self._ends_before(job, now)
+            lacking = job.gpus - (self.quotas if passes else beside_head).available(job.tenant)
             if job.tenant in first or (head is not None and not self.backfill):
                 self._wait(job, "turn", f"is behind {first.get(job.tenant) or head.name}")
-            elif lacking > 0:
+                continue
+            if lacking > 0:
                 self._wait(job, "quota", f"needs {job.gpus} GPUs, {lacking} more than {job.tenant!r} may have now")
-                if job.gpus <= self.quotas.quota(job.tenant).nominal:
-                    first[job.tenant] = job.name
+            elif (placement := self._placement(job, not passes)) is not None:
+                if head is not None and self._owns(job, head):
+                    self._room.forget(placement.gpus)
+                return placement
             else:
-                self._room.hold(head is not None and not ends_before, self.free)
-                placement = best_placement(job, self.free)
-                self._room.hold(False, self.free)
-                if placement is not None:
-                    return placement
-                self._wait(
-                    job, "gpus", f"needs {job.gpus} GPUs together; {self.free.free} are free"
-                )
-                if head is None and self._room.keep(job, self.free, self._ends, now):
-                    head, beside_head = job, self.quotas.scratch()
-                    beside_head.take(job.tenant, job.gpus)
+                self._wait(job, "gpus", f"needs {job.gpus} GPUs together; {self.free.free} are free")
+            may_keep = lacking <= 0 or (self._within(job) and self._is_kept_for(job))
+            if head is None and may_keep and self._room.keep(job, self.free, self._ends, now):
+                head, beside_head = job, self.quotas.with_more(job.tenant, job.gpus)
+            elif self._within(job) and job.gpus > self.quotas.available(job.tenant):
+                first[job.tenant] = job.name
         if head is None:
             self._room.reservation = None
         return None
+
+    def _placement(self, job: GangJob, hold: bool) -> GangPlacement | None:
+        """Where a gang could start now, with what is kept for the head of the line held back or not."""
+        self._room.hold(hold, self.free)
+        placement = best_placement(job, self.free)
+        self._room.hold(False, self.free)
+        return placement
+
+    def _within(self, job: GangJob) -> bool:
+        """Whether its tenant has a right to so many GPUs."""
+        return job.gpus <= self.quotas.quota(job.tenant).nominal
+
+    def _owns(self, job: GangJob, head: GangJob) -> bool:
+        """Whether a gang has a right to what is kept for one that would borrow it."""
+        return not self._within(head) and self.quotas.entitled(job.tenant, job.gpus)
+
+    def _ends_before(self, job: GangJob, now: float) -> bool:
+        return now + self._entries[job.name].seconds <= self.reservation.time
+
+    def _is_kept_for(self, job: GangJob) -> bool:
+        return self.reservation is not None and self.reservation.name == job.name
 
     def _wait(self, job: GangJob, what: str, sentence: str) -> None:
         self._waits[job.name] = WaitReason(what, f"{job.name} {sentence}")
@@ -255,7 +274,7 @@ class TenantScheduler(GangScheduler):
         for job in self._line():
             if job.tenant not in behind and (found := self._preemption(job, now)) is not None:
                 return found
-            if job.gpus <= self.quotas.quota(job.tenant).nominal:
+            if self._within(job):
                 behind.add(job.tenant)
         return None
 
@@ -264,8 +283,8 @@ class TenantScheduler(GangScheduler):
         spared = self._gave_way.spared_by(job.name)
         runs = [self._run(self._entries[name], now) for name in self.running if name not in spared]
         trial = self.free.scratch(fit_of(job, self.cluster.largest_host))
-        if self.reservation is not None and self.reservation.name != job.name:
-            self._room.hold(True, trial)
+        if self.reservation is not None and not self._is_kept_for(job):
+            self._room.hold(not self._owns(job, self._entries[self.reservation.name].job), trial)
         return find_room(job, trial, runs, self.quotas)
 
     def _carry_out(self, preemption: GangPreemption, now: float) -> GangPlacement:

@@ -155,7 +155,11 @@ def test_a_timeline_counts_gpu_seconds():
     quotas.give_back("a", 1)
     timeline.note(5, quotas)
     assert timeline.times == [0, 2, 5]
-    assert [(use.entitled, use.used, use.borrowed) for use in timeline.series("a")] == [(8, 0, 0), (8, 10, 2), (8, 5, 0)]
+    assert [(use.entitled, use.used, use.borrowed) for use in timeline.series("a")] == [
+        (8, 0, 0),
+        (8, 10, 2),
+        (8, 5, 0),
+    ]
     assert timeline.gpu_seconds("a", 7) == (3 * 10 + 2 * 5, 3 * 2)
     assert timeline.gpu_seconds("nobody", 7) == (0, 0)
     for late in (4, math.nan):

@@ -1,0 +1,291 @@
+"""Borrowing, reclaiming and preempting among tenants, in closed cases, and the traps that other schedulers fell into."""
+
+import math
+
+import pytest
+
+from minilib.mechanisms.scheduling import (
+    AgedPriority,
+    FirstComeFirstServed,
+    InvalidDemand,
+    InvalidWeight,
+    UnknownTenant,
+)
+from minilib.operations.placement.cluster.topology import GpuCluster
+from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob
+from minilib.operations.placement.gangs.scheduler import UnknownJob
+from minilib.operations.placement.sharing.quota import InvalidQuota, QuotaInUse, TenantQuota
+from minilib.operations.placement.sharing.scheduler import TenantScheduler
+
+TWO_HOSTS = GpuCluster.regular(1, 2, 8)
+HALVES = {"a": TenantQuota(8, "x"), "b": TenantQuota(8, "x")}
+
+
+def job(name, gpus, tenant=None, **more):
+    return GangJob(name, gpus, tenant=tenant or name[0], **more)
+
+
+def starts(scheduler, now, *jobs):
+    """Names of those that start."""
+    for each in jobs:
+        assert scheduler.submit(each, now) is None
+    started = [placement.job.name for placement in scheduler.start(now)]
+    scheduler.check_invariants()
+    return started
+
+
+def victims(scheduler):
+    return [(victim.name, victim.keeps) for preemption in scheduler.preemptions for victim in preemption.victims]
+
+
+def test_a_tenant_borrows_what_others_leave_and_the_owner_reclaims_it():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    assert starts(scheduler, 0, job("a1", 8), job("a2", 4, checkpoint_every=100), job("a3", 4)) == ["a1", "a2", "a3"]
+    assert [(each.used, each.borrowed, each.lendable) for each in scheduler.quotas.use()] == [(16, 8, 0), (0, 0, 8)]
+    assert starts(scheduler, 250, job("b1", 4)) == ["b1"] and victims(scheduler) == [("a2", 0)]  # lost 50 s, not 250
+    assert scheduler.preemptions[0].lost == 4 * 50
+    assert scheduler.why_waits("a2").what == "quota"
+    assert scheduler.why_waits("a2").sentence == "a2 needs 4 GPUs, 4 more than 'a' may have now"
+    assert starts(scheduler, 300, job("b2", 4)) == ["b2"] and victims(scheduler) == [("a3", 0)]
+    assert starts(scheduler, 300, job("b3", 1)) == [] and scheduler.why_waits("b3").what == "quota"
+    scheduler.finish("b1", 400)
+    assert starts(scheduler, 400) == ["b3"]  # within its quota, while a2 and a3 would borrow 4 of 3
+    scheduler.finish("b2", 500)
+    assert starts(scheduler, 500) == ["a2"]
+    scheduler.finish("a1", 600)
+    assert starts(scheduler, 600) == ["a3"]
+
+
+def test_a_gang_starts_again_with_what_it_saved():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    starts(scheduler, 0, job("a1", 16, seconds=1_000, checkpoint_every=300, restart_seconds=50))
+    assert starts(scheduler, 700, job("b1", 8, seconds=100)) == ["b1"]
+    scheduler.finish("b1", 800)
+    assert starts(scheduler, 800) == ["a1"]
+    assert scheduler._ends() == [(800 + 1_000 - 600 + 50, "a1")]
+
+
+def test_an_owner_is_not_reclaimed_from_and_a_borrower_reclaims_nothing():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    starts(scheduler, 0, job("a1", 8, priority=9), job("b1", 8, priority=9))
+    assert starts(scheduler, 1, job("a2", 1, priority=9)) == [] and not scheduler.preemptions
+    scheduler.finish("b1", 2)
+    assert starts(scheduler, 2) == ["a2"]
+    assert starts(scheduler, 3, job("b2", 8, priority=9)) == ["b2"] and victims(scheduler) == [("a2", 0)]
+    assert starts(scheduler, 4, job("b3", 8, priority=0)) == ["b3"] and victims(scheduler) == [("b2", 0)]  # its own
+
+
+def test_more_urgent_gangs_preempt_less_urgent_ones_of_their_tenant_alone():
+    scheduler = TenantScheduler(TWO_HOSTS, {"a": TenantQuota(8), "b": TenantQuota(8)})
+    starts(scheduler, 0, job("a1", 4, priority=5), job("a2", 4, priority=7), job("b1", 8, priority=9))
+    assert starts(scheduler, 9, job("a3", 4, priority=7)) == []  # equals do not
+    assert starts(scheduler, 10, job("a4", 8, priority=4)) == ["a4"]
+    assert sorted(victims(scheduler)) == [("a1", 0), ("a2", 0)]
+    assert set(scheduler.running) == {"a4", "b1"}
+
+
+def test_a_gang_that_can_shrink_gives_only_what_is_needed():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    starts(scheduler, 0, job("a1", 16, min_gpus=8, restart_seconds=10, seconds=1_000))
+    assert starts(scheduler, 100, job("b1", 6)) == ["b1"] and victims(scheduler) == [("a1", 10)]
+    assert scheduler.running["a1"].job.gpus == 10 and scheduler.preemptions[0].lost == 160
+    assert ((100 + 900 * 1.6 + 10), "a1") in scheduler._ends()
+    assert starts(scheduler, 200, job("b2", 2)) == ["b2"] and scheduler.running["a1"].job.gpus == 8
+    assert starts(scheduler, 300, job("b3", 1)) == [] and not scheduler.preemptions
+
+
+def test_victims_are_chosen_where_the_gang_may_run():
+    """Eight GPUs of borrowers that lie on two hosts make no room for a worker of eight."""
+    cluster = GpuCluster.regular(1, 3, 8)
+    scheduler = TenantScheduler(cluster, {"a": TenantQuota(8, "x"), "b": TenantQuota(16, "x")}, FirstComeFirstServed())
+    starts(scheduler, 0, job("b1", 4), job("a1", 4, restart_seconds=1), job("a2", 4, restart_seconds=1))
+    starts(scheduler, 0, job("a3", 8, restart_seconds=500), job("b2", 4))
+    scheduler.check_invariants()
+    hosts = {name: {cluster.host_of(gpu) for gpu in placed.gpus} for name, placed in scheduler.running.items()}
+    assert hosts["a1"] == hosts["b1"] != hosts["a2"] and scheduler.free.free == 0
+    assert starts(scheduler, 10, job("b3", 8, gpus_per_host=8)) == ["b3"] and victims(scheduler) == [("a3", 0)]
+
+
+def test_two_tenants_do_not_preempt_each_other_for_ever():
+    """volcano#3729, #3869: a gang of 5 beyond each tenant's 8 makes the other's a victim, and so on."""
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    names = [f"{tenant}{number}" for number in range(3) for tenant in "ab"]
+    counted = 0
+    for each in names:
+        scheduler.submit(job(each, 5), 0)
+    for now in range(100):
+        scheduler.start(now)
+        scheduler.check_invariants()
+        counted += len(scheduler.preemptions)
+    assert counted <= 1 and len(scheduler.running) == 3
+
+
+def test_whoever_gave_way_does_not_disturb_who_took_its_place():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES, AgedPriority())
+    saves = {"checkpoint_every": 1, "priority": 5}
+    starts(scheduler, 0, job("a1", 8, priority=5), job("a2", 8, **saves | {"priority": 7}))
+    assert starts(scheduler, 10, job("b1", 6, **saves)) == ["b1"] and victims(scheduler) == [("a2", 0)]
+    assert starts(scheduler, 11, job("b2", 2, **saves), job("b3", 8, priority=5, restart_seconds=50)) == ["b2"]
+    scheduler.finish("a1", 20)
+    # b3 is more urgent and borrows; a2 reclaims. That b1 and b2 gave way would cost nothing, but b1 is spared.
+    assert starts(scheduler, 20) == ["a2"] and victims(scheduler) == [("b3", 0)]
+    assert scheduler.preemptions[0].lost == 8 * 50
+
+
+@pytest.mark.parametrize("nominal", (8, 16))
+def test_an_interrupted_gang_does_not_starve_behind_newcomers_that_hold_less(nominal):
+    """volcano#5805: dominant resource fairness prefers whoever holds nothing; a repaired gang goes first here."""
+    quotas = {"a": TenantQuota(nominal, "x"), "pool": TenantQuota(16 - nominal, "x")}
+    quotas |= {f"n{number}": TenantQuota(0, "x") for number in range(50)}
+    scheduler = TenantScheduler(TWO_HOSTS, quotas)
+    wide = {"gpus_per_host": 8, "seconds": 10_000}
+    starts(scheduler, 0, job("a1", 8, **wide), job("a2", 8, **wide), job("a0", 8, **wide))
+    lost = scheduler.running["a2"].gpus
+    assert scheduler.fail(lost, 1) == ["a2"]
+    assert starts(scheduler, 1, *(job(f"new{n}", 4, tenant=f"n{n}", seconds=20_000) for n in range(50))) == []
+    assert [task.key for task in scheduler.policy][:2] == ["new0", "new1"]  # the rule alone
+    scheduler.restore(lost)
+    assert starts(scheduler, 2) == ["a2"] and not scheduler.preemptions
+    scheduler.finish("a2", 3)
+    assert starts(scheduler, 3)[:1] == (["a0"] if nominal == 16 else ["new0"])  # a0 was not interrupted
+
+
+def test_a_large_gang_within_its_quota_is_not_passed_by_small_ones_of_its_tenant():
+    scheduler = TenantScheduler(TWO_HOSTS, {"a": TenantQuota(8), "b": TenantQuota(8)})
+    starts(scheduler, 0, *(job(f"a{number}", 2, seconds=10 + number) for number in range(4)))
+    starts(scheduler, 1, job("a_large", 8))
+    for now in range(2, 30):
+        for name in [name for name, end in ((n, e) for e, n in scheduler._ends()) if end <= now]:
+            scheduler.finish(name, now)
+        starts(scheduler, now, job(f"a_later{now}", 2, seconds=10))
+    assert list(scheduler.running) == ["a_large"]
+    assert scheduler.why_waits("a_later2").sentence.startswith("a_later2 needs 2 GPUs, 2 more than 'a'")
+
+
+def test_small_gangs_do_not_use_up_the_quota_of_the_gang_for_which_gpus_are_kept():
+    """The head waits for a whole host, not for quota; of its tenant, only who ends before its start goes ahead."""
+    scheduler = TenantScheduler(TWO_HOSTS, {"a": TenantQuota(10), "b": TenantQuota(6)}, FirstComeFirstServed())
+    starts(scheduler, 0, job("b1", 2, seconds=100), job("a1", 1, gpus_per_host=1, seconds=100))
+    starts(scheduler, 0, job("b2", 4, seconds=1_000))
+    spread = {name: {gpu // 8 for gpu in placed.gpus} for name, placed in scheduler.running.items()}
+    assert spread == {"b1": {0}, "a1": {0}, "b2": {0}} and scheduler.free.free == 9
+    starts(scheduler, 1, job("a2", 1, seconds=100), job("a3", 1, seconds=100))
+    assert {gpu // 8 for gpu in scheduler.running["a3"].gpus} == {1}
+    assert starts(scheduler, 2, job("a_head", 7, gpus_per_host=7, seconds=9)) == ["a_head"]
+    scheduler.finish("a_head", 3)
+    assert starts(scheduler, 3, job("a_next", 8, gpus_per_host=8), job("a_long", 1, seconds=500)) == []
+    assert scheduler.why_waits("a_next").what == "quota" and scheduler.why_waits("a_long").what == "turn"
+    scheduler.finish("a2", 4)
+    assert starts(scheduler, 4, job("a_short", 1, seconds=5)) == ["a_short"]
+    assert scheduler.reservation.name == "a_next" and scheduler.reservation.time == 101
+    assert scheduler.why_waits("a_next").what == "quota"  # for as long as a_short runs, and no longer
+    assert scheduler.why_waits("a_long").what == "quota"  # with it, a_next would have none when its host is free
+    scheduler.finish("a_short", 9)
+    assert starts(scheduler, 9) == [] and scheduler.why_waits("a_next").what == "gpus"
+    scheduler.finish("a3", 101)
+    assert starts(scheduler, 101) == ["a_next", "a_long"]
+
+
+def test_an_owner_passes_a_borrower_for_which_gpus_are_kept():
+    scheduler = TenantScheduler(TWO_HOSTS, {"a": TenantQuota(4, "x"), "b": TenantQuota(12, "x"),
+                                           "c": TenantQuota(0, "x")})  # fmt: skip
+    scheduler.drain([0])
+    starts(scheduler, 0, job("b1", 8, gpus_per_host=8))
+    assert starts(scheduler, 1, job("a_head", 8, gpus_per_host=8)) == [] and scheduler.reservation.name == "a_head"
+    assert starts(scheduler, 2, job("c_long", 1, seconds=9_999)) == []  # would use what a_head borrows
+    assert starts(scheduler, 3, job("b2", 3, seconds=9_999)) == ["b2", "c_long"]
+    assert scheduler.why_waits("a_head").what == "quota" and scheduler.reservation is None
+
+
+def test_refused_with_the_reason_and_by_how_much():
+    scheduler = TenantScheduler(TWO_HOSTS, {"a": TenantQuota(4, "x", borrowing_limit=2), "b": TenantQuota(8, "x")})
+    assert scheduler.submit(job("a1", 6), 0) is None
+    refused = scheduler.submit(job("a2", 8), 0)
+    assert refused.reason == ("a2 needs 8 GPUs, and tenant 'a' has a nominal quota of 4, and may borrow 2: 2 too many")
+    assert "none of 2 hosts has that" in scheduler.submit(job("b1", 8, selector={"zone": "z"}), 0).reason
+    with pytest.raises(UnknownTenant, match="'z' has no quota"):
+        scheduler.submit(job("z", 1), 0)
+    with pytest.raises(InvalidJob, match="whole number ≥ 1, got 1.5"):
+        job("a3", 1.5)
+    with pytest.raises(UnknownJob):
+        scheduler.why_waits("nobody")
+    assert scheduler.why_waits("a1").what == "turn"  # `start` has not looked at it
+    scheduler.check_invariants()
+
+
+def test_a_quota_that_changes():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    starts(scheduler, 0, job("a1", 8), job("a2", 4), job("b1", 16))
+    with pytest.raises(QuotaInUse, match="'b'.*cohort 'x' has lent 1 GPUs more"):
+        scheduler.change_quota("b", TenantQuota(3, "x"), 1)
+    with pytest.raises(InvalidQuota, match="4 too many"):
+        scheduler.change_quota("b", TenantQuota(12, "x"), 1)
+    refused = scheduler.change_quota("b", TenantQuota(4, "x"), 1)
+    assert [each.job.name for each in refused] == ["b1"] and "may borrow 8: 4 too many" in refused[0].reason
+    assert scheduler.refused.keys() == {"b1"} and not scheduler.waiting
+    scheduler.check_invariants()
+    scheduler.change_quota("c", TenantQuota(4), 2)
+    assert starts(scheduler, 2, job("c1", 4)) == ["c1"]
+
+
+def test_a_tenant_that_leaves():
+    scheduler = TenantScheduler(TWO_HOSTS, HALVES)
+    starts(scheduler, 0, job("a1", 4), job("b1", 4))
+    starts(scheduler, 0, job("b2", 16))
+    with pytest.raises(QuotaInUse, match="1 jobs of tenant 'a' are here, 'a1' among them"):
+        scheduler.remove_tenant("a", 1)
+    scheduler.finish("a1", 1)
+    assert [each.job.name for each in scheduler.remove_tenant("a", 1)] == ["b2"]
+    with pytest.raises(UnknownTenant):
+        scheduler.remove_tenant("a", 1)
+    with pytest.raises(UnknownTenant):
+        scheduler.submit(job("a2", 1), 2)
+    scheduler.check_invariants()
+
+
+def test_resizing_stays_within_the_quota():
+    scheduler = TenantScheduler(TWO_HOSTS, {"a": TenantQuota(6), "b": TenantQuota(8)})
+    starts(scheduler, 0, job("a1", 4, min_gpus=1))
+    assert "grows by 3 GPUs, and tenant 'a' may have 2 more: 1 too many" in scheduler.resize(job("a1", 7), 1).reason
+    assert isinstance(scheduler.resize(job("a1", 6, min_gpus=1), 2), GangPlacement)
+    assert scheduler.quotas.used("a") == 6
+    assert isinstance(scheduler.resize(job("a1", 2), 3), GangPlacement) and scheduler.quotas.used("a") == 2
+    with pytest.raises(InvalidJob, match="of tenant 'a', and not of 'b'"):
+        scheduler.resize(job("a1", 2, tenant="b"), 4)
+    scheduler.check_invariants()
+
+
+def test_dominant_shares_count_what_jobs_take_beside_gpus():
+    quotas = {"a": TenantQuota(0, "x"), "b": TenantQuota(0, "x"), "pool": TenantQuota(9, "x")}
+    nine = GpuCluster.regular(1, 9, 1)
+    scheduler = TenantScheduler(nine, quotas, resources={"memory": 18})
+    for number in range(5):
+        scheduler.submit(job(f"a{number}", 1, resources={"memory": 4}), number)
+        scheduler.submit(job(f"b{number}", 3, resources={"memory": 1}), number)
+    scheduler.start(5)
+    assert sorted(scheduler.running) == ["a0", "a1", "a2", "b0", "b1"]  # the example of the paper
+    assert scheduler.use("a") == {"gpus": 3, "memory": 12} and scheduler.use("b") == {"gpus": 6, "memory": 2}
+    scheduler.finish("a0", 6)
+    assert scheduler.use("a") == {"gpus": 2, "memory": 8}
+    with pytest.raises(InvalidDemand, match="takes 'cpus', and the cluster has gpus, memory"):
+        scheduler.submit(job("a9", 1, resources={"cpus": 1}), 7)
+    for amount in (-1, math.nan, math.inf):
+        with pytest.raises(InvalidJob, match="memory="):
+            job("a9", 1, resources={"memory": amount})
+
+
+def test_weights_and_nobody():
+    for weight in (0, -1, math.nan):
+        with pytest.raises(InvalidWeight, match="'a'"):
+            TenantScheduler(TWO_HOSTS, HALVES, weights={"a": weight, "b": 1})
+    scheduler = TenantScheduler(TWO_HOSTS, {})
+    assert scheduler.start(0) == []
+    with pytest.raises(UnknownTenant, match="those with one: nobody"):
+        scheduler.submit(job("a1", 1), 0)
+    quotas = {"a": TenantQuota(0, "x"), "b": TenantQuota(0, "x"), "pool": TenantQuota(12, "x")}
+    scheduler = TenantScheduler(TWO_HOSTS, quotas, weights={"a": 2, "b": 1, "pool": 1})
+    for number in range(12):
+        scheduler.submit(job(f"b{number}", 1), number)
+        scheduler.submit(job(f"a{number}", 1), number)
+    scheduler.start(12)
+    assert [scheduler.quotas.used(tenant) for tenant in "ab"] == [8, 4]
