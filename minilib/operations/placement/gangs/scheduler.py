@@ -274,11 +274,6 @@ class GangScheduler:
             usable = trial.index(fit).total
             return Refused(job, f"{job.name} has no room for {job.gpus} GPUs now: {usable} are free that it could use")
         self._stop(entry, now)
-        return self._go_on(entry, placement, now)
-
-    def _go_on(self, entry: _Entry, placement: GangPlacement, now: float) -> GangPlacement:
-        """A job that was stopped runs again at once, as the job that was placed."""
-        job = placement.job
         self.free.take(job.name, placement.gpus)
         entry.job, entry.placement, entry.seconds, entry.end = job, placement, job.seconds, now + job.seconds
         return placement

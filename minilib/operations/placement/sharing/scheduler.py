@@ -1,51 +1,35 @@
-"""A scheduler of gangs for many tenants: who may start, who borrows, who gives way.
+"""A scheduler of gangs for many tenants: within quotas, and with gangs that give way to those that have a right to it.
 
-    a waiting gang starts   if its tenant's quota allows it and it has room; by policy, interrupted gangs first
+    a waiting gang starts   as quotas and room allow (quota_scheduler.py)
     else it preempts        less urgent gangs of its tenant and, within its nominal quota, gangs of tenants that borrow
-    else it waits           for quota, for GPUs or for its turn, and can say for which
 
-A gang that nothing could make start is refused when it comes, with the reason.
-
-What follows from it:
-
-* A gang within its tenant's nominal quota is passed by no other gang of its tenant for want of quota, and a gang for
-  which GPUs are kept is passed by nobody who would take them, or its tenant's quota, beyond its start.
-* A gang that needs to borrow waits until others leave enough unused, and may be passed.
-* Whoever gave way does not preempt who preempted it, nor whoever preempted that one.
+Those give way whose work is cheapest to lose. Whoever gave way disturbs neither whom it gave way to, nor whom that one
+gave way to: preemptions end.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 
-from minilib.mechanisms.scheduling import DominantResourceFairness, SchedulingPolicy
+from minilib.mechanisms.scheduling import SchedulingPolicy
 from minilib.operations.placement.cluster.topology import GpuCluster
-from minilib.operations.placement.gangs.fitting import best_placement, fit_of
-from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
-from minilib.operations.placement.gangs.scheduler import GangScheduler, _Entry
+from minilib.operations.placement.gangs.fitting import fit_of
+from minilib.operations.placement.gangs.job import GangJob, GangPlacement
+from minilib.operations.placement.gangs.scheduler import _Entry
 from minilib.operations.placement.sharing.giving_way import GangPreemption
 from minilib.operations.placement.sharing.lost_work import GangRun
-from minilib.operations.placement.sharing.quota import QuotaInUse, Quotas, TenantQuota
+from minilib.operations.placement.sharing.quota import TenantQuota
+from minilib.operations.placement.sharing.quota_scheduler import QuotaScheduler
 from minilib.operations.placement.sharing.reclaiming import GaveWay, find_room
-from minilib.operations.placement.sharing.refusing import QuotaFeasibility, WaitReason, check_resources
 
 
-class TenantScheduler(GangScheduler):
-    """Gangs of tenants with quotas, on a clock that the caller advances.
+class TenantScheduler(QuotaScheduler):
+    """Gangs of tenants with quotas that borrow and reclaim, on a clock that the caller advances.
 
     Args:
-        cluster: whose GPUs.
-        quotas: by tenant.
-        policy: who goes next; dominant resource fairness if left out.
-        weights: of each tenant, for that; 1 for all if left out.
-        resources: beside GPUs, how much of each the cluster has; they count for dominant shares.
-        backfill: let later gangs start as long as they do not delay the first that waits.
-        depth: how many later gangs a decision looks at.
+        cluster, quotas, policy, weights, resources, backfill, depth: as a `QuotaScheduler` has them.
 
     Attributes:
-        quotas: what each tenant may have, and has.
         preemptions: of the last `start`.
 
     Raises:
@@ -63,54 +47,17 @@ class TenantScheduler(GangScheduler):
         backfill: bool = True,
         depth: int = 100,
     ) -> None:
-        self.quotas = Quotas(quotas, cluster.gpus)
-        self.capacity = {"gpus": cluster.gpus, **(resources or {})}
-        self._held: dict[str, Counter[str]] = {}
-        policy = DominantResourceFairness(self.capacity, self.use, weights) if policy is None else policy
-        super().__init__(cluster, policy, backfill, depth)
-        self._feasible = QuotaFeasibility(cluster, self.quotas)
+        super().__init__(cluster, quotas, policy, weights, resources, backfill, depth)
         self.preemptions: list[GangPreemption] = []
-        self._waits: dict[str, WaitReason] = {}
         self._resumed: set[str] = set()  # ran before
-        self._interrupted: dict[str, None] = {}  # lost their GPUs by a failure, the first first
         self._gave_way = GaveWay()
-
-    def use(self, tenant: str) -> Mapping[str, float]:
-        """What a tenant's gangs hold, of each resource."""
-        return self._held.get(tenant, {})
-
-    def why_waits(self, name: str) -> WaitReason:
-        """Why a gang waits, as of the last `start`.
-
-        Raises:
-            UnknownJob: if it is not here.
-        """
-        self._entry(name)
-        return self._waits.get(name, WaitReason("turn", f"{name} came after the last decision, or beyond its depth"))
-
-    def submit(self, job: GangJob, now: float = 0.0) -> Refused | None:
-        """A new gang joins the line, or is refused: by what the cluster has, or its tenant ever may have.
-
-        Raises:
-            InvalidJob: if a job of this name is here, or was refused.
-            UnknownTenant: if its tenant has no quota, or no weight.
-            InvalidDemand: if it takes a resource that the cluster does not have.
-        """
-        self.quotas.quota(job.tenant)
-        check_resources(job, self.capacity)
-        return super().submit(job, now)
 
     def start(self, now: float) -> list[GangPlacement]:
         """Start what can start now, and let gangs give way to those that have a right to their room."""
-        if self.policy.reorders:
-            self.charge(now)
-        started, self.preemptions = [], []
-        while True:
-            while (placement := self._next(now)) is not None:
-                started.append(self._begin(placement, now))
-            if (preemption := self._next_preemption(now)) is None:
-                break
-            started.append(self._carry_out(preemption, now))
+        self.preemptions = []
+        started = super().start(now)
+        while (preemption := self._next_preemption(now)) is not None:
+            started += [self._carry_out(preemption, now), *super().start(now)]
         running = self.running
         return [running[name] for name in dict.fromkeys(each.job.name for each in started) if name in running]
 
@@ -119,8 +66,6 @@ class TenantScheduler(GangScheduler):
         super().finish(name, now)
         self._resumed.discard(name)
         self._gave_way.forget(name)
-        for notes in (self._waits, self._interrupted):
-            notes.pop(name, None)
 
     def preempt(self, name: str, now: float, seconds: float | None = None) -> None:
         """A gang gives way; it waits at the place that it has earned, and goes on from its last checkpoint.
@@ -131,142 +76,11 @@ class TenantScheduler(GangScheduler):
         entry = self._entry(name, runs=True)
         super().preempt(name, now, self._run(entry, now).next_seconds if seconds is None else seconds)
 
-    def fail(self, gpus: Iterable[int], now: float, why: str = "failed") -> list[str]:
-        """GPUs are lost. Gangs that ran on one of them wait again, before those that were not interrupted."""
-        hit = super().fail(gpus, now, why)
-        self._interrupted |= dict.fromkeys(hit)
-        return hit
-
-    def reject(self, name: str, host: int, now: float) -> None:
-        """A host refuses to start its part of a gang, which waits again as after a failure.
-
-        Raises:
-            UnknownJob: if the gang does not run on this host.
-        """
-        super().reject(name, host, now)
-        self._interrupted[name] = None
-
-    def resize(self, job: GangJob, now: float) -> GangPlacement | Refused | None:
-        """A gang goes on with another number of GPUs, or another mesh, if its tenant's quota allows it.
-
-        Returns:
-            Where it runs now; None if it waits; or why it stays as it was.
-
-        Raises:
-            UnknownJob: if there is no job of this name.
-            InvalidJob: if the tenant is another.
-            InvalidDemand: if it takes a resource that the cluster does not have.
-        """
-        entry = self._entry(job.name)
-        check_resources(job, self.capacity)
-        if job.tenant != entry.job.tenant:
-            raise InvalidJob(f"{job.name} is of tenant {entry.job.tenant!r}, and not of {job.tenant!r}: submit it anew")
-        more, there = job.gpus - entry.job.gpus, self.quotas.available(job.tenant)
-        if entry.placement is not None and more > max(0, there):
-            return Refused(job, f"{job.name} grows by {more} GPUs, and tenant {job.tenant!r} may have {there} more: "
-                                f"{more - there} too many")  # fmt: skip
-        return super().resize(job, now)
-
-    def change_quota(self, tenant: str, quota: TenantQuota, now: float) -> list[Refused]:
-        """A tenant has another quota, or joins; gangs that wait and would never start now are refused.
-
-        Raises:
-            QuotaInUse: if more runs than it would allow; nothing was changed.
-            InvalidQuota: if nominal quotas would be more than the cluster has.
-        """
-        self.quotas.change(tenant, quota)
-        found = [refused for job in self.waiting if (refused := self._feasible.refusal(job)) is not None]
-        for refused in found:
-            self.finish(refused.job.name, now)
-            self.refused[refused.job.name] = refused
-        return found
-
-    def remove_tenant(self, tenant: str, now: float) -> list[Refused]:
-        """A tenant leaves; gangs of its cohort that would never start without it are refused.
-
-        Raises:
-            UnknownTenant: if it has no quota.
-            QuotaInUse: if its jobs are here, or others have borrowed its GPUs; nothing was changed.
-        """
-        if jobs := [name for name, entry in self._entries.items() if entry.job.tenant == tenant]:
-            raise QuotaInUse(f"{len(jobs)} jobs of tenant {tenant!r} are here, {jobs[0]!r} among them; finish them "
-                             "before it leaves")  # fmt: skip
-        lender = self.quotas.quota(tenant)
-        refused = self.change_quota(tenant, TenantQuota(0, lender.cohort), now)
-        self.quotas.remove(tenant)
-        return refused
-
     def check_invariants(self) -> None:
-        """Besides those of gangs: nobody has more than nominal and borrowed, and what is counted is what runs."""
+        """Besides those of quotas: nobody gave way to itself, through others or not."""
         super().check_invariants()
-        self.quotas.check_invariants()
-        used: Counter[str] = Counter()
-        for placement in self.running.values():
-            used[placement.job.tenant] += placement.job.gpus
-        for each in self.quotas.use():
-            assert each.used == used[each.tenant] == self.use(each.tenant).get("gpus", 0), f"{each}, and {used} run"
-        known = self._entries.keys()
-        assert self._interrupted.keys() | self._resumed | self._waits.keys() <= known, "a note of who has gone"
-        assert not self._interrupted.keys() & self.running.keys(), "a gang that runs counts as interrupted"
-        self._gave_way.check_invariants(known)
-
-    def _line(self) -> Iterator[GangJob]:
-        """Gangs that wait, those that were interrupted first: DRF alone would let every newcomer pass them."""
-        interrupted = [self._entries[name].job for name in self._interrupted]
-        others = (self._entries[task.key].job for task in self.policy if task.key not in self._interrupted)
-        return islice((job for line in (interrupted, others) for job in line), self.depth + 1)
-
-    def _next(self, now: float) -> GangPlacement | None:
-        """Where the next gang starts that can; notes why those before it wait."""
-        self._waits.clear()
-        first: dict[str, str] = {}  # by tenant, who waits for quota that it has a right to
-        head, beside_head = None, self.quotas
-        for job in self._line():
-            passes = head is None or self._owns(job, head) or self._ends_before(job, now)
-            lacking = job.gpus - (self.quotas if passes else beside_head).available(job.tenant)
-            if job.tenant in first or (head is not None and not self.backfill):
-                self._wait(job, "turn", f"is behind {first.get(job.tenant) or head.name}")
-                continue
-            if lacking > 0:
-                self._wait(job, "quota", f"needs {job.gpus} GPUs, {lacking} more than {job.tenant!r} may have now")
-            elif (placement := self._placement(job, not passes)) is not None:
-                if head is not None and self._owns(job, head):
-                    self._room.forget(placement.gpus)
-                return placement
-            else:
-                self._wait(job, "gpus", f"needs {job.gpus} GPUs together; {self.free.free} are free")
-            may_keep = lacking <= 0 or (self._within(job) and self._is_kept_for(job))
-            if head is None and may_keep and self._room.keep(job, self.free, self._ends, now):
-                head, beside_head = job, self.quotas.with_more(job.tenant, job.gpus)
-            elif self._within(job) and job.gpus > self.quotas.available(job.tenant):
-                first[job.tenant] = job.name
-        if head is None:
-            self._room.reservation = None
-        return None
-
-    def _placement(self, job: GangJob, hold: bool) -> GangPlacement | None:
-        """Where a gang could start now, with what is kept for the head of the line held back or not."""
-        self._room.hold(hold, self.free)
-        placement = best_placement(job, self.free)
-        self._room.hold(False, self.free)
-        return placement
-
-    def _within(self, job: GangJob) -> bool:
-        """Whether its tenant has a right to so many GPUs."""
-        return job.gpus <= self.quotas.quota(job.tenant).nominal
-
-    def _owns(self, job: GangJob, head: GangJob) -> bool:
-        """Whether a gang has a right to what is kept for one that would borrow it."""
-        return not self._within(head) and self.quotas.entitled(job.tenant, job.gpus)
-
-    def _ends_before(self, job: GangJob, now: float) -> bool:
-        return now + self._entries[job.name].seconds <= self.reservation.time
-
-    def _is_kept_for(self, job: GangJob) -> bool:
-        return self.reservation is not None and self.reservation.name == job.name
-
-    def _wait(self, job: GangJob, what: str, sentence: str) -> None:
-        self._waits[job.name] = WaitReason(what, f"{job.name} {sentence}")
+        assert self._resumed <= self._entries.keys(), "a note of who has gone"
+        self._gave_way.check_invariants(self._entries.keys())
 
     def _next_preemption(self, now: float) -> GangPreemption | None:
         """Who gives way to the first gang in line that may ask for it."""
@@ -292,37 +106,18 @@ class TenantScheduler(GangScheduler):
         job = preemption.placement.job
         for victim in preemption.victims:
             self._gave_way.note(victim.name, job.name)
-            if victim.keeps:
-                self._stop(self._entries[victim.name], now)
-            else:
-                self.preempt(victim.name, now)
+            self.preempt(victim.name, now)
         self._room.forget(preemption.placement.gpus)
         self._begin(preemption.placement, now)
         for placement in preemption.shrunk:
-            self._go_on(self._entries[placement.job.name], placement, now)
+            self.resize(placement.job, now)
+            self._begin(placement, now)
         return preemption.placement
 
     def _run(self, entry: _Entry, now: float) -> GangRun:
         began = entry.end - entry.seconds
         return GangRun(entry.job, now - began, entry.end - now, entry.job.name in self._resumed)
 
-    def _begin(self, placement: GangPlacement, now: float) -> GangPlacement:
-        self._interrupted.pop(placement.job.name, None)
-        self._count(placement.job, +1)
-        return super()._begin(placement, now)
-
     def _stop(self, entry: _Entry, now: float) -> None:
         super()._stop(entry, now)
-        self._count(entry.job, -1)
         self._resumed.add(entry.job.name)
-
-    def _go_on(self, entry: _Entry, placement: GangPlacement, now: float) -> GangPlacement:
-        self._count(placement.job, +1)
-        return super()._go_on(entry, placement, now)
-
-    def _count(self, job: GangJob, sign: int) -> None:
-        """A tenant holds what a gang takes, or no more."""
-        (self.quotas.take if sign > 0 else self.quotas.give_back)(job.tenant, job.gpus)
-        held = self._held.setdefault(job.tenant, Counter())
-        for resource, amount in {"gpus": job.gpus, **job.resources}.items():
-            held[resource] += sign * amount

@@ -1,4 +1,4 @@
-"""Borrowing, reclaiming and preempting among tenants, in closed cases, and the traps that other schedulers fell into."""
+"""Borrowing, reclaiming and preempting among tenants: closed cases, and traps that other schedulers fell into."""
 
 import math
 
