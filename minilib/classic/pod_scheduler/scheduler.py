@@ -89,6 +89,14 @@ class PodScheduler:
         """Pods whose work has begun, the oldest reservation first."""
         return [claim.name for claim in self.ledger.claims if self.ledger.holding(claim.name).bound]
 
+    def use(self, namespace: str) -> Counter[str]:
+        """What pods of a namespace have on their nodes, of each resource."""
+        held: Counter[str] = Counter()
+        for claim in self.ledger.claims:
+            if self.pods[claim.name].namespace == namespace:
+                held.update(claim.requests)
+        return held
+
     def submit(self, *pods: Pod) -> None:
         """Pods arrive, each for itself.
 

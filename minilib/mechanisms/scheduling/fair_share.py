@@ -22,7 +22,42 @@ class InvalidWeight(ValueError):
     """A tenant's weight that is negative, zero or no finite number."""
 
 
-class FairShare(SchedulingPolicy):
+class SharingPolicy(SchedulingPolicy):
+    """Tenants in proportion to their weights.
+
+    Args:
+        weights: of each tenant, above 0; None to let anybody in with a weight of 1.
+
+    Raises:
+        InvalidWeight: if a weight is not above 0.
+        ValueError: if there are weights, but no tenant has one.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        if weights is not None and not weights:
+            raise ValueError("weights has a weight for each tenant, got none; give None to let anybody in")
+        for tenant, weight in (weights or {}).items():
+            check_positive(f"weight of tenant {tenant!r}", weight, InvalidWeight)
+        super().__init__()
+        self.weights = None if weights is None else dict(weights)
+
+    def weight(self, tenant: str) -> float:
+        """The share of a tenant, in proportion to those of others."""
+        return 1 if self.weights is None else self.weights[tenant]
+
+    def group(self, task: Task) -> str:
+        """Its tenant."""
+        return task.tenant
+
+    def _check(self, task: Task) -> None:
+        if self.weights is not None and task.tenant not in self.weights:
+            raise UnknownTenant(
+                f"task {task.key!r} is of tenant {task.tenant!r}, who has no weight; those with one are "
+                f"{', '.join(map(repr, self.weights))}"
+            )
+
+
+class FairShare(SharingPolicy):
     """Service in proportion to weights among the tenants that want it; within a tenant, first come, first served.
 
     Two tenants that have tasks in the line all the time receive the same service for their weights, up to
@@ -46,24 +81,11 @@ class FairShare(SchedulingPolicy):
     reorders = True
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        if weights is not None and not weights:
-            raise ValueError("weights has a weight for each tenant, got none; give None to let anybody in")
-        for tenant, weight in (weights or {}).items():
-            check_positive(f"weight of tenant {tenant!r}", weight, InvalidWeight)
-        super().__init__()
-        self.weights = None if weights is None else dict(weights)
+        super().__init__(weights)
         self.counters: dict[str, float] = {}
         self._present: Counter[str] = Counter()  # tasks of each tenant that are here
         self._last_left = ""  # the tenant whose task left the line last
         self._departures = 0
-
-    def weight(self, tenant: str) -> float:
-        """The share of a tenant, in proportion to those of others."""
-        return 1 if self.weights is None else self.weights[tenant]
-
-    def group(self, task: Task) -> str:
-        """Its tenant."""
-        return task.tenant
 
     def group_rank(self, group: str) -> Place:
         """By the tenant's counter."""
@@ -86,13 +108,6 @@ class FairShare(SchedulingPolicy):
         assert self._present == Counter(task.tenant for task in self._number), "tasks of tenants are miscounted"
         assert self._present.keys() <= self.counters.keys(), "a tenant has no counter"
         assert all(0 <= counter < math.inf for counter in self.counters.values()), f"counters {self.counters}"
-
-    def _check(self, task: Task) -> None:
-        if self.weights is not None and task.tenant not in self.weights:
-            raise UnknownTenant(
-                f"task {task.key!r} is of tenant {task.tenant!r}, who has no weight; those with one are "
-                f"{', '.join(map(repr, self.weights))}"
-            )
 
     def _enter(self, task: Task) -> None:
         self._present[task.tenant] += 1

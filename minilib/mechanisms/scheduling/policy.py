@@ -3,6 +3,7 @@
     in order         first come, first served; priority; shortest remaining; earliest deadline     by_rank.py
     in turns         round robin, multi-level feedback                                             by_turns.py
     in shares        fair share by virtual time, for each tenant                                   fair_share.py
+                     dominant resource fairness, by what tenants hold of several resources         dominant_share.py
 
 One protocol serves both worlds. The policy holds the line of tasks that wait, and hears what becomes of each:
 
@@ -14,9 +15,9 @@ A caller that serves one task at a time (classic/process_queue.py) leaves all ta
 first. A caller that serves many at once (serving/scheduler.py) admits the first as long as there is room, and lets the
 last of those that run give way.
 
-No policy starves a task. Each states how much service others can receive at steps in which a task receives none
-(`wait_bound`); a policy that starves by nature has a `patience` for that, and with an infinite patience an infinite
-bound.
+Each policy states how much service others can receive at steps in which a task receives none (`wait_bound`). One that
+starves by nature has a `patience` against that, and with an infinite patience an infinite bound. So has dominant
+resource fairness, which looks at what tenants hold and not at who waited.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class GangJob:
         tp_in_domain: refuse GPUs on which a group of the axis tp would span two NVLink domains.
         segment: GPUs that lie together in an NVLink domain, as Slurm's --segment asks for; a group of tp if left out.
         anywhere: workers that do not talk to each other take what is of least use to others, near or far.
+        resources: what it takes beside its GPUs, such as {"cpus": 96}; counted where tenants share.
 
     Raises:
         InvalidJob: for 1.5 GPUs, a mesh of other ranks, no time, and whatever else contradicts itself.
@@ -74,6 +75,7 @@ class GangJob:
     tp_in_domain: bool = True
     segment: int | None = None
     anywhere: bool = False
+    resources: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_priority(self.name, self.priority)
@@ -93,6 +95,9 @@ class GangJob:
             least = "≥ 0" if name == "restart_seconds" else "> 0"
             if value is not None and not (0 <= value < math.inf and (value > 0 or least == "≥ 0")):
                 raise InvalidJob(f"{self.name}: {name} is a finite number {least}, got {value!r}")
+        for name, amount in self.resources.items():
+            if name == "gpus" or not 0 <= amount < math.inf:
+                raise InvalidJob(f"{self.name}: a resource beside gpus is a finite amount ≥ 0, got {name}={amount!r}")
 
     def _check_counts(self) -> None:
         counts = {"gpus": self.gpus, "gpus_per_host": self.gpus_per_host, "min_gpus": self.min_gpus,
