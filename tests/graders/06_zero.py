@@ -139,6 +139,51 @@ def schedule(num_units, room):
             held.remove(last)
     return plan
 """
+STEP = """
+def train_step(layers, batches):
+    depth, count = len(layers.own), len(batches)
+    kept = [[x] for x, _ in batches]
+    for k in range(depth):
+        W = layers.gather(k)
+        for each in kept:
+            each.append(forward(each[-1], W))
+        if k + 1 < depth:
+            layers.release(k)
+    loss = sum(((each[-1] - t) ** 2).mean() for each, (_, t) in zip(kept, batches)) / count
+    slopes = [2 * (each[-1] - t) / t.numel() / count for each, (_, t) in zip(kept, batches)]
+    for k in reversed(range(depth)):
+        W = layers.gather(k) if k not in layers.whole else layers.whole[k]
+        total = torch.zeros_like(W)
+        for m, each in enumerate(kept):
+            gradient, slopes[m] = backward(each[k], each[k + 1], W, slopes[m])
+            total += gradient
+        layers.release(k)
+        layers.reduce(k, total)
+    layers.optimizer.step()
+    return loss
+"""
+# One micro-batch after the other, as the colleague does it
+BY_MICRO_BATCH = """
+def train_step(layers, batches):
+    depth, loss, totals = len(layers.own), 0, {}
+    for x, target in batches:
+        kept = [x]
+        for k in range(depth):
+            kept.append(forward(kept[-1], layers.gather(k)))
+            if k + 1 < depth:
+                layers.release(k)
+        slope = 2 * (kept[-1] - target) / target.numel() / len(batches)
+        loss += ((kept[-1] - target) ** 2).mean() / len(batches)
+        for k in reversed(range(depth)):
+            W = layers.whole[k] if k in layers.whole else layers.gather(k)
+            gradient, slope = backward(kept[k], kept[k + 1], W, slope)
+            totals[k] = totals.get(k, 0) + gradient
+            layers.release(k)
+    for k, total in totals.items():
+        layers.reduce(k, total)
+    layers.optimizer.step()
+    return loss
+"""
 
 
 def variant(code: str, **parts: str) -> str:
@@ -471,6 +516,70 @@ def schedule(num_units, room):
             plan.append(("gather", unit + 1))
 """,
             ),
+        },
+    ),
+    "task_6": Answers(
+        correct=(
+            STEP,
+            """
+def train_step(layers, batches):
+    # autograd inside a layer, whose forward pass is computed again
+    depth, count = len(layers.own), len(batches)
+    inputs = [[x for x, _ in batches]]
+    for k in range(depth - 1):
+        W = layers.gather(k)
+        inputs.append([forward(x, W) for x in inputs[-1]])
+        layers.release(k)
+    slopes, loss = None, 0.0
+    for k in range(depth - 1, -1, -1):
+        W = layers.gather(k).clone().requires_grad_()
+        layers.release(k)
+        xs = [x.clone().requires_grad_() for x in inputs[k]]
+        ys = [forward(x, W) for x in xs]
+        if slopes is None:
+            errors = torch.stack([(y - target).square().mean() for y, (_, target) in zip(ys, batches)])
+            loss = errors.mean()
+            gradient, *slopes = torch.autograd.grad(loss, [W, *xs])
+        else:
+            gradient, *slopes = torch.autograd.grad(ys, [W, *xs], slopes)
+        layers.reduce(k, gradient)
+    layers.optimizer.step()
+    return loss.detach()
+""",
+        ),
+        wrong={
+            "every micro-batch gathers the layers anew": BY_MICRO_BATCH,
+            "the last layer is dropped at the turn": STEP.replace("if k + 1 < depth:", "if True:"),
+            "no layer is dropped in the forward pass": STEP.replace("if k + 1 < depth:", "if False:"),
+            "the next layer is fetched while this one is whole": STEP.replace(
+                "        W = layers.gather(k)\n        for",
+                "        W = layers.whole[k] if k in layers.whole else layers.gather(k)\n"
+                "        if k + 1 < depth:\n            layers.gather(k + 1)\n        for",
+            ),
+            "the first layer stays whole": STEP.replace(
+                "        layers.release(k)\n        layers.reduce",
+                "        k and layers.release(k)\n        layers.reduce",
+            ),
+            "dropped before it is used": STEP.replace(
+                "        total = torch.zeros_like(W)", "        total = torch.zeros_like(W)\n        layers.release(k)"
+            ).replace("        layers.release(k)\n        layers.reduce", "        layers.reduce"),
+            "every micro-batch is reduced": STEP.replace(
+                "            total += gradient", "            layers.reduce(k, gradient)"
+            ).replace("        layers.reduce(k, total)\n", ""),
+            "the gradients of micro-batches are added, not averaged": STEP.replace(
+                "t.numel() / count for", "t.numel() for"
+            ),
+            "only the last micro-batch counts": STEP.replace("total += gradient", "total = gradient"),
+            "all rows count the same, not all micro-batches": STEP.replace(
+                "    depth, count",
+                "    batches = [tuple(torch.cat(parts) for parts in zip(*batches))]\n    depth, count",
+            ),
+            "the gradient goes past the layers, not through them": STEP.replace(
+                "gradient, slopes[m] = backward", "gradient, _ = backward"
+            ),
+            "inputs are taken for outputs": STEP.replace("each[k], each[k + 1], W", "each[k], each[k], W"),
+            "a sum of losses": STEP.replace("zip(kept, batches)) / count\n", "zip(kept, batches))\n"),
+            "no step": STEP.replace("    layers.optimizer.step()\n", ""),
         },
     ),
 }
