@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from minilib.operations.placement.cluster.capacity import FreeGpus
-from minilib.operations.placement.gangs.fitting import best_placement, fit_of
+from minilib.operations.placement.gangs.fitting import Placer, fit_of
 from minilib.operations.placement.gangs.job import GangJob
 
 KEPT = ("kept for the head of the line",)  # an owner that no job can be, since their names are strings
@@ -39,11 +39,15 @@ class Reservation(NamedTuple):
 class HeadRoom:
     """What is kept for the first job in line that does not fit now.
 
+    Args:
+        place: chooses the GPUs.
+
     Attributes:
         reservation: None if nobody waits, or those who wait need a repair.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Placer) -> None:
+        self.place = place
         self.reservation: Reservation | None = None
         self._await_repair: set[str] = set()  # jobs that do not fit into what is in use, whoever ends
 
@@ -56,7 +60,7 @@ class HeadRoom:
         if job.name in self._await_repair:
             return False
         if kept is None or kept.name != job.name or kept.time < now:
-            self.reservation = reserve(job, free, ends(), now)
+            self.reservation = reserve(job, free, ends(), now, self.place)
             if self.reservation is None:
                 self._await_repair.add(job.name)
         return self.reservation is not None
@@ -96,7 +100,9 @@ class HeadRoom:
         self._await_repair.clear()
 
 
-def reserve(job: GangJob, free: FreeGpus, ends: Iterable[tuple[float, str]], now: float) -> Reservation | None:
+def reserve(
+    job: GangJob, free: FreeGpus, ends: Iterable[tuple[float, str]], now: float, place: Placer
+) -> Reservation | None:
     """The earliest time at which a job has room; None if it has none even after all others have ended.
 
     Args:
@@ -104,11 +110,12 @@ def reserve(job: GangJob, free: FreeGpus, ends: Iterable[tuple[float, str]], now
         free: who has which GPU.
         ends: (time, name) of the jobs that run, by their estimates.
         now: the time; estimates that have passed count as now.
+        place: chooses the GPUs.
     """
     fit = fit_of(job, free.cluster.largest_host)
     trial = free.scratch(fit)
     for end, name in sorted(ends):
         trial.give_back(name)
-        if trial.index(fit).total >= job.gpus and (placement := best_placement(job, trial)) is not None:
+        if trial.index(fit).total >= job.gpus and (placement := place(job, trial)) is not None:
             return Reservation(job.name, max(now, end), frozenset(placement.gpus))
     return None

@@ -10,7 +10,7 @@ A decision looks at one place in the order of each level, then at the members of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import lcm
 
 from minilib.operations.placement.cluster.capacity import FreeGpus
@@ -18,6 +18,8 @@ from minilib.operations.placement.cluster.index import CapacityIndex, Fit
 from minilib.operations.placement.cluster.topology import LEVELS
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement
 from minilib.operations.placement.gangs.rank_order import in_rank_order
+
+Placer = Callable[[GangJob, FreeGpus], GangPlacement | None]  # where a gang goes now; None if it does not fit
 
 
 def fit_of(job: GangJob, host_gpus: int) -> Fit:

@@ -17,6 +17,10 @@ class InvalidJob(ValueError):
     """A job that no cluster could run; the message says what came and how to mend it."""
 
 
+class UnknownJob(LookupError):
+    """A job that is not here, or not in the state that was expected."""
+
+
 class StepWork(Protocol):
     """What a job does again and again, so that its steps can be priced on given GPUs; see price.py."""
 

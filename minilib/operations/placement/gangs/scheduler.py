@@ -19,13 +19,9 @@ from minilib.mechanisms.scheduling import FirstComeFirstServed, SchedulingPolicy
 from minilib.operations.placement.cluster.capacity import FreeGpus, NotFree
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.backfill import KEPT, HeadRoom, Reservation
-from minilib.operations.placement.gangs.fitting import best_placement, fit_of
-from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
+from minilib.operations.placement.gangs.fitting import Placer, best_placement, fit_of
+from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused, UnknownJob
 from minilib.operations.placement.gangs.refusal import Feasibility
-
-
-class UnknownJob(LookupError):
-    """A job that is not here, or not in the state that was expected."""
 
 
 @dataclass
@@ -48,6 +44,7 @@ class GangScheduler:
         policy: who goes next; first come, first served if left out. A unit of work is a GPU-second.
         backfill: let later jobs start as long as they do not delay the first that waits.
         depth: how many later jobs a decision looks at.
+        place: chooses the GPUs of a gang among the free ones.
 
     Attributes:
         free: who has which GPU.
@@ -58,16 +55,21 @@ class GangScheduler:
     """
 
     def __init__(
-        self, cluster: GpuCluster, policy: SchedulingPolicy | None = None, backfill: bool = True, depth: int = 100
+        self,
+        cluster: GpuCluster,
+        policy: SchedulingPolicy | None = None,
+        backfill: bool = True,
+        depth: int = 100,
+        place: Placer = best_placement,
     ) -> None:
         check_whole("depth", depth)
         self.cluster, self.free = cluster, FreeGpus(cluster)
         self.policy = FirstComeFirstServed() if policy is None else policy
-        self.backfill, self.depth = backfill, depth
+        self.backfill, self.depth, self.place = backfill, depth, place
         self.refused: dict[str, Refused] = {}
         self._feasible = Feasibility(cluster)
         self._entries: dict[str, _Entry] = {}
-        self._room = HeadRoom()
+        self._room = HeadRoom(place)
 
     @property
     def reservation(self) -> Reservation | None:
@@ -109,7 +111,7 @@ class GangScheduler:
         line = list(islice(self.policy, self.depth + 1)) if len(self.policy) else []
         for at, task in enumerate(line):
             entry = self._entries[task.key]
-            if (placement := best_placement(entry.job, self.free)) is not None:
+            if (placement := self.place(entry.job, self.free)) is not None:
                 started.append(self._begin(placement, now))
             elif self._room.keep(entry.job, self.free, self._ends, now):
                 return started + (self._fill(line[at + 1 :], now) if self.backfill else [])
@@ -174,7 +176,7 @@ class GangScheduler:
         self._room.repaired()
 
     def move(self, placement: GangPlacement) -> None:
-        """A job that runs goes on elsewhere, on its own GPUs and free ones: after a replacement, or to defragment.
+        """A job that runs restarts elsewhere, on its own GPUs and free ones: after a replacement, or to defragment.
 
         Raises:
             UnknownJob: if it does not run.
@@ -188,7 +190,7 @@ class GangScheduler:
                 raise NotFree(f"GPU {gpu} is no free one, and none in use by {entry.job.name!r}")
         self.free.give_back(entry.job.name)
         self.free.take(entry.job.name, placement.gpus)
-        entry.placement = placement
+        entry.placement, entry.end = placement, entry.end + entry.job.restart_seconds
         self._room.forget(placement.gpus)
 
     def resize(self, job: GangJob, now: float) -> GangPlacement | Refused | None:
@@ -210,11 +212,11 @@ class GangScheduler:
             return Refused(job, f"{job.name} goes on with {entry.job.least_gpus} GPUs or more: {few} too few")
         if (refused := self._feasible.refusal(job)) is not None:
             return refused
-        if entry.placement is None:
-            entry.job, entry.seconds = job, job.seconds
-            self._room.drop(job.name)
-            return None
-        return self._resize_running(entry, job, now)
+        if entry.placement is not None:
+            return self._resize_running(entry, job, now)
+        entry.job, entry.seconds = job, job.seconds
+        self._room.drop(job.name)
+        return None
 
     def charge(self, now: float) -> None:
         """Tell the policy what jobs that run have received; `start` does so where the policy's order depends on it."""
@@ -226,7 +228,7 @@ class GangScheduler:
         """Start the first in line as long as it fits."""
         started = []
         while (task := self.policy.first()) is not None:
-            if (placement := best_placement(self._entries[task.key].job, self.free)) is None:
+            if (placement := self.place(self._entries[task.key].job, self.free)) is None:
                 break
             started.append(self._begin(placement, now))
         return started
@@ -242,7 +244,7 @@ class GangScheduler:
             entry = self._entries[task.key]
             if held == (now + entry.seconds <= self.reservation.time):
                 held = self._room.hold(not held, self.free)
-            if (placement := best_placement(entry.job, self.free)) is not None:
+            if (placement := self.place(entry.job, self.free)) is not None:
                 started.append(self._begin(placement, now))
         self._room.hold(False, self.free)
         return started
@@ -267,9 +269,8 @@ class GangScheduler:
     def _resize_running(self, entry: _Entry, job: GangJob, now: float) -> GangPlacement | Refused:
         fit = fit_of(job, self.cluster.largest_host)
         trial = self.free.scratch(fit)
-        own = trial.give_back(job.name)
-        self._room.hold(True, trial, beside=own)
-        placement = best_placement(job, trial)
+        self._room.hold(True, trial, beside=trial.give_back(job.name))
+        placement = self.place(job, trial)
         if placement is None:
             usable = trial.index(fit).total
             return Refused(job, f"{job.name} has no room for {job.gpus} GPUs now: {usable} are free that it could use")
