@@ -30,8 +30,7 @@ def first_fit(job: GangJob, free: FreeGpus) -> GangPlacement | None:
         return None
     chosen: list[int] = []
     for domain in cluster.groups("domain"):
-        usable = {host: len(free.free_on(host)) // fit.on_host * fit.on_host for host in domain.hosts}
-        usable = {host: gpus for host, gpus in usable.items() if fit.meets(cluster.hosts[host].labels)}
+        usable = {host: index.capacity["host"][host] for host in domain.hosts}
         left = min(sum(usable.values()) // fit.in_domain * fit.in_domain, job.gpus - len(chosen))
         for host, gpus in usable.items():
             chosen += free.free_on(host)[: min(gpus, left)]
