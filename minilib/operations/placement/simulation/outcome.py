@@ -184,7 +184,7 @@ class SimulatedRun:
 
     @property
     def fairness_of_service(self) -> float:
-        """Jain's index over tenants of useful GPU-seconds; tenants that ask for different amounts make it small, too."""
+        """Jain's index over tenants of useful GPU-seconds; tenants that ask for other amounts make it small, too."""
         return jain_index(self.by_tenant(lambda jobs: sum(job.useful() for job in jobs)).values())
 
     def running_at(self, now: float) -> set[str]:
@@ -217,11 +217,11 @@ class SimulatedRun:
         Raises:
             ValueError: if no instants were kept, or no time is left.
         """
+        if not self.instants or after >= self.span:
+            raise ValueError(f"no instants were kept between {after} and {self.span}; simulate with instants=True")
         later = [(max(one.now, after), one.largest) for one in self.instants]
         ends = [now for now, _ in later[1:]] + [self.span]
         spans = [max(0.0, end - now) for (now, _), end in zip(later, ends, strict=True)]
-        if not sum(spans):
-            raise ValueError(f"no instants were kept between {after} and {self.span}; simulate with instants=True")
         pairs = list(zip(spans, (largest for _, largest in later), strict=True))
         return LargestGangs(*(sum(s * gangs[at] for s, gangs in pairs) / sum(spans) for at in range(4)))
 

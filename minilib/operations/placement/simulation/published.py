@@ -5,8 +5,8 @@
 
 Runs of one size are log-normal. Their means follow from the two shares; the spread, one for all sizes, from the median
 of all runs. Draws are stratified: each size has its number of jobs, each quantile of runs its job, and runs of a size
-are scaled to their mean. So every trace has the quoted shares, also a short one, and only the order, the arrivals and what
-happens within a stratum are chance.
+are scaled to their mean, none longer than the longest. So every trace has the quoted shares; only the order, the
+arrivals and what happens within a stratum are chance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -170,8 +170,18 @@ class TraceShape:
         """Runs of one size, in whole seconds, one of each of `count` quantiles; before the cut their mean is exact."""
         places = [(number + chance.uniform(0.001, 0.999)) / count for number in range(count)]
         raw = [math.exp(self.spread * NormalDist().inv_cdf(place)) for place in places]
-        scale = self.mean_seconds(gpus) * count / sum(raw) if raw else 0.0
-        return [max(1, min(round(scale * each), int(longest))) for each in raw]
+        scale = _scale_to(self.mean_seconds(gpus) * count, raw, self.longest_seconds)
+        return [max(1, min(round(min(scale * each, self.longest_seconds)), int(longest))) for each in raw]
+
+
+def _scale_to(total: float, values: Sequence[float], most: float) -> float:
+    """By what to multiply values, each then cut at `most`, so that they add up to a total."""
+    low, high = 0.0, total / min(values, default=1.0)
+    for _ in range(100):
+        middle = (low + high) / 2
+        enough = sum(min(middle * value, most) for value in values) >= total
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 @cache

@@ -3,9 +3,9 @@
     at one instant:  ends → repairs → failures → arrivals → one decision
 
 A job that has done its work ends, even if its host fails at that instant. What runs is what the scheduler says: after
-each decision its `running` is compared with what ran before, so that schedulers that move jobs or make them give way are
-simulated as well. A run that is lost keeps its last checkpoint; a move saves first, and loses nothing, unless the job
-keeps nothing at all. After either a run begins with `restart_seconds` in which nothing is done. Saving itself is free.
+each decision its `running` is compared with what ran before, so that schedulers that move jobs or make them give way
+are simulated as well. A run that is lost keeps its last checkpoint; a move saves first, and loses nothing, unless the
+job keeps nothing at all. After either a run begins with `restart_seconds` in which nothing is done. Saving is free.
 
 Sums are exact if all times are whole numbers.
 """
@@ -86,7 +86,7 @@ def simulate(
         What became of all jobs and GPU-seconds; the clock starts at 0.
 
     Raises:
-        ValueError: if two jobs share a name, failures are not in order, or a host fails while it is out.
+        ValueError: if two jobs share a name, or failures are not in order, of no host, or of one that is out.
         NeverEnds: if a job makes no progress between failures.
     """
     check_quantity("until", until, finite=False)
@@ -94,7 +94,7 @@ def simulate(
     clock = _Clock(scheduler, failures, until, instants)
     if len({each.job.name for each in jobs}) < len(jobs):
         raise ValueError("two jobs of the trace share a name; give each its own")
-    with tqdm(total=len(jobs), desc="simulated jobs", disable=not progress, leave=False) as shown:
+    with tqdm(total=len(jobs), desc="simulated jobs", disable=not progress) as shown:
         for each in jobs:
             clock.add(each.arrival, ARRIVE, each)
         clock.play(shown)
@@ -191,7 +191,8 @@ class _Clock:
         if (failure := next(self._failures, None)) is not None:
             if failure.at < self.now:
                 raise ValueError(f"a failure at {failure.at} comes after one at {self.now}: give them in order of time")
-            self.scheduler.cluster.gpus_of(failure.host)
+            if failure.host >= len(hosts := self.scheduler.cluster.hosts):
+                raise ValueError(f"host {failure.host} fails, and hosts are numbered 0 to {len(hosts) - 1}")
             self.add(failure.at, FAIL, failure)
 
     def _follow(self, lost: bool) -> None:
@@ -243,8 +244,10 @@ class _Clock:
         run.close(self.now, kept)
         self._losses[name] = 0 if kept > run.from_seconds else self._losses.get(name, 0) + 1
         if self._losses[name] > MOST_LOSSES:
-            raise NeverEnds(f"{name} lost its run {MOST_LOSSES} times in a row without more work kept: set "
-                            "checkpoint_every below the time between failures, or give a time to stop, `until`")  # fmt: skip
+            raise NeverEnds(
+                f"{name} lost its run {MOST_LOSSES} times in a row without more work kept: set checkpoint_every below "
+                "the time between failures, or give a time to stop, `until`"
+            )
 
     def _note(self) -> None:
         if self.keep:

@@ -1,0 +1,60 @@
+"""Logs in the Standard Workload Format: what is read, what is skipped, and every way to be wrong."""
+
+import pytest
+
+from minilib.operations.placement.cluster.topology import GpuCluster
+from minilib.operations.placement.gangs.scheduler import GangScheduler
+from minilib.operations.placement.simulation.simulator import simulate
+from minilib.operations.placement.simulation.swf import InvalidLog, OutOfOrder, WrongFields, parse_swf, read_swf
+
+LOG = """; Version: 2.2
+; MaxProcs: 16
+;
+ 1  0 -1  100  8 -1 -1  8  120 -1 1  3 1 -1 1 -1 -1 -1
+; a comment in between: no header
+ 2  5 -1   60 16 -1 -1 16   -1 -1 1  4 1 -1 1 -1 -1 -1
+ 3  5 -1   -1 -1 -1 -1  4   60 -1 5  4 1 -1 1 -1 -1 -1
+ 4  9 -1  0.5 -1 -1 -1  4   60 -1 1 -1 1 -1 1 -1 -1 -1
+"""
+GOOD = "1 0 -1 100 8 -1 -1 8 120 -1 1 3 1 -1 1 -1 -1 -1"
+
+
+def test_a_log_is_read_and_runs(tmp_path):
+    (tmp_path / "log.swf").write_text(LOG)
+    log = read_swf(tmp_path / "log.swf")
+    assert log.header == {"Version": "2.2", "MaxProcs": "16"} and log.skipped == 1
+    rows = [(j.job.name, j.job.gpus, j.job.tenant, j.arrival, j.seconds, j.job.seconds) for j in log.jobs]
+    assert rows == [("1", 8, "user3", 0, 100, 120), ("2", 16, "user4", 5, 60, 60), ("4", 4, "", 9, 0.5, 60)]
+    run = simulate(log.jobs, GangScheduler(GpuCluster.regular(1, 2, 8)))
+    run.check_invariants()
+    assert [record.ended for record in run.jobs] == [100, 160, 9.5]
+
+
+def test_processors_that_make_a_gpu():
+    assert [each.job.gpus for each in parse_swf(LOG.splitlines(), 6).jobs] == [2, 3, 1]
+    with pytest.raises(ValueError, match="processors_per_gpu"):
+        parse_swf([], 0)
+
+
+def test_nothing_and_comments_alone():
+    assert parse_swf([]).jobs == [] and parse_swf(["", "; Note: none"]).header == {"Note": "none"}
+
+
+@pytest.mark.parametrize(
+    "line, error, says",
+    [
+        ("1 2 3", WrongFields, "line 2: 3 fields"),
+        (GOOD.replace(" 100 ", " soon "), WrongFields, "run time is a number, got 'soon'"),
+        (GOOD.replace(" 100 ", " -7 "), InvalidLog, "run time is a finite number"),
+        (GOOD.replace(" 100 ", " nan "), WrongFields, "run time"),
+        (GOOD.replace(" 100 ", " 1e999 "), InvalidLog, "run time"),
+        (GOOD.replace("1 0 ", "1 -1 ", 1), InvalidLog, "submit time"),
+        (GOOD, OutOfOrder, "job 1 comes twice"),
+        (GOOD.replace("1 0 ", "2 0 ", 1), OutOfOrder, "after one at 4"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(line, error, says):
+    first = GOOD.replace("1 0 ", "1 4 ", 1)
+    with pytest.raises(error, match=says) as caught:
+        parse_swf([first, line])
+    assert "line 2" in str(caught.value) and isinstance(caught.value, InvalidLog)
