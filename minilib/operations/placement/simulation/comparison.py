@@ -10,6 +10,7 @@ from minilib.mechanisms.scheduling import make_policy
 from minilib.numbers.load_metrics import quantile
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.scheduler import GangScheduler
+from minilib.operations.placement.simulation.consolidation import ConsolidatingScheduler
 from minilib.operations.placement.simulation.defragmentation import DefragmentingScheduler
 from minilib.operations.placement.simulation.end_aware import EndAwareScheduler
 from minilib.operations.placement.simulation.first_fit import first_fit
@@ -19,7 +20,7 @@ from minilib.operations.placement.simulation.outcome import SimulatedRun
 from minilib.operations.placement.simulation.simulator import simulate
 from minilib.operations.placement.simulation.traced_job import TracedJob
 
-PLACINGS = ("first fit", "best fit", "end aware", "moves")
+PLACINGS = ("first fit", "best fit", "end aware", "moves", "consolidating")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,13 @@ class ComparedScheduler:
         policy = make_policy(self.policy)
         if self.placing == "first fit":
             return GangScheduler(cluster, policy, self.backfill, place=first_fit)
-        kind = {"best fit": GangScheduler, "end aware": EndAwareScheduler, "moves": DefragmentingScheduler}
-        return kind[self.placing](cluster, policy, self.backfill)
+        kinds = {
+            "best fit": GangScheduler,
+            "end aware": EndAwareScheduler,
+            "moves": DefragmentingScheduler,
+            "consolidating": ConsolidatingScheduler,
+        }
+        return kinds[self.placing](cluster, policy, self.backfill)
 
 
 class ComparedRun(NamedTuple):
@@ -72,6 +78,7 @@ class ComparedRun(NamedTuple):
         fairness: Jain's index over tenants of the mean slowdown.
         makespan: seconds.
         moves: of jobs.
+        free: GPUs, averaged over time.
         largest: gangs that would fit, averaged over time.
         run: all of it.
     """
@@ -86,6 +93,7 @@ class ComparedRun(NamedTuple):
     fairness: float
     makespan: float
     moves: int
+    free: float
     largest: LargestGangs
     run: SimulatedRun
 
@@ -121,9 +129,19 @@ def compare_schedulers(
 
 def _row(name: str, run: SimulatedRun, after: float) -> ComparedRun:
     waits = run.first_waits() or [0.0]
+    free, largest = run.mean_free(after) if run.span > after else (0.0, LargestGangs(0, 0, 0, 0))
     return ComparedRun(
-        name, run.utilisation, run.goodput, run.seconds.idle_wanted / run.capacity if run.capacity else 0.0,
-        quantile(waits, 0.5), quantile(waits, 0.9), sum(waits) / len(waits), run.fairness_of_slowdown, run.makespan,
-        sum(job.moves for job in run.jobs), run.mean_largest(after) if run.span > after else LargestGangs(0, 0, 0, 0),
-        run,
-    )  # fmt: skip
+        name=name,
+        utilisation=run.utilisation,
+        goodput=run.goodput,
+        idle_wanted=run.seconds.idle_wanted / run.capacity if run.capacity else 0.0,
+        median_wait=quantile(waits, 0.5),
+        p90_wait=quantile(waits, 0.9),
+        mean_wait=sum(waits) / len(waits),
+        fairness=run.fairness_of_slowdown,
+        makespan=run.makespan,
+        moves=sum(job.moves for job in run.jobs),
+        free=free,
+        largest=largest,
+        run=run,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -208,8 +208,8 @@ class SimulatedRun:
             if now_running != before:
                 yield now, now_running.copy()
 
-    def mean_largest(self, after: float = 0.0) -> LargestGangs:
-        """The largest gangs that would fit, averaged over time.
+    def mean_free(self, after: float = 0.0) -> tuple[float, LargestGangs]:
+        """Free GPUs and the largest gangs that would fit, averaged over time.
 
         Args:
             after: the time from which it counts.
@@ -219,11 +219,14 @@ class SimulatedRun:
         """
         if not self.instants or after >= self.span:
             raise ValueError(f"no instants were kept between {after} and {self.span}; simulate with instants=True")
-        later = [(max(one.now, after), one.largest) for one in self.instants]
-        ends = [now for now, _ in later[1:]] + [self.span]
-        spans = [max(0.0, end - now) for (now, _), end in zip(later, ends, strict=True)]
-        pairs = list(zip(spans, (largest for _, largest in later), strict=True))
-        return LargestGangs(*(sum(s * gangs[at] for s, gangs in pairs) / sum(spans) for at in range(4)))
+        starts = [max(one.now, after) for one in self.instants]
+        spans = [max(0.0, end - now) for now, end in zip(starts, (*starts[1:], self.span), strict=True)]
+
+        def mean(values: Iterable[float]) -> float:
+            return sum(span * value for span, value in zip(spans, values, strict=True)) / sum(spans)
+
+        largest = LargestGangs(*(mean(one.largest[at] for one in self.instants) for at in range(4)))
+        return mean(one.free for one in self.instants), largest
 
     def check_invariants(self) -> None:
         """Every GPU-second is useful, lost, restarting, idle (with somebody waiting or not) or out, and none is both;

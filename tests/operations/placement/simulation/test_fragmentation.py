@@ -9,6 +9,7 @@ from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.fitting import best_placement
 from minilib.operations.placement.gangs.job import GangJob
 from minilib.operations.placement.gangs.scheduler import GangScheduler
+from minilib.operations.placement.simulation.consolidation import ConsolidatingScheduler
 from minilib.operations.placement.simulation.end_aware import EndAwareScheduler
 from minilib.operations.placement.simulation.first_fit import first_fit
 from minilib.operations.placement.simulation.fragmentation import LargestGangs, largest_gangs
@@ -117,3 +118,27 @@ def test_by_ends_starts_what_others_start():
     run.check_invariants()
     scheduler.check_invariants()
     assert not run.unfinished and not run.refused
+
+
+def test_consolidation_clears_hosts_of_a_unit_within_its_share():
+    """Four jobs of 1 GPU, each on a host of its own: two units of two hosts. What moves leaves whole hosts free."""
+    cluster = GpuCluster.regular(4, 1, 8, racks_per_unit=2)
+    trace = [
+        TracedJob(GangJob(name, gpus, gpus, seconds=s, checkpoint_every=60, restart_seconds=30), 0, s)
+        for n in range(4)
+        for name, gpus, s in ((f"small{n}", 1, 40_000), (f"large{n}", 7, 100))
+    ] + [TracedJob(GangJob(f"tick{n}", 1, 1, seconds=1), 1000 * (n + 1), 1) for n in range(30)]
+    still, moved = (
+        simulate(trace, EndAwareScheduler(cluster)),
+        simulate(trace, scheduler := ConsolidatingScheduler(cluster)),
+    )
+    moved.check_invariants()
+    scheduler.check_invariants()
+    late = [next(one.largest for one in reversed(run.instants) if one.now < 35_000) for run in (still, moved)]
+    assert late[0].anywhere == 0 and late[1].unit == 16
+    moves = sum(record.moves for record in moved.jobs)
+    assert moves == 2 and scheduler.spent == moves * 30 == moved.restarting <= 0.005 * moved.capacity
+    none = simulate(trace, ConsolidatingScheduler(cluster, share=0))
+    assert sum(record.moves for record in none.jobs) == 0
+    with pytest.raises(ValueError, match="share"):
+        ConsolidatingScheduler(cluster, share=-1)

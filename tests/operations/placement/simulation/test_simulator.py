@@ -169,7 +169,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="factor"):
         with_estimates([], 0)
     with pytest.raises(ValueError, match="no instants"):
-        run([job("a", 8, 1)], instants=False).mean_largest()
+        run([job("a", 8, 1)], instants=False).mean_free()
 
 
 def test_drawn_failures_have_their_rate_and_their_order():
@@ -189,6 +189,12 @@ def test_waits_by_size_and_fairness():
     assert found.fairness_of_slowdown == pytest.approx((8 + 1.5) ** 2 / (2 * (64 + 2.25)))
     assert found.by_tenant(lambda jobs: sum(each.useful() for each in jobs)) == {"x": 880, "y": 100}
     assert jain_index([1, 0, 0, 0]) == 0.25 and jain_index([2, 2]) == 1 and jain_index([]) == jain_index([0, 0]) == 1
+
+
+def test_means_over_time_by_hand():
+    found = run([job("a", 8, 30), job("b", 1, 10, 40)], TWO)
+    assert found.mean_free() == ((8 * 30 + 16 * 10 + 15 * 10) / 50, ((8 * 30 + 16 * 10 + 8 * 10) / 50,) * 3 + (8,))
+    assert found.mean_free(after=40) == (15, (8, 8, 8, 8))
 
 
 def test_the_bar_ends_full(capsys):
