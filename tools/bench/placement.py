@@ -165,8 +165,8 @@ def lines(found: dict) -> Iterator[str]:
                f"{row['goodput'] - first['goodput']:+.2%} goodput, {row['moves']} moves")  # fmt: skip
     for row in found["policies"]:
         shares = f"{row['utilisation']:.1%} used, {row['goodput']:.1%} useful"
-        yield (f"{row['name']}: {shares}, waits {row['mean_wait']:.0f} s on average and 90 % {row['p90_wait']:.0f} s at "
-               f"most, fairness {row['fairness']:.2f}")  # fmt: skip
+        yield (f"{row['name']}: {shares}, waits {row['mean_wait']:.0f} s on average, 90 % {row['p90_wait']:.0f} s "
+               f"at most, fairness {row['fairness']:.2f}")  # fmt: skip
 
 
 def largest_asked_for(cluster: str) -> str:

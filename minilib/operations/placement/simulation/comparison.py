@@ -17,7 +17,7 @@ from minilib.operations.placement.simulation.first_fit import first_fit
 from minilib.operations.placement.simulation.fragmentation import LargestGangs
 from minilib.operations.placement.simulation.host_failures import HostFailure
 from minilib.operations.placement.simulation.outcome import SimulatedRun
-from minilib.operations.placement.simulation.simulator import simulate
+from minilib.operations.placement.simulation.simulator import simulate_cluster
 from minilib.operations.placement.simulation.traced_job import TracedJob
 
 PLACINGS = ("first fit", "best fit", "end aware", "moves", "consolidating")
@@ -121,7 +121,7 @@ def compare_schedulers(
     rows = []
     for each in compared:
         stop = {} if until is None else {"until": until}
-        run = simulate(trace, each.scheduler(cluster), failures(), progress=progress, **stop)
+        run = simulate_cluster(trace, each.scheduler(cluster), failures(), progress=progress, **stop)
         run.check_invariants()
         rows.append(_row(each.name, run, after))
     return rows

@@ -43,6 +43,11 @@ class MovePlan:
         """What the restarts cost."""
         return sum(map(move_cost, (step.job for step in self.steps)))
 
+    def apply(self, scheduler: GangScheduler) -> None:
+        """Move the jobs; the gang is left to `start`."""
+        for step in self.steps:
+            scheduler.move(step)
+
 
 def move_cost(job: GangJob) -> float:
     """GPU-seconds in which a job that moves does nothing; saving itself is free."""
@@ -96,12 +101,6 @@ def plan_moves(
     return None
 
 
-def carry_out(plan: MovePlan, scheduler: GangScheduler) -> None:
-    """Move the jobs of a plan; the gang is left to `start`."""
-    for step in plan.steps:
-        scheduler.move(step)
-
-
 class DefragmentingScheduler(GangScheduler):
     """A gang scheduler that moves jobs for the first in line, if that costs less than what the gang gains.
 
@@ -131,7 +130,7 @@ class DefragmentingScheduler(GangScheduler):
             return started
         if plan.gpu_seconds >= gang.gpus * (kept.time - now):
             return started
-        carry_out(plan, self)
+        plan.apply(self)
         self.plans.append(plan)
         return started + super().start(now)
 

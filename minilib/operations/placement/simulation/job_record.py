@@ -9,7 +9,7 @@ from minilib.operations.placement.simulation.traced_job import TracedJob
 
 
 @dataclass
-class Run:
+class JobRun:
     """GPUs of a job from a start to the end, a loss, or a move.
 
     Args:
@@ -58,7 +58,7 @@ class JobRecord:
     """
 
     traced: TracedJob
-    runs: list[Run] = field(default_factory=list)
+    runs: list[JobRun] = field(default_factory=list)
     waited: float = 0.0
     in_line_since: float | None = None
     ended: float | None = None
@@ -78,7 +78,7 @@ class JobRecord:
         return self.runs[0].start if self.runs else None
 
     @property
-    def running(self) -> Run | None:
+    def running(self) -> JobRun | None:
         """The run that goes on."""
         return self.runs[-1] if self.runs and self.runs[-1].end is None else None
 

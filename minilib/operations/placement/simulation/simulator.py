@@ -26,7 +26,7 @@ from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement, Refused
 from minilib.operations.placement.simulation.fragmentation import largest_gangs
 from minilib.operations.placement.simulation.host_failures import HostFailure
-from minilib.operations.placement.simulation.job_record import JobRecord, Run
+from minilib.operations.placement.simulation.job_record import JobRecord, JobRun
 from minilib.operations.placement.simulation.outcome import ClusterSeconds, Instant, SimulatedRun
 from minilib.operations.placement.simulation.traced_job import TracedJob
 
@@ -64,7 +64,7 @@ class DecidesPlacements(Protocol):
         """GPUs are in use again."""
 
 
-def simulate(
+def simulate_cluster(
     trace: Iterable[TracedJob],
     scheduler: DecidesPlacements,
     failures: Iterable[HostFailure] = (),
@@ -164,7 +164,7 @@ class _Clock:
         record.in_line_since = self.now
         self._in_line += 1
 
-    def _end(self, what: tuple[str, Run]) -> None:
+    def _end(self, what: tuple[str, JobRun]) -> None:
         name, run = what
         if run.end is None:
             record = self.records[name]
@@ -215,7 +215,7 @@ class _Clock:
         self._begin(record, placement, restart)
 
     def _begin(self, record: JobRecord, placement: GangPlacement, restart: float) -> None:
-        run = Run(self.now, placement.gpus, restart, record.kept_seconds)
+        run = JobRun(self.now, placement.gpus, restart, record.kept_seconds)
         record.runs.append(run)
         name = record.traced.job.name
         self._running[name] = placement

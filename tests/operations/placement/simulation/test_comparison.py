@@ -12,7 +12,7 @@ from minilib.operations.placement.simulation.comparison import PLACINGS, Compare
 from minilib.operations.placement.simulation.end_aware import EndAwareScheduler
 from minilib.operations.placement.simulation.host_failures import drawn_failures
 from minilib.operations.placement.simulation.published import published_shape
-from minilib.operations.placement.simulation.simulator import simulate
+from minilib.operations.placement.simulation.simulator import simulate_cluster
 from minilib.operations.placement.simulation.traced_job import TracedJob, with_estimates
 
 CLUSTER = GpuCluster.regular(4, 2, 8)
@@ -46,7 +46,7 @@ def test_backfill_never_delays_the_head(seed, kind, factor):
         for n in range(250)
         for gpus, seconds in [(chance.choice((1, 2, 4, 8, 16, 32, 48)), chance.randrange(1, 500))]
     ]
-    run = simulate(with_estimates(trace, factor), scheduler)
+    run = simulate_cluster(with_estimates(trace, factor), scheduler)
     run.check_invariants()
     started = {record.traced.job.name: record.started for record in run.jobs}
     assert len(scheduler.promised) > 20

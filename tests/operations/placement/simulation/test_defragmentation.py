@@ -9,8 +9,8 @@ import pytest
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement
 from minilib.operations.placement.gangs.scheduler import GangScheduler
-from minilib.operations.placement.simulation.defragmentation import DefragmentingScheduler, carry_out, plan_moves
-from minilib.operations.placement.simulation.simulator import simulate
+from minilib.operations.placement.simulation.defragmentation import DefragmentingScheduler, plan_moves
+from minilib.operations.placement.simulation.simulator import simulate_cluster
 from minilib.operations.placement.simulation.traced_job import TracedJob
 
 
@@ -34,7 +34,7 @@ def test_one_move_of_four_gpus_makes_room_for_eight():
     plan = plan_moves(gang, scheduler.free, scheduler.running)
     assert [step.job.name for step in plan.steps] == ["b"] and plan.gpu_seconds == 240
     assert plan.placement.gpus == tuple(range(8, 16)), "the gang takes the host that b leaves"
-    carry_out(plan, scheduler)
+    plan.apply(scheduler)
     scheduler.check_invariants()
     assert plan_moves(gang, scheduler.free, scheduler.running).steps == ()
 
@@ -121,10 +121,10 @@ def test_a_move_is_simulated_and_its_cost_counted():
         )
         for name, gpus, seconds in (("a", 4, 100), ("x", 4, 8), ("b", 4, 100))
     ] + [TracedJob(GangJob("gang", 8, gpus_per_host=8, seconds=20), 10, 20)]
-    still = simulate(trace, GangScheduler(cluster))
+    still = simulate_cluster(trace, GangScheduler(cluster))
     assert still.jobs[3].started == 100 and sum(record.moves for record in still.jobs) == 0
     scheduler = DefragmentingScheduler(cluster)
-    moved = simulate(trace, scheduler)
+    moved = simulate_cluster(trace, scheduler)
     moved.check_invariants()
     assert moved.jobs[3].started == 10 and moved.restarting == 4 * 5 and moved.lost == 0
     assert sum(record.moves for record in moved.jobs) == 1 and len(scheduler.plans) == 1
@@ -137,7 +137,7 @@ def test_a_move_that_costs_more_than_it_gains_is_left():
         for name, s in (("a", 100), ("x", 8), ("b", 100))
     ] + [TracedJob(GangJob("gang", 8, gpus_per_host=8, seconds=20), 75, 20)]
     scheduler = DefragmentingScheduler(GpuCluster.regular(1, 2, 8))
-    assert simulate(trace, scheduler).jobs[3].started == 100 and scheduler.plans == []
+    assert simulate_cluster(trace, scheduler).jobs[3].started == 100 and scheduler.plans == []
 
 
 def test_what_keeps_nothing_is_not_moved():
@@ -146,7 +146,7 @@ def test_what_keeps_nothing_is_not_moved():
     ]
     trace.append(TracedJob(GangJob("gang", 8, gpus_per_host=8, seconds=20), 10, 20))
     scheduler = DefragmentingScheduler(GpuCluster.regular(1, 2, 8))
-    assert simulate(trace, scheduler).jobs[3].started == 100 and scheduler.plans == []
+    assert simulate_cluster(trace, scheduler).jobs[3].started == 100 and scheduler.plans == []
 
 
 def test_nothing_is_changed_by_planning():

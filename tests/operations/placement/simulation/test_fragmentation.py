@@ -13,7 +13,7 @@ from minilib.operations.placement.simulation.consolidation import ConsolidatingS
 from minilib.operations.placement.simulation.end_aware import EndAwareScheduler
 from minilib.operations.placement.simulation.first_fit import first_fit
 from minilib.operations.placement.simulation.fragmentation import LargestGangs, largest_gangs
-from minilib.operations.placement.simulation.simulator import simulate
+from minilib.operations.placement.simulation.simulator import simulate_cluster
 from minilib.operations.placement.simulation.traced_job import TracedJob
 from minilib.ranks.mesh_shape import MeshShape
 
@@ -78,12 +78,12 @@ def test_first_fit_starts_what_best_fit_starts(cluster):
 def test_what_remains_of_racks_is_counted_as_idle():
     """Segments of 64 in domains of 72: 8 of each 72 GPUs are never had, though somebody always waits."""
     trace = [TracedJob(GangJob(f"j{n}", 64, 4, segment=64, seconds=100), 0, 100) for n in range(10)]
-    run = simulate(trace, GangScheduler(NVL72), until=500)
+    run = simulate_cluster(trace, GangScheduler(NVL72), until=500)
     run.check_invariants()
     assert run.utilisation == 64 / 72 and run.seconds.idle_wanted == 2 * 8 * 400
     assert run.seconds.idle == 2 * 8 * 100, "in the last 100 s nobody waits"
     thirds = [TracedJob(GangJob(f"j{n}", 24, 4, segment=24, seconds=100), 0, 100) for n in range(30)]
-    assert simulate(thirds, GangScheduler(NVL72)).utilisation == 1, "72 is three times 24"
+    assert simulate_cluster(thirds, GangScheduler(NVL72)).utilisation == 1, "72 is three times 24"
 
 
 def test_jobs_that_end_together_share_a_host():
@@ -96,7 +96,10 @@ def test_jobs_that_end_together_share_a_host():
         TracedJob(GangJob("short", 7, gpus_per_host=7, seconds=50), 1, 50),
         TracedJob(GangJob("next", 1, gpus_per_host=1, seconds=900), 20, 900),
     ]
-    by_fit, by_ends = simulate(trace, GangScheduler(cluster)), simulate(trace, EndAwareScheduler(cluster))
+    by_fit, by_ends = (
+        simulate_cluster(trace, GangScheduler(cluster)),
+        simulate_cluster(trace, EndAwareScheduler(cluster)),
+    )
     for run, beside in ((by_fit, "short"), (by_ends, "long")):
         run.check_invariants()
         host = {each.traced.job.name: each.runs[0].gpus[0] // 8 for each in run.jobs}
@@ -114,7 +117,7 @@ def test_by_ends_starts_what_others_start():
         for gpus, s in [(chance.choice((1, 2, 4, 8, 16, 24)), chance.randrange(1, 300))]
     ]  # fmt: skip
     scheduler = EndAwareScheduler(SMALL)
-    run = simulate(trace, scheduler)
+    run = simulate_cluster(trace, scheduler)
     run.check_invariants()
     scheduler.check_invariants()
     assert not run.unfinished and not run.refused
@@ -129,8 +132,8 @@ def test_consolidation_clears_hosts_of_a_unit_within_its_share():
         for name, gpus, s in ((f"small{n}", 1, 40_000), (f"large{n}", 7, 100))
     ] + [TracedJob(GangJob(f"tick{n}", 1, 1, seconds=1), 1000 * (n + 1), 1) for n in range(30)]
     still, moved = (
-        simulate(trace, EndAwareScheduler(cluster)),
-        simulate(trace, scheduler := ConsolidatingScheduler(cluster)),
+        simulate_cluster(trace, EndAwareScheduler(cluster)),
+        simulate_cluster(trace, scheduler := ConsolidatingScheduler(cluster)),
     )
     moved.check_invariants()
     scheduler.check_invariants()
@@ -138,7 +141,7 @@ def test_consolidation_clears_hosts_of_a_unit_within_its_share():
     assert late[0].anywhere == 0 and late[1].unit == 16
     moves = sum(record.moves for record in moved.jobs)
     assert moves == 2 and scheduler.spent == moves * 30 == moved.restarting <= 0.005 * moved.capacity
-    none = simulate(trace, ConsolidatingScheduler(cluster, share=0))
+    none = simulate_cluster(trace, ConsolidatingScheduler(cluster, share=0))
     assert sum(record.moves for record in none.jobs) == 0
     with pytest.raises(ValueError, match="share"):
         ConsolidatingScheduler(cluster, share=-1)

@@ -9,7 +9,7 @@ from minilib.operations.placement.gangs.job import GangJob
 from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.operations.placement.simulation.host_failures import HostFailure, drawn_failures
 from minilib.operations.placement.simulation.outcome import jain_index
-from minilib.operations.placement.simulation.simulator import NeverEnds, simulate
+from minilib.operations.placement.simulation.simulator import NeverEnds, simulate_cluster
 from minilib.operations.placement.simulation.traced_job import TracedJob, with_estimates
 
 ONE = GpuCluster.regular(1, 1, 8)
@@ -21,7 +21,7 @@ def job(name, gpus, seconds, arrival=0, **more):
 
 
 def run(trace, cluster=ONE, failures=(), **more):
-    found = simulate(trace, GangScheduler(cluster, backfill=more.pop("backfill", True)), failures, **more)
+    found = simulate_cluster(trace, GangScheduler(cluster, backfill=more.pop("backfill", True)), failures, **more)
     found.check_invariants()
     return found
 
@@ -150,7 +150,7 @@ def test_a_run_is_cut_off():
 
 def test_what_never_ends_is_named():
     with pytest.raises(NeverEnds, match="checkpoint_every"):
-        simulate([job("a", 8, 100)], GangScheduler(ONE), (HostFailure(10 * n, 0, 1) for n in range(1, 10**9)))
+        simulate_cluster([job("a", 8, 100)], GangScheduler(ONE), (HostFailure(10 * n, 0, 1) for n in range(1, 10**9)))
 
 
 def test_bad_input_is_named():

@@ -4,7 +4,7 @@ import pytest
 
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.scheduler import GangScheduler
-from minilib.operations.placement.simulation.simulator import simulate
+from minilib.operations.placement.simulation.simulator import simulate_cluster
 from minilib.operations.placement.simulation.swf import InvalidLog, OutOfOrder, WrongFields, parse_swf, read_swf
 
 LOG = """; Version: 2.2
@@ -25,7 +25,7 @@ def test_a_log_is_read_and_runs(tmp_path):
     assert log.header == {"Version": "2.2", "MaxProcs": "16"} and log.skipped == 1
     rows = [(j.job.name, j.job.gpus, j.job.tenant, j.arrival, j.seconds, j.job.seconds) for j in log.jobs]
     assert rows == [("1", 8, "user3", 0, 100, 120), ("2", 16, "user4", 5, 60, 60), ("4", 4, "", 9, 0.5, 60)]
-    run = simulate(log.jobs, GangScheduler(GpuCluster.regular(1, 2, 8)))
+    run = simulate_cluster(log.jobs, GangScheduler(GpuCluster.regular(1, 2, 8)))
     run.check_invariants()
     assert [record.ended for record in run.jobs] == [100, 160, 9.5]
 
