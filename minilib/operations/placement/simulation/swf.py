@@ -51,22 +51,23 @@ class WorkloadLog:
     skipped: int
 
 
-def read_swf(path: Path | str, processors_per_gpu: int = 1) -> WorkloadLog:
+def read_swf(path: Path | str, processors_per_gpu: int = 1, any_order: bool = False) -> WorkloadLog:
     """Read a log from a file; see `parse_swf`.
 
     Raises:
         InvalidLog: or a kind of it that says what is wrong.
     """
     with Path(path).open(encoding="utf-8", errors="replace") as lines:
-        return parse_swf(lines, processors_per_gpu)
+        return parse_swf(lines, processors_per_gpu, any_order)
 
 
-def parse_swf(lines: Iterable[str], processors_per_gpu: int = 1) -> WorkloadLog:
+def parse_swf(lines: Iterable[str], processors_per_gpu: int = 1, any_order: bool = False) -> WorkloadLog:
     """Read a log.
 
     Args:
         lines: of it.
         processors_per_gpu: processors that stand for a GPU, rounded up.
+        any_order: take lines that are not sorted by submit time, which the format asks for; jobs are sorted.
 
     Returns:
         Its jobs, as many GPUs as were allocated, or requested where that is not known; the estimate is the requested
@@ -92,15 +93,17 @@ def parse_swf(lines: Iterable[str], processors_per_gpu: int = 1) -> WorkloadLog:
         row = _row(text, at)
         if row["job number"] in seen:
             raise OutOfOrder(f"line {at}: job {row['job number']:g} comes twice; number each job once")
-        if row["submit time"] < before:
-            raise OutOfOrder(f"line {at}: submitted at {row['submit time']:g}, after one at {before:g}: sort the lines")
+        if row["submit time"] < before and not any_order:
+            raise OutOfOrder(
+                f"line {at}: submitted at {row['submit time']:g}, after one at {before:g}: sort the lines, or give any_order"
+            )
         seen.add(row["job number"])
         before = row["submit time"]
         if (job := _job(row, processors_per_gpu)) is None:
             skipped += 1
         else:
             jobs.append(job)
-    return WorkloadLog(header, jobs, skipped)
+    return WorkloadLog(header, sorted(jobs, key=lambda job: job.arrival), skipped)
 
 
 def _row(text: str, at: int) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Logs in the Standard Workload Format: what is read, what is skipped, and every way to be wrong."""
 
+import importlib.metadata
+
 import pytest
 
 from minilib.operations.placement.cluster.topology import GpuCluster
@@ -58,3 +60,26 @@ def test_what_is_wrong_is_named_with_its_line(line, error, says):
     with pytest.raises(error, match=says) as caught:
         parse_swf([first, line])
     assert "line 2" in str(caught.value) and isinstance(caught.value, InvalidLog)
+
+
+def test_lines_in_any_order():
+    later = GOOD.replace("1 0 ", "2 9 ", 1)
+    with pytest.raises(OutOfOrder, match="any_order"):
+        parse_swf([later, GOOD])
+    assert [each.job.name for each in parse_swf([later, GOOD], any_order=True).jobs] == ["1", "2"]
+
+
+def test_a_log_that_somebody_else_wrote():
+    """Batsim's, as evalys 4.0.7 ships it beside its tests: 800 jobs, not sorted, and none of them waited."""
+    try:
+        files = importlib.metadata.files("evalys")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("evalys==4.0.7, which ships a log, is not installed here")
+    (path,) = (file.locate() for file in files if file.name == "easy_mediumWL_smallPF.swf")
+    with pytest.raises(OutOfOrder, match="line 5"):
+        read_swf(path)
+    log = read_swf(path, any_order=True)
+    assert len(log.jobs) == 800 and log.skipped == 0 and log.header == {}
+    run = simulate_cluster(log.jobs, GangScheduler(GpuCluster.regular(1, 54, 1)), instants=False)
+    run.check_invariants()
+    assert run.first_waits() == [0.0] * 800, "54 processors ran at once at most"
