@@ -95,7 +95,7 @@ def parse_swf(lines: Iterable[str], processors_per_gpu: int = 1, any_order: bool
             raise OutOfOrder(f"line {at}: job {row['job number']:g} comes twice; number each job once")
         if row["submit time"] < before and not any_order:
             raise OutOfOrder(
-                f"line {at}: submitted at {row['submit time']:g}, after one at {before:g}: sort the lines, or give any_order"
+                f"line {at}: submitted at {row['submit time']:g}, after {before:g}: sort lines, or give any_order"
             )
         seen.add(row["job number"])
         before = row["submit time"]

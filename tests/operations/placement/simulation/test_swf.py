@@ -52,7 +52,7 @@ def test_nothing_and_comments_alone():
         (GOOD.replace(" 100 ", " 1e999 "), InvalidLog, "run time"),
         (GOOD.replace("1 0 ", "1 -1 ", 1), InvalidLog, "submit time"),
         (GOOD, OutOfOrder, "job 1 comes twice"),
-        (GOOD.replace("1 0 ", "2 0 ", 1), OutOfOrder, "after one at 4"),
+        (GOOD.replace("1 0 ", "2 0 ", 1), OutOfOrder, "after 4: sort"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(line, error, says):
