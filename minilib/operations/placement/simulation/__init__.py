@@ -1,0 +1,1 @@
+"""A cluster over simulated time: traces, failures, policies compared, fragmentation and moves against it."""
