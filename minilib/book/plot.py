@@ -13,6 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
+from minilib.book.alt_text import describe_figures
 from minilib.mechanisms.basics.format import si
 
 CARD = "#fbfaf7"
@@ -75,6 +76,7 @@ def axes(title: str, width: float = 8.0, height: float = 4.0, ax=None):
         if ax is None:
             _, ax = plt.subplots(figsize=(width, height))
         ax.set_title(title)
+        describe_figures()
         return ax
 
 

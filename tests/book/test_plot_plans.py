@@ -2,7 +2,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from minilib.book import plot
-from minilib.book.plot_plans import draw
+from minilib.book.plot_plans import draw, draw_messages
 from minilib.mechanisms.replication import plans
 
 
@@ -25,3 +25,26 @@ def test_what_a_rank_must_hold_in_the_end_is_filled():
 
 def test_one_rank_has_nothing_to_do():
     assert len([ax for ax in draw(plans.ring("all_reduce", 1), "A finding").axes if ax.get_title(loc="left")]) == 1
+
+
+def test_columns_are_numbered_as_the_chunks_are():
+    panel = draw(plans.ring("all_reduce", 3), "A finding").axes[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["chunk 0", "1", "2"]
+
+
+@pytest.mark.parametrize("plan", [plans.ring("all_reduce", 4), plans.tree("broadcast", 5), plans.halving_doubling(8)])
+def test_an_arrow_a_message_labelled_with_its_chunks(plan):
+    ax = draw_messages(plan, "A finding")
+    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None) is not None]
+    sent = [(number, t) for number, transfers in enumerate(plan.rounds) for t in transfers]
+    assert ax.get_title(loc="left") == "A finding"
+    for arrow, (number, t) in zip(arrows, sent, strict=True):
+        assert (int(arrow.xyann[0]), arrow.xyann[1], arrow.xy[1]) == (number, t.src, t.dst)
+        assert arrow.arrow_patch.get_linestyle() == ("-" if t.reduce else "--")
+    labels = [text.get_text() for text in ax.texts if getattr(text, "arrow_patch", None) is None]
+    named = {1: "{0}", 2: "{0},{1}", 4: "{0}–{1}"}
+    assert labels == [named[t.count].format(t.chunks[0], t.chunks[-1]) for _, t in sent]
+
+
+def test_no_message_is_an_empty_diagram():
+    assert not draw_messages(plans.ring("all_reduce", 1), "A finding", key=False).texts
