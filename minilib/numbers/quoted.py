@@ -37,10 +37,11 @@ def model(name: str) -> SimpleNamespace:
 
 
 def runs() -> list[SimpleNamespace]:
-    """Published pre-training runs, oldest first: title, year, parameters, tokens, hours, gpu (a data sheet), what, source.
+    """Published pre-training runs, oldest first.
 
-    parameters are those that a token passes through, hours those of one GPU. Where a source says how fast steps run, a
-    run has `running`, the ends of its share of the dense bf16 peak, or `tokens_per_second` of one GPU.
+    Each has title, year, parameters (those that a token passes through), tokens, hours (of all GPUs together), gpu (a
+    data sheet), what and source. Where a source says how fast steps run, it has `running`, the ends of its share of
+    the dense bf16 peak, or `tokens_per_second` of one GPU.
     """
     return [SimpleNamespace(**entry) for entry in _read()["run"].values()]
 
