@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -64,3 +65,21 @@ def test_the_page_has_every_chapter_once():
     rows = [line for line in reading.paths_markdown().splitlines() if line.startswith("| [")]
     written = [chapter.name for chapter in curriculum.chapters() if chapter.written]
     assert [row.split("]")[0] for row in rows] == [f"| [{name}" for name in written]
+
+
+MINUTES = {
+    "thirty": 30, "half an hour": 30, "twenty-five": 25, "thirty-five": 35, "forty": 40, "forty-five": 45, "fifty": 50,
+    "fifty-five": 55, "an hour": 60, "seventy": 70,
+}  # fmt: skip
+
+
+WRITTEN = [chapter.name for chapter in curriculum.chapters() if chapter.written and chapter.name != "00_map"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_chapter_says_how_long_it_takes(name):
+    """Its sentence is right within five minutes of the count."""
+    text = (reading.CHAPTERS / f"{name}.ipynb").read_text(encoding="utf-8")
+    said = re.search(r"(?:It|The chapter) takes ([a-z -]+?)(?: minutes)? to read", text)
+    assert said and said[1] in MINUTES, "the first cell says how long the chapter takes to read"
+    assert abs(MINUTES[said[1]] - reading.effort(name).reading) <= 5, f"it says {said[1]}"
