@@ -197,6 +197,10 @@ def test_the_readme_shows_the_curriculum_as_it_is():
     assert pages.README.read_text(encoding="utf-8") == pages.readme(), "run `make chapters`"
 
 
+def test_the_paths_show_the_hours_that_the_notebooks_take_now():
+    assert pages.PATHS.read_text(encoding="utf-8") == pages.paths(), "run `python -m tools.pages`"
+
+
 def test_the_curriculum_and_the_folders_agree():
     written = [chapter for chapter in curriculum.chapters() if chapter.written]
     assert [chapter.name for chapter in written] == [path.stem for path in CHAPTERS]
@@ -268,7 +272,10 @@ def test_links_within_the_repository_lead_somewhere(path):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("path", [pages.README, ROOT / "minilib" / "README.md"], ids=["README", "minilib/README"])
+PAGES = [pages.README, pages.PATHS, ROOT / "chapters" / "glossary.md", ROOT / "minilib" / "README.md"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_readme_links_lead_somewhere(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target

@@ -131,7 +131,7 @@ def test_both_refuse_the_same_appends_when_frames_run_out(page_size):
     assert refused > 50
 
 
-def test_the_chapter_s_trace_step_by_step():
+def test_a_trace_with_writes_step_by_step():
     """A prompt of six slots in pages of four, a fork, both go on, one ends: the numbers, counted by hand."""
     trace = [
         Step("append", 0, b"prompt"),

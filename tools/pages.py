@@ -1,4 +1,4 @@
-"""Write what is made from chapters/curriculum.toml: the table in README.md, and the figure of the mappings.
+"""Write what is made from chapters/*.toml: the table in README.md, the paths in chapters/README.md, a figure.
 
 Usage: python tools/pages.py
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minilib.book import curriculum
+from minilib.book import curriculum, reading
 from tools import figures
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- curriculum: made by make chapters -->\n", "\n<!-- end of curriculum -->"
+PATHS = README.parent / "chapters" / "README.md"
+BEGIN, END = "<!-- {}: made by make chapters -->\n", "\n<!-- end of {} -->"
 
 
 def readme() -> str:
@@ -21,19 +22,31 @@ def readme() -> str:
     Raises:
         ValueError: if README.md has lost one of the two markers.
     """
-    text = README.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(
-            f"README.md needs the lines {BEGIN.strip()!r} and {END.strip()!r} around its table of chapters"
-        )
-    head, rest = text.split(BEGIN, 1)
-    return head + BEGIN + curriculum.markdown("chapters/") + END + rest.split(END, 1)[1]
+    return _filled(README, "curriculum", curriculum.markdown("chapters/"))
+
+
+def paths() -> str:
+    """chapters/README.md with the paths of paths.toml, and their hours as the notebooks are now.
+
+    Raises:
+        ValueError: if the page has lost one of the two markers.
+    """
+    return _filled(PATHS, "paths", reading.paths_markdown())
 
 
 def write() -> None:
-    """Bring README.md and the figure up to date."""
+    """Bring both pages and the figure up to date."""
     README.write_text(readme(), encoding="utf-8")
+    PATHS.write_text(paths(), encoding="utf-8")
     figures.draw()
+
+
+def _filled(page: Path, name: str, made: str) -> str:
+    text, begin, end = page.read_text(encoding="utf-8"), BEGIN.format(name), END.format(name)
+    if begin not in text or end not in text:
+        raise ValueError(f"{page.name} needs the lines {begin.strip()!r} and {end.strip()!r} around its {name}")
+    head, rest = text.split(begin, 1)
+    return head + begin + made + end + rest.split(end, 1)[1]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,16 @@ def model(name: str) -> SimpleNamespace:
     return SimpleNamespace(**_entry("model", name))
 
 
+def runs() -> list[SimpleNamespace]:
+    """Published pre-training runs, oldest first.
+
+    Each has title, year, parameters (those that a token passes through), tokens, hours (of all GPUs together), gpu (a
+    data sheet), what and source. Where a source says how fast steps run, it has `running`, the ends of its share of
+    the dense bf16 peak, or `tokens_per_second` of one GPU.
+    """
+    return [SimpleNamespace(**entry) for entry in _read()["run"].values()]
+
+
 def latency() -> list[tuple[str, str, float | None, float | None]]:
     """Jeff Dean's numbers as (key, what, seconds in 2009, seconds in 2012); None where a version has no such row."""
     return [(row["key"], row["what"], row.get("y2009"), row.get("y2012")) for row in _read()["latency"]["rows"]]

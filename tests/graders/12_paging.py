@@ -563,3 +563,116 @@ def choose_page_size(pool_bytes, bytes_per_token, lengths, table_bytes, largest_
         ),
     },
 )
+
+# Task 6: the right answer in steps that a mistake replaces
+DECODE = """
+def paged_decode(q, k_pages, v_pages, tables, lengths, window=None):
+    page_size, d = k_pages.shape[2:]
+    results = []
+    for query, table, length in zip(q, tables, lengths):
+        count = (length + page_size - 1) // page_size
+        start = 0 if window is None else max(0, length - window)
+        before = start // page_size
+        frames = table[before:count]
+        k, v = (torch.cat([pages[frame] for frame in frames], dim=1) for pages in (k_pages, v_pages))
+        group = q.shape[1] // k.shape[0]
+        k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
+        positions = torch.arange(k.shape[1]) + before * page_size
+        hidden = (positions < start) | (positions >= length)
+        scores = torch.einsum("hd,hsd->hs", query, k) / d**0.5
+        scores = scores.masked_fill(hidden, -torch.inf)
+        weights = torch.softmax(scores, dim=1)
+        v = v.masked_fill(hidden[:, None], 0)
+        results.append(torch.einsum("hs,hsd->hd", weights, v))
+    return torch.stack(results)
+"""
+
+
+def misread(step: str, mistake: str) -> str:
+    """The right answer to task 6 with one step replaced."""
+    assert DECODE.count(step) == 1, f"{step!r} stands {DECODE.count(step)} times in the answer"
+    return DECODE.replace(step, mistake)
+
+
+TASKS["task_6"] = Answers(
+    correct=(
+        DECODE,
+        """
+def paged_decode(q, k_pages, v_pages, tables, lengths, window=None):
+    page_size, group = k_pages.shape[2], q.shape[1] // k_pages.shape[1]
+    out = torch.empty_like(q)
+    for i, length in enumerate(lengths):
+        start = max(0, length - (window or length))
+        slots = [divmod(slot, page_size) for slot in range(start, length)]
+        for head in range(q.shape[1]):
+            top, total, mean = -torch.inf, 0.0, torch.zeros_like(q[i, head])
+            for page, offset in slots:  # one pass: a running maximum, sum and mean
+                frame = tables[i][page]
+                score = float(q[i, head] @ k_pages[frame, head // group, offset]) / q.shape[2] ** 0.5
+                new_top = max(top, score)
+                scale = torch.exp(torch.tensor(top - new_top)).item()
+                share = torch.exp(torch.tensor(score - new_top)).item()
+                total = total * scale + share
+                mean = mean * scale + share * v_pages[frame, head // group, offset]
+                top = new_top
+            out[i, head] = mean / total
+    return out
+""",
+        """
+def paged_decode(q, k_pages, v_pages, tables, lengths, window=None):
+    size, out = k_pages.shape[2], []
+    for query, table, length in zip(q, tables, lengths):
+        slots = torch.arange(length)[-window if window else 0 :]
+        frames = torch.tensor([-1 if frame is None else frame for frame in table[: -(-length // size)]])
+        k, v = (pages[frames[slots // size], :, slots % size].transpose(0, 1)[None] for pages in (k_pages, v_pages))
+        attention = torch.nn.functional.scaled_dot_product_attention(query[None, :, None], k, v, enable_gqa=True)
+        out.append(attention[0, :, 0])
+    return torch.stack(out)
+""",
+    ),
+    wrong={
+        "reads the frames in the order of the pool": misread("table[before:count]", "sorted(table[before:count])"),
+        "takes the page number for the frame": misread("table[before:count]", "list(range(before, count))"),
+        "every sequence by the first table": misread("= table[before:count]", "= tables[0][before:count]"),
+        "neighbouring heads use different heads of the pages": misread(
+            "x.repeat_interleave(group, dim=0)", "x.repeat(group, 1, 1)"
+        ),
+        "all heads use the first head of the pages": misread("x.repeat_interleave(group, dim=0)", "x[:1]"),
+        "sees the unwritten end of the last page": misread(" | (positions >= length)", ""),
+        "hides the scores and not the values": misread("        v = v.masked_fill(hidden[:, None], 0)\n", ""),
+        "hides with the score 0": misread("masked_fill(hidden, -torch.inf)", "masked_fill(hidden, 0)"),
+        "hides the weights after the softmax": misread(
+            "        scores = scores.masked_fill(hidden, -torch.inf)\n        weights = torch.softmax(scores, dim=1)\n",
+            "        scores = scores.nan_to_num(0)\n        weights = scores.softmax(1).masked_fill(hidden, 0)\n",
+        ),
+        "turns NaN into 0 instead of hiding": misread(
+            "scores = scores.masked_fill(hidden, -torch.inf)", "scores, v = scores.nan_to_num(0), v.nan_to_num(0)"
+        ),
+        "does not see the new token": misread("positions >= length", "positions >= max(1, length - 1)"),
+        "forgets to scale": misread(" / d**0.5", ""),
+        "scales by d and not by its root": misread("d**0.5", "d"),
+        "softmax over the heads": misread("softmax(scores, dim=1)", "softmax(scores, dim=0)"),
+        "exp without the maximum": misread(
+            "torch.softmax(scores, dim=1)", "scores.exp() / scores.exp().sum(1, keepdim=True)"
+        ),
+        "a softmax for each page": misread(
+            "torch.softmax(scores, dim=1)",
+            "torch.cat([s.softmax(1) for s in scores.split(page_size, 1)], 1) / len(frames)",
+        ),
+        "looks up every entry of the table": misread("table[before:count]", "table[before:]"),
+        "reads a page too many for exact multiples": misread(
+            "(length + page_size - 1) // page_size", "length // page_size + 1"
+        ),
+        "no window": misread("max(0, length - window)", "0"),
+        "the window does not count the new token": misread("length - window)", "length - window - 1)"),
+        "a window of whole pages": misread("(positions < start) | ", ""),
+        "the window counts from the start": misread(
+            "hidden = (positions < start) | (positions >= length)",
+            "hidden = positions >= min(length, window or length)",
+        ),
+        "looks up pages that were freed": misread("before = start // page_size", "before = 0"),
+        "clears unseen slots in the pages themselves": misread(
+            "        count =", "        k_pages.nan_to_num_(0), v_pages.nan_to_num_(0)\n        count ="
+        ),
+    },
+)

@@ -56,6 +56,9 @@ HOPPER = {"fp64": 128, "fp32": 256, "tf32": 2048, "bf16": 4096, "fp16": 4096, "f
 BLACKWELL = {dtype: rate if dtype in ("fp64", "fp32") else 2 * rate for dtype, rate in HOPPER.items()}
 BLACKWELL["fp4"] = 2 * BLACKWELL["fp8"]
 ADA = {"fp64": 4, "fp32": 256, "tf32": 256, "bf16": 512, "fp16": 512, "fp8": 1024, "int8": 2048}
+# Blackwell Ultra: fp4 at three times fp8; what is left of fp64 and int8 is in the notes of its sheet.
+ULTRA = {dtype: rate for dtype, rate in BLACKWELL.items() if dtype not in ("fp64", "int8")} | {"fp4": 3 * 16384}
+GEFORCE_BLACKWELL = {"fp32": 256, "tf32": 256, "bf16": 512, "fp16": 512, "fp8": 1024, "fp4": 4096}
 CDNA3 = {"fp64": 128, "fp32": 256, "tf32": 1024, "bf16": 2048, "fp16": 2048, "fp8": 4096, "int8": 4096}
 
 # HBM transfers twice a clock, and clocks are as drivers report them. NVLink: links × bytes/s, one way.
@@ -105,6 +108,15 @@ CHIPS = {
         links={"nvlink": 18 * 50e9},
         watts=1200,
     ),
+    "gb300": Chip(
+        units=160,
+        per_clock=ULTRA,
+        clocks=(1.95e9, 1.92e9),
+        gigabytes=279,  # of 8 × 36
+        bus=(8192, 2 * 3996e6),
+        links={"nvlink": 18 * 50e9},
+        watts=1400,
+    ),
     "rtx-4090": Chip(
         units=128,
         per_clock=ADA,
@@ -113,6 +125,15 @@ CHIPS = {
         bus=(384, 21e9),
         links={"pcie": pcie(4)},  # and no NVLink
         watts=450,
+    ),
+    "rtx-5090": Chip(
+        units=170,
+        per_clock=GEFORCE_BLACKWELL,
+        clocks=(2.407e9, 2.407e9),
+        gigabytes=32,
+        bus=(512, 28e9),
+        links={"pcie": pcie(5)},
+        watts=575,
     ),
     "mi300x": Chip(
         units=304,
@@ -337,6 +358,9 @@ TRAPS = [
     ("sparse as dense", "b200", ("flops", "fp4"), 18e15, "sparse"),
     ("fp16 accumulation on GeForce", "rtx-4090", ("flops", "fp16"), 330.3e12, "accumulated in fp16"),
     ("fp16 accumulation on GeForce", "rtx-4090", ("flops", "fp8"), 660.6e12, "accumulated in fp16"),
+    ("fp16 accumulation on GeForce", "rtx-5090", ("flops", "bf16"), 419e12, "accumulated in fp16"),
+    ("sparse as dense", "rtx-5090", ("flops", "fp4"), 3352e12, "sparse"),
+    ("the older chip's fp4", "gb300", ("flops", "fp4"), 10e15, "its units make"),
     ("the ordinary units for the matrix units", "a100-80g-sxm", ("flops", "fp16"), 78e12, "dense"),
     ("the PCIe card for the SXM module", "h100-sxm", ("flops", "bf16"), 756e12, "dense"),
     ("GB200 for B200", "b200", ("flops", "bf16"), 2.5e15, "dense"),

@@ -1,6 +1,7 @@
 import pytest
 
 from minilib.numbers import quoted
+from minilib.numbers.machine import Machine
 
 
 def test_every_quoted_figure_has_unit_year_and_source():
@@ -10,7 +11,7 @@ def test_every_quoted_figure_has_unit_year_and_source():
             assert set(entry) == {"value", "unit", "year", "what", "source"}, f"{group}/{name}"
             assert entry["source"].startswith("https://")
             assert entry["value"] > 0 and 2000 < entry["year"] < 2100
-    assert set(data) == {*quoted.GROUPS, "latency", "model"}
+    assert set(data) == {*quoted.GROUPS, "latency", "model", "run"}
 
 
 def test_the_latency_table_is_in_order_and_sourced():
@@ -18,6 +19,17 @@ def test_the_latency_table_is_in_order_and_sourced():
     assert len(rows) == 14
     assert [y2012 for _, _, _, y2012 in rows] == sorted(y2012 for _, _, _, y2012 in rows)
     assert quoted._read()["latency"]["source_2012"].startswith("https://")
+
+
+def test_a_published_run_took_more_hours_than_its_products_at_the_peak():
+    runs = quoted.runs()
+    assert [run.year for run in runs] == sorted(run.year for run in runs) and len(runs) == 6
+    for run in runs:
+        assert run.source.startswith("https://") and run.what
+        peak = Machine.datasheet(run.gpu).peak("bf16")
+        share = 6 * run.parameters * run.tokens / (3600 * run.hours * peak)
+        assert 0.2 < share < 0.4, run.title  # a slip of a digit leaves this band
+        assert all(share < end < 0.5 for end in getattr(run, "running", []))
 
 
 @pytest.mark.parametrize("name", ["llama-3-70b", "llama-3-8b"])

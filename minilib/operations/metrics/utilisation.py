@@ -37,7 +37,9 @@ DATASHEET_OF = {
     "NVIDIA H200": "h200",
     "NVIDIA B200": "b200",
     "NVIDIA GB200": "gb200",
+    "NVIDIA GB300": "gb300",
     "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 5090": "rtx-5090",
     "AMD Instinct MI300X": "mi300x",
 }
 

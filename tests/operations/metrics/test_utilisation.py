@@ -138,8 +138,9 @@ def test_a_device_is_looked_up_by_its_whole_name():
 
 @pytest.mark.parametrize(
     "name",
-    ["NVIDIA H20", "NVIDIA B300", "NVIDIA GB300", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "",
-     "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU"],
+    ["NVIDIA H20", "NVIDIA B300", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "",
+     "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
+     "NVIDIA GeForce RTX 5090 D"],
 )  # fmt: skip
 def test_a_similar_name_gets_no_peak(name):
     with pytest.raises(UnknownDevice, match="exactly"):
