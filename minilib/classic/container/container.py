@@ -10,7 +10,6 @@ root that holds no Python.
 
 from __future__ import annotations
 
-import math
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,13 +18,14 @@ from typing import Any
 
 import cloudpickle
 
-from minilib.classic.container.errors import InvalidLimit
+from minilib.classic.container.errors import InvalidLimit, NotStarted
 from minilib.classic.container.init import ContainerSpec
-from minilib.classic.container.limits import Cgroup, ContainerLimits, Counted
+from minilib.classic.container.limits import MOST, Cgroup, ContainerLimits, Counted
 from minilib.classic.container.namespaces import kinds_for_us
 from minilib.classic.container.root import OverlayRoot
 from minilib.classic.container.supervised import SupervisedProcess
 from minilib.mechanisms.basics import interrupts
+from minilib.mechanisms.basics.checks import check_quantity, whole
 
 Work = Callable[[], Any] | Sequence[str]
 
@@ -65,7 +65,8 @@ class Container:
 
     Raises:
         InvalidLimit: if a limit is one that no process can be held to.
-        ValueError: if the hostname, the timeout or the command is wrong, or another container uses this root.
+        ValueError: if the hostname, the timeout or the command is wrong, another container uses this root, or it runs.
+        TypeError: if the root is something else.
         CannotContain: when it is entered, if the kernel does not let us have a part of it.
         NotStarted: when it is entered, if it dies before its work begins.
     """
@@ -81,12 +82,18 @@ class Container:
         hostname: str = "container",
         timeout: float = 60.0,
     ) -> None:
-        if not 1 <= len(hostname.encode()) <= 64:
-            raise ValueError(f"a hostname has 1 to 64 bytes, got {hostname!r}")
+        if not isinstance(hostname, str) or not 1 <= len(hostname.encode()) <= 64 or "\0" in hostname:
+            raise ValueError(f"a hostname has 1 to 64 bytes, none of them 0, got {hostname!r}")
+        if not isinstance(root, OverlayRoot | None):
+            raise TypeError(f"a root is an OverlayRoot over layers, got {root!r}")
         self._limits = ContainerLimits(memory, pids, cpus)
         self._work, self._root, self._hostname, self._timeout = _packed(work), root, hostname, _checked(timeout)
+        self._process: SupervisedProcess | None = None
+        self._stack: ExitStack | None = None
 
     def __enter__(self) -> Container:
+        if self._stack is not None:
+            raise ValueError("this container runs already; make another one for another run at the same time")
         with ExitStack() as stack:
             if self._root is not None:
                 stack.enter_context(self._root.used())
@@ -101,29 +108,40 @@ class Container:
     def __exit__(self, *exception: object) -> None:
         with interrupts.held():
             self._stack.close()
+            self._stack = None
 
     @property
     def pid(self) -> int:
-        """Number of its first process, as the host sees it."""
-        return self._process.pid
+        """Number of its first process, as the host sees it.
+
+        Raises:
+            NotStarted: if it was never entered; so do all that follow.
+        """
+        return self._entered().pid
 
     @property
     def cgroup(self) -> Cgroup:
         """The cgroup that it is in."""
+        self._entered()
         return self._cgroup
 
     def kill(self) -> None:
-        """Kill all its processes."""
-        self._process.kill()
+        """Kill all its processes, if any are left."""
+        self._entered().kill()
 
     def wait(self) -> ContainerResult:
         """Wait until its first process has ended, and with it all others, or its time is over.
 
         Raises:
             OSError: if there is no such command; FileNotFoundError and others of that kind.
-            ContainerLost: if someone killed its supervisor, and so the container.
+            ContainerLost: if someone killed its supervisor, and so the container; or the body is over.
         """
-        return _result(self._process, self._cgroup.counted)
+        return _result(self._entered(), self._cgroup.counted)
+
+    def _entered(self) -> SupervisedProcess:
+        if self._process is None:
+            raise NotStarted("the container has not been started: use it in the body of `with Container(…) as …`")
+        return self._process
 
 
 def run_in_container(work: Work, **how: Any) -> ContainerResult:
@@ -156,15 +174,15 @@ def run_with_rlimits(
         timeout: seconds from the beginning of its work until it is killed.
 
     Raises:
-        InvalidLimit: if a limit is below 0 or not a whole number.
+        InvalidLimit: if a limit is below 0, more than the kernel counts to, or not a whole number.
         NotStarted: if it dies before its work begins.
         OSError: if there is no such command.
     """
     asked = {resource.RLIMIT_AS: address_space, resource.RLIMIT_NPROC: processes}
-    rlimits = {number: most for number, most in asked.items() if most is not None}
-    for most in rlimits.values():
-        if type(most) is not int or most < 0:
-            raise InvalidLimit(f"a resource limit must be a whole number, at least 0, got {most!r}")
+    rlimits = {number: whole(most) for number, most in asked.items() if most is not None}
+    for number, most in rlimits.items():
+        if most is None or not 0 <= most <= MOST:
+            raise InvalidLimit(f"a resource limit must be a whole number, 0 to 2**63 - 1, got {asked[number]!r}")
     process = SupervisedProcess(ContainerSpec(_packed(work), rlimits=rlimits), _checked(timeout))
     try:
         return _result(process, Counted)
@@ -181,12 +199,12 @@ def _result(process: SupervisedProcess, counted: Callable[[], Counted]) -> Conta
 def _packed(work: Work) -> bytes | tuple[str, ...]:
     if callable(work):
         return cloudpickle.dumps(work)
-    if isinstance(work, str) or not work or not all(isinstance(word, str) for word in work):
+    words = tuple(work) if isinstance(work, Sequence) and not isinstance(work, str) else ()
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words) or not words[0]:
         raise ValueError(f"a command is a list of words, as ['ls', '-l'], got {work!r}")
-    return tuple(work)
+    return words
 
 
 def _checked(timeout: float) -> float:
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ValueError(f"a timeout is a number of seconds above 0, got {timeout!r}")
-    return timeout
+    check_quantity("a timeout", timeout, above_zero=True)
+    return float(timeout)

@@ -21,11 +21,13 @@ class CannotContain(RuntimeError):
 
 
 class InvalidLimit(ValueError):
-    """A limit that no process can be held to: a negative one, a fraction of a process, less than one page of memory."""
+    """A limit that no process can be held to: a negative one, a fraction of a process, less than one page of memory,
+    more than the kernel counts to.
+    """
 
 
 class NotStarted(RuntimeError):
-    """A container died before the first line of its work; the message says of what."""
+    """A container died before the first line of its work, or was never entered; the message says which."""
 
 
 class ContainerLost(RuntimeError):

@@ -28,6 +28,7 @@ from minilib.classic.container.errors import CannotContain, InvalidLimit
 from minilib.classic.container.hierarchies import Hierarchy, find_hierarchy
 
 PERIOD = 100_000  # microseconds in which a quota of processor time is used up; the kernel's default
+MOST = 2**63 - 1  # to which the kernel counts
 _ROOT = "Become root; or, with version 2 of cgroups, run this in `systemd-run --user --scope -p Delegate=yes`"
 _REMEDIES = {errno.EROFS: "Cgroups are mounted read-only, as in Docker: start it with `--privileged --cgroupns=host`"}
 _WITH_SWAP = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # missing where swap is not counted
@@ -56,8 +57,9 @@ class ContainerLimits:
     def __post_init__(self) -> None:
         for name, value, least, unit in (("memory", self.memory, 4096, "bytes"), ("pids", self.pids, 1, "processes")):
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= least):
-                raise InvalidLimit(f"{name} must be a whole number of {unit}, at least {least:,}, got {value!r}")
+            if value is not None and not (whole and least <= value <= MOST):
+                raise InvalidLimit(f"{name} must be a whole number of {unit}, at least {least:,}, below 2**63, got "
+                                   f"{value!r}")  # fmt: skip
         real = isinstance(self.cpus, numbers.Real) and not isinstance(self.cpus, bool)
         if self.cpus is not None and not (real and self.cpus >= 0.01 and math.isfinite(self.cpus)):
             raise InvalidLimit(f"cpus must be a number of processors, at least 0.01, got {self.cpus!r}")

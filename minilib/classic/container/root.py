@@ -31,6 +31,7 @@ _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")  # a folder that hid
 _NO_PLACE = "The folder must be on ext4, xfs, btrfs or tmpfs, not itself on an overlay (in Docker: on a volume)"
 _REMEDIES = {
     errno.ENODEV: "The kernel's module is not loaded: `modprobe overlay` as root",
+    errno.ELOOP: "A layer is given twice, or the folder of the changes lies in one: give another `folder`",
     errno.EPERM: "Before Linux 5.11 only root may mount one: become root",
 }
 
@@ -61,12 +62,14 @@ def lay_out(folder: Path, files: Mapping[str, bytes]) -> Path:
         The folder.
 
     Raises:
-        ValueError: if a path leads out of the folder.
+        ValueError: if a path is not below the folder; nothing was made.
     """
+    for name in files:
+        if folder.resolve() not in (folder / name).resolve().parents:
+            raise ValueError(f"{name!r} leads out of the layer; give paths from its root on, as 'etc/name'")
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{name!r} leads out of the layer; give paths from its root on, as 'etc/name'")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder
@@ -119,8 +122,9 @@ class OverlayRoot:
         """Keep it for one container at a time, as the kernel demands.
 
         Raises:
-            ValueError: if another one uses it.
+            ValueError: if another one uses it, or its changes have been deleted.
         """
+        self._check_there()
         if self._in_use:
             raise ValueError("another container uses this root; give each one a root of its own over the same layers")
         self._in_use = True
@@ -147,20 +151,28 @@ class OverlayRoot:
             raise CannotContain("overlay", reason, _REMEDIES.get(error.errno, _NO_PLACE)) from error
 
     def changes(self) -> RootChanges:
-        """What has been changed so far, told from the upper folder and the layers alone."""
+        """What has been changed so far, told from the upper folder and the layers alone.
+
+        Raises:
+            ValueError: if the changes have been deleted.
+        """
+        self._check_there()
         written, deleted, size = [], [], 0
         for path in sorted(self.upper.rglob("*")):
             name, status = path.relative_to(self.upper).as_posix(), path.lstat()
             if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
                 deleted.append(name)
-            elif stat.S_ISDIR(status.st_mode):
-                if _is_opaque(path):
-                    hidden = {below.relative_to(layer) for layer in self.layers for below in (layer / name).rglob("*")}
-                    deleted += [below.as_posix() for below in hidden if not os.path.lexists(self.upper / below)]
-            else:
+            elif not stat.S_ISDIR(status.st_mode):
                 written.append(name)
                 size += status.st_size
+            if not stat.S_ISDIR(status.st_mode) or _is_opaque(path):
+                hidden = {below.relative_to(layer) for layer in self.layers for below in (layer / name).rglob("*")}
+                deleted += [below.as_posix() for below in hidden if not os.path.lexists(self.upper / below)]
         return RootChanges(tuple(written), tuple(sorted(deleted)), size)
+
+    def _check_there(self) -> None:
+        if not self._folder.is_dir():
+            raise ValueError("this root's changes were deleted at the end of its body; use it inside, or make another")
 
 
 def _escaped(path: Path) -> str:

@@ -20,6 +20,7 @@ from minilib.mechanisms.basics.child import child_environment
 _SUPERVISOR = f"from {supervise_as_told.__module__} import {supervise_as_told.__name__}; {supervise_as_told.__name__}()"
 _MOST_OUTPUT = 1 << 20  # bytes of output that are kept
 _PATIENCE = 60.0  # seconds for a supervisor to start, and to end
+_LONGEST = 86_400.0  # seconds that poll waits at a time; it counts milliseconds in 31 bits
 
 
 class SupervisedProcess:
@@ -41,6 +42,7 @@ class SupervisedProcess:
     def __init__(self, spec: ContainerSpec, timeout: float) -> None:
         self._deadline = time.monotonic() + _PATIENCE
         self.pid, self.timed_out, self._unread = 0, False, b""
+        self._status: int | None = None
         with ExitStack() as stack:
             self._output, self._value, given = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
             pickle.dump(spec, given)
@@ -76,9 +78,11 @@ class SupervisedProcess:
 
         Raises:
             OSError: if there is no such command, or it cannot be executed; FileNotFoundError and others of that kind.
-            ContainerLost: if the supervisor was killed, and the container with it.
+            ContainerLost: if the supervisor was killed, and the container with it, or `end` was called.
         """
-        while True:
+        if self._supervisor.stdin.closed:
+            raise ContainerLost("a container is gone at the end of its body; wait for it inside")
+        while self._status is None:
             try:
                 event = self._next()
             except TimeoutError:
@@ -89,7 +93,8 @@ class SupervisedProcess:
             if "no_command" in event:
                 raise OSError(*event["no_command"])
             if "ended" in event:
-                return event["ended"]
+                self._status = event["ended"]
+        return self._status
 
     def kill(self) -> None:
         """Kill it. `wait` says when it is gone."""
@@ -126,7 +131,9 @@ class SupervisedProcess:
         """The supervisor's next event."""
         while b"\n" not in self._unread:
             left = self._deadline - time.monotonic()
-            if not self._poll.poll(max(left, 0) * 1000):
+            if not self._poll.poll(min(max(left, 0), _LONGEST) * 1000):
+                if left > _LONGEST:
+                    continue
                 if self.timed_out:
                     raise ContainerLost(f"a container was killed, and is not gone after {_PATIENCE:g} s")
                 raise TimeoutError
@@ -138,7 +145,7 @@ class SupervisedProcess:
         return json.loads(line)
 
     def _tell(self, word: bytes) -> None:
-        with suppress(OSError):  # the supervisor is gone
+        with suppress(OSError, ValueError):  # the supervisor is gone, or was ended
             self._supervisor.stdin.write(word)
 
     def _stop(self) -> None:

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+from minilib.mechanisms.basics.checks import check_quantity
 from minilib.mechanisms.scheduling.fair_share import InvalidWeight, SharingPolicy
 from minilib.mechanisms.scheduling.policy import Place, check_positive
 from minilib.mechanisms.scheduling.task import Load, Task, UnknownTenant
@@ -81,8 +82,10 @@ def dominant_share(use: Mapping[str, float], capacity: Mapping[str, float]) -> f
     for resource, amount in use.items():
         if resource not in capacity:
             raise InvalidDemand(f"{resource!r} is none of the resources that there are: {', '.join(capacity)}")
-        if not 0 <= amount < math.inf:
-            raise InvalidDemand(f"an amount of {resource!r} is a finite number ≥ 0, got {amount!r}")
+        try:
+            check_quantity(f"an amount of {resource!r}", amount)
+        except ValueError as error:
+            raise InvalidDemand(str(error)) from error
     return max((amount / capacity[resource] for resource, amount in use.items()), default=0)
 
 

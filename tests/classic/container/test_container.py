@@ -185,7 +185,58 @@ def test_what_no_container_can_have_is_named(how, said):
         run_in_container(int, **how)
 
 
-@pytest.mark.parametrize("command", ["ls -l", [], [1], [b"ls"]])
+@pytest.mark.parametrize("command", ["ls -l", [], [1], [b"ls"], 5, None, [""], ["a\0b"], iter(["ls"])])
 def test_a_command_that_is_no_list_of_words_is_named(command):
     with pytest.raises(ValueError, match="a command is a list of words"):
         run_in_container(command)
+
+
+@ISOLATED
+def test_whoever_waits_twice_is_told_the_same_twice():
+    with Container(lambda: 7, timeout=TIMEOUT) as container:
+        first = container.wait()
+        assert container.wait() == first and (first.value, first.timed_out) == (7, False)
+
+
+@ISOLATED
+def test_before_its_body_there_is_nothing_to_wait_for_and_after_it_nothing_is_left():
+    container = Container(int)
+    for ask in (container.kill, container.wait, lambda: container.pid, lambda: container.cgroup):
+        with pytest.raises(NotStarted, match="has not been started"):
+            ask()
+    with container:
+        assert container.wait().value == 0
+    container.kill()
+    with pytest.raises(ContainerLost, match="at the end of its body"):
+        container.wait()
+    with container:
+        assert container.wait().value == 0, "it may run again"
+
+
+@ISOLATED
+def test_one_that_runs_is_not_started_a_second_time():
+    with Container(work.hang) as container:
+        pid = container.pid
+        with pytest.raises(ValueError, match="runs already"):
+            container.__enter__()
+        assert container.pid == pid and psutil.pid_exists(pid)
+
+
+@ISOLATED
+def test_a_timeout_may_be_longer_than_poll_waits():
+    assert run_in_container(int, timeout=1e12).status == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ({"hostname": None}, ValueError),
+        ({"hostname": "a\0b"}, ValueError),
+        ({"timeout": "1"}, ValueError),
+        ({"timeout": True}, ValueError),
+        ({"root": Path("/")}, TypeError),
+    ],
+)
+def test_what_is_of_another_type_is_named(how, error):
+    with pytest.raises(error, match=r"a (hostname|timeout|root) "):
+        run_in_container(int, **how)

@@ -175,6 +175,7 @@ def test_cgroups_that_are_mounted_read_only_are_named():
         {"memory": True},
         {"memory": "1G"},
         {"pids": 0},
+        {"memory": 2**63},
         {"pids": -1},
         {"pids": 1.5},
         {"pids": True},

@@ -4,6 +4,7 @@ import errno
 import mmap
 import os
 
+import numpy as np
 import psutil
 import pytest
 
@@ -54,8 +55,12 @@ def test_one_that_hangs_is_killed():
     assert result.timed_out and result.status == -9
 
 
-@pytest.mark.parametrize("limit", [-1, 1.5, True, "1G"])
+@pytest.mark.parametrize("limit", [-1, 1.5, True, "1G", 2**63])
 def test_limits_that_are_no_counts_are_named(limit):
     for name in ("address_space", "processes"):
         with pytest.raises(InvalidLimit, match="a whole number"):
             run_with_rlimits(int, **{name: limit})
+
+
+def test_a_limit_may_be_a_whole_number_of_numpy():
+    assert run_with_rlimits(int, address_space=np.int64(1 << 33)).status == 0

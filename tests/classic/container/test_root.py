@@ -224,3 +224,47 @@ def test_layers_that_are_none_are_named(tmp_path):
     for name in ("../out", "/etc/out", "a/../../out"):
         with pytest.raises(ValueError, match="leads out of the layer"):
             lay_out(tmp_path / "layer", {name: b""})
+    for name in ("", ".", "a/.."):
+        with pytest.raises(ValueError, match="leads out of the layer"):
+            lay_out(tmp_path / "layer", {"first": b"", name: b""})
+    assert not list(tmp_path.iterdir()), "nothing was made"
+    assert lay_out(tmp_path / "empty", {}).is_dir()
+
+
+@OVERLAY
+def test_what_a_file_or_a_whiteout_hides_is_deleted(tmp_path):
+    """All paths of the layer that the container no longer sees, however it lost them."""
+    layer = lay_out(tmp_path / "layer", {"d/f": b"", "g": b"", "h/a": b"", "h/b/c": b"", "kept/x": b""})
+
+    def change():
+        shutil.rmtree("/d")
+        Path("/d").write_text("a file now")
+        Path("/g").unlink()
+        Path("/g").mkdir()
+        shutil.move("/h", "/k")
+        return sorted(path.as_posix()[1:] for path in Path("/").rglob("*") if path.parts[1] != "proc")
+
+    with OverlayRoot(layer, folder=tmp_path) as root:
+        seen = set(run_in_container(change, root=root).value)
+        before = {path.relative_to(layer).as_posix() for path in layer.rglob("*")}
+        assert set(root.changes().deleted) == before - seen == {"d/f", "h", "h/a", "h/b", "h/b/c"}
+        assert root.changes().written == ("d", "k/a", "k/b/c")
+
+
+@OVERLAY
+def test_a_root_whose_body_is_over_is_refused(layer, tmp_path):
+    with OverlayRoot(layer, folder=tmp_path) as root:
+        pass
+    for ask in (lambda: run_in_container(int, root=root), root.changes):
+        with pytest.raises(ValueError, match="deleted at the end of its body"):
+            ask()
+
+
+@OVERLAY
+def test_a_layer_twice_and_changes_inside_of_a_layer_are_named(layer):
+    for layers in ((layer, layer), (layer,)):
+        with (
+            OverlayRoot(*layers, folder=layer) as root,
+            pytest.raises(CannotContain, match="given twice, or"),
+        ):
+            run_in_container(int, root=root)

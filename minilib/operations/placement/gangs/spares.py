@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from minilib.mechanisms.basics.checks import check_quantity, check_whole
+from minilib.mechanisms.basics.checks import check_quantity, check_whole, is_whole
 from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement
 from minilib.operations.placement.gangs.price import MeshTraffic
@@ -58,8 +58,9 @@ class SparePool:
     def __init__(self, scheduler: GangScheduler, hosts: Iterable[int]) -> None:
         self.scheduler, self.cluster = scheduler, scheduler.cluster
         named = list(hosts)
-        if len(set(named)) < len(named) or not set(named) < set(range(len(self.cluster.hosts))):
-            raise InvalidSpares(f"spares are some of the {len(self.cluster.hosts)} hosts of {self.cluster.name}, each "
+        hosts = len(self.cluster.hosts)
+        if not all(map(is_whole, named)) or len(set(named)) < len(named) or not set(named) < set(range(hosts)):
+            raise InvalidSpares(f"spares are some of the {hosts} hosts of {self.cluster.name}, each "
                                 f"once and not all of them; got {len(named)}: {named[:20]}")  # fmt: skip
         gpus = [gpu for host in named for gpu in self.cluster.gpus_of(host)]
         if taken := [gpu for gpu in gpus if not scheduler.free.is_free(gpu)]:
@@ -99,10 +100,10 @@ class SparePool:
 
         Raises:
             IndexError: if there is no such GPU; nothing was changed.
+            ValueError: if `why` is no reason to be out of use; nothing was changed.
         """
         lost = set(gpus)
-        for gpu in lost:
-            self.cluster.host_of(gpu)
+        self.scheduler.drain(lost, why)  # looks at both; and no gang is given again what it lost
         self._spare -= lost
         owners = dict.fromkeys(map(self.scheduler.free.owner, sorted(lost)))
         hit = [self.scheduler.running[name].job for name in owners if name is not None]
@@ -169,7 +170,6 @@ class SparePool:
         fewer = with_fewer_ranks(job, min(len(kept) + len(released), job.gpus - 1))
         if fewer is None:
             return waits
-        self.scheduler.drain(lost)  # so that the gang is not given again what it lost
         placement = self.scheduler.resize(fewer, now)
         return replace(waits, placement=placement) if isinstance(placement, GangPlacement) else waits
 

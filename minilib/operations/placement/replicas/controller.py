@@ -61,14 +61,21 @@ class ReplicaController:
 
         Raises:
             InvalidReplicaSet: if there is one of this name.
-            InvalidJob: if another job has the name of a replica.
+            InvalidJob: if another job has the name of a replica; nothing was added.
         """
         if service.name in self._sets:
             raise InvalidReplicaSet(f"there is a service {service.name!r} already; scale it, or give another name")
         self._sets[service.name] = replace(service, replicas=0)
-        self._names[service.name], self._count[service.name] = set(), 0
-        if (refused := self.scale(service.name, service.replicas, now)) is not None:
-            del self._sets[service.name]
+        self._names[service.name] = set()
+        self._count.setdefault(service.name, 0)  # the scheduler keeps names of replicas that it refused
+        refused, joined = None, False
+        try:
+            refused = self.scale(service.name, service.replicas, now)
+            joined = refused is None
+        finally:
+            if not joined:
+                self.scale(service.name, 0, now)
+                del self._sets[service.name]
         return refused
 
     def scale(self, service: str, replicas: int, now: float) -> Refused | None:
@@ -82,20 +89,24 @@ class ReplicaController:
         Raises:
             UnknownJob: if there is no such service.
             InvalidReplicaSet: if the number is no whole number ≥ 0.
+            InvalidJob: if another job has the name of a replica; those before it are here.
         """
-        self._sets[service] = replace(self.wanted(service), replicas=replicas)
+        wanted = replace(self.wanted(service), replicas=replicas)
         staying = [name for name in self.replicas(service) if not self._closing.get(name)]
-        for name in [name for name in self.replicas(service) if self._closing.get(name)][: replicas - len(staying)]:
+        closing = [name for name in self.replicas(service) if self._closing.get(name)]
+        for name in closing[: max(replicas - len(staying), 0)]:
             del self._closing[name]
             staying.append(name)
-        for _ in range(len(staying), replicas):
-            job = self._sets[service].job(self._count[service])
+        self._sets[service] = replace(wanted, replicas=len(staying))
+        for number in range(len(staying), replicas):
+            job = wanted.job(self._count[service])
             self._count[service] += 1
             if (refused := self.scheduler.submit(job, now)) is not None:
-                self._sets[service] = replace(self._sets[service], replicas=len(staying))
                 return refused
             self._names[service].add(job.name)
             self._service[job.name] = service
+            self._sets[service] = replace(wanted, replicas=number + 1)
+        self._sets[service] = wanted
         for _ in range(len(staying) - replicas):
             staying.remove(name := self._next_to_go(staying, now))
             self._closing[name] = True
@@ -129,6 +140,8 @@ class ReplicaController:
     def step(self, now: float) -> list[GangPlacement]:
         """Let go who has no request left, start what can start, and go on with drains as far as budgets allow."""
         self._let_go(now)
+        for host in self._drains:
+            self.scheduler.drain(self._gpus_of(host, None))  # those that were repaired since
         started = self.scheduler.start(now)
         self._note(now)
         for host in self._drains:

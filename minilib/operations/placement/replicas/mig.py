@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from minilib.mechanisms.basics.checks import whole
+
 MEMORY_SLICES, COMPUTE_SLICES = 8, 7
 MULTIPROCESSORS = 132  # of an H100 SXM that is whole
 
@@ -149,10 +151,10 @@ class MigGpu:
         """
         if name in self.instances:
             raise SliceTaken(f"there is an instance {name!r} already; give each its own name")
-        if start not in self.starts(profile):
+        if whole(start) not in self.starts(profile):
             raise SliceTaken(f"{profile.name} cannot start at {start}: it can at {self.starts(profile)} now, and at "
                              f"{list(profile.starts)} of an empty GPU")  # fmt: skip
-        self.instances[name] = (profile, start)
+        self.instances[name] = (profile, whole(start))
 
     def destroy(self, name: str) -> None:
         """An instance is gone.

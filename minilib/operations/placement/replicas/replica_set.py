@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from minilib.mechanisms.basics.checks import check_quantity, check_whole
+from minilib.mechanisms.basics.checks import check_quantity, check_whole, whole
 from minilib.operations.placement.cluster.topology import LEVELS
 from minilib.operations.placement.gangs.job import GangJob
 from minilib.ranks.mesh_shape import MeshShape
@@ -45,6 +45,7 @@ class DisruptionBudget:
         for name in ("min_available", "max_unavailable"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), error=InvalidReplicaSet)
+                object.__setattr__(self, name, whole(getattr(self, name)))  # one of numpy may know no number below 0
 
     def least(self, wanted: int) -> int:
         """How many of the replicas that are wanted have to serve."""

@@ -69,15 +69,18 @@ class MigSlices:
         wanted = mig_profile(profile)
         if name in self._gpu_of:
             raise SliceTaken(f"there is an instance {name!r} already; give each its own name")
-        usable = [(number, gpu) for number, gpu in self.cut.items() if self.scheduler.free.out(number) == "reserved"]
-        where = self.choose(usable, wanted)
+        gpus = self._usable()
+        where = self.choose(gpus.items(), wanted)
         if where is None:
             if (number := self._whole()) is None:
                 return None
-            self._cut[number] = MigGpu()
-            self.scheduler.drain([number], "reserved")
-            where = self.choose([(number, self._cut[number])], wanted)
-        self._cut[where.gpu].create(name, wanted, where.start)
+            gpus = {number: MigGpu()}
+            if (where := self.choose(gpus.items(), wanted)) is None:
+                return None
+        gpus[where.gpu].create(name, wanted, where.start)
+        if where.gpu not in self._cut:
+            self._cut |= gpus
+            self.scheduler.drain(gpus, "reserved")
         self._gpu_of[name] = where.gpu
         return where
 
@@ -107,7 +110,7 @@ class MigSlices:
     def placeable(self, profile: str) -> int:
         """How many more instances of a profile fit into the GPUs that are cut, if nothing else comes."""
         wanted, count = mig_profile(profile), 0
-        for gpu in self._cut.values():
+        for gpu in self._usable().values():
             trial = MigGpu()
             trial.instances = dict(gpu.instances)
             while (start := trial.best_start(wanted)) is not None:
@@ -124,6 +127,10 @@ class MigSlices:
             )
             assert gpu.instances and all(self._gpu_of[name] == number for name in gpu.instances), "cut for nothing"
         assert sum(len(gpu.instances) for gpu in self._cut.values()) == len(self._gpu_of), "an instance is nowhere"
+
+    def _usable(self) -> dict[int, MigGpu]:
+        """GPUs that are cut and have not failed."""
+        return {number: gpu for number, gpu in self.cut.items() if self.scheduler.free.out(number) == "reserved"}
 
     def _whole(self) -> int | None:
         """A free GPU to cut, on the host that has least to give; none that is kept for a gang."""

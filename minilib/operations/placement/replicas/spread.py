@@ -67,7 +67,7 @@ class SpreadPlacement:
             beside = min((siblings["host"][host] for host in whole or domain.hosts if capacity[host]), default=0)
             groups = {cluster.group_number(job.spread_over, host) for host in domain.hosts}
             if job.spread_over == "host":
-                groups = {min(whole, key=lambda host: siblings["host"][host])} if whole else groups
+                groups = set(_hosts_within(job, domain, siblings["host"], capacity))
             together = max(siblings[job.spread_over][group] for group in groups)
             if job.most_together is None or together < job.most_together:
                 yield (together, siblings["domain"][domain.number], beside, room, domain.number), domain
@@ -77,10 +77,19 @@ def _within(
     job: ReplicaJob, domain: HostGroup, free: FreeGpus, siblings: Counter[int], capacity: list[int]
 ) -> list[int]:
     """GPUs of a domain that has room: of one host, if one has room, that has few siblings and little to give."""
-    whole = [host for host in domain.hosts if capacity[host] >= job.gpus]
-    if whole:
-        return free.free_on(min(whole, key=lambda host: (siblings[host], capacity[host])))[: job.gpus]
     found: list[int] = []
-    for host in sorted(domain.hosts, key=lambda host: (siblings[host], -capacity[host])):
+    for host in _hosts_within(job, domain, siblings, capacity):
         found += free.free_on(host)[: min(capacity[host], job.gpus - len(found))]
+    return found
+
+
+def _hosts_within(job: ReplicaJob, domain: HostGroup, siblings: Counter[int], capacity: list[int]) -> list[int]:
+    """The hosts of these GPUs."""
+    if whole := [host for host in domain.hosts if capacity[host] >= job.gpus]:
+        return [min(whole, key=lambda host: (siblings[host], capacity[host]))]
+    left, found = job.gpus, []
+    for host in sorted(filter(capacity.__getitem__, domain.hosts), key=lambda host: (siblings[host], -capacity[host])):
+        if left > 0:
+            found.append(host)
+        left -= capacity[host]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -24,14 +25,14 @@ class UsageTimeline:
         """What tenants have from now on; a second note of the same time replaces the first.
 
         Raises:
-            ValueError: if time runs backwards.
+            ValueError: if time runs backwards, or is no finite number.
         """
-        if self.times and not now >= self.times[-1]:
-            raise ValueError(f"times are noted in order: {now!r} comes after {self.times[-1]!r}")
+        if not self._last <= now < math.inf:
+            raise ValueError(f"times are finite numbers, noted in order: {now!r} comes after {self._last!r}")
         uses = {each.tenant: each for each in quotas.use()}
         if self.times and now == self.times[-1]:
-            self.uses[-1] = uses
-        elif not self.uses or uses != self.uses[-1]:
+            del self.times[-1], self.uses[-1]
+        if not self.uses or uses != self.uses[-1]:
             self.times.append(now)
             self.uses.append(uses)
 
@@ -48,14 +49,18 @@ class UsageTimeline:
             until: when the last of `times` ends.
 
         Raises:
-            ValueError: if it ends before.
+            ValueError: if it ends before, or never.
         """
-        if self.times and not until >= self.times[-1]:
-            raise ValueError(f"the last note is of {self.times[-1]!r}; until is no earlier, got {until!r}")
+        if not self._last <= until < math.inf:
+            raise ValueError(f"the last note is of {self._last!r}; until is no earlier, and finite, got {until!r}")
         used = borrowed = 0.0
         for seconds, use in self._spans(tenant, until):
             used, borrowed = used + seconds * use.used, borrowed + seconds * use.borrowed
         return used, borrowed
+
+    @property
+    def _last(self) -> float:
+        return self.times[-1] if self.times else -math.inf
 
     def _spans(self, tenant: str, until: float) -> Iterator[tuple[float, TenantUse]]:
         spans = (end - start for start, end in pairwise([*self.times, until]))

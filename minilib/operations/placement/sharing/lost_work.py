@@ -22,7 +22,7 @@ class GangRun(NamedTuple):
 
     Args:
         job: which.
-        seconds: since it started, or started again.
+        seconds: since it started, or started again, less the restarts of moves: below 0 right after one.
         left: seconds until it ends, by the estimate; below 0 if it outlived that.
         resumed: whether it ran before; then a run begins with the restart.
     """
@@ -35,7 +35,7 @@ class GangRun(NamedTuple):
     @property
     def progress(self) -> float:
         """Seconds of work in this run."""
-        return max(0.0, self.seconds - self.job.restart_seconds) if self.resumed else self.seconds
+        return max(0.0, self.seconds - self.job.restart_seconds * self.resumed)
 
     @property
     def saved(self) -> float:
@@ -46,7 +46,7 @@ class GangRun(NamedTuple):
     @property
     def lost_gpu_seconds(self) -> float:
         """If it gives way as a whole: what no checkpoint holds, and the restart that follows."""
-        lost = self.progress - self.saved if self.saved else self.seconds
+        lost = self.progress - self.saved if self.saved else max(0.0, self.seconds)
         return self.job.gpus * (lost + self.job.restart_seconds)
 
     @property

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minilib.mechanisms.basics.checks import is_whole
+from minilib.mechanisms.basics.checks import check_whole, is_whole, whole
 from minilib.mechanisms.scheduling import UnknownTenant
 
 RECLAIM = "finish or preempt jobs first"
@@ -61,6 +61,7 @@ class TenantQuota:
                 raise InvalidQuota(f"{name} is a whole number of GPUs ≥ 0, got {number!r}")
             if number is not None and name != "nominal" and not self.cohort:
                 raise InvalidQuota(f"{name} is about a cohort; name one, or leave out {name}={number}")
+            object.__setattr__(self, name, whole(number))  # one of numpy may have too few bits for a sum
         if self.lendable > self.nominal:
             raise InvalidQuota(f"lending_limit is at most nominal = {self.nominal}, got {self.lending_limit}")
 
@@ -103,10 +104,11 @@ class Quotas:
         gpus: that the cluster has; nominal quotas are not more in all.
 
     Raises:
-        InvalidQuota: if they are more.
+        InvalidQuota: if they are more, or gpus is no whole number ≥ 0.
     """
 
     def __init__(self, quotas: Mapping[str, TenantQuota], gpus: int) -> None:
+        check_whole("gpus", gpus, error=InvalidQuota)
         self.gpus = gpus
         self._quotas = dict(quotas)
         self._used: Counter[str] = Counter()
@@ -171,6 +173,7 @@ class Quotas:
         Raises:
             InvalidQuota: if it may not; nothing was changed.
         """
+        check_whole("gpus", gpus, error=InvalidQuota)
         if gpus > self.available(tenant):
             raise InvalidQuota(f"tenant {tenant!r} may have {self.available(tenant)} GPUs more, and takes {gpus}: "
                                f"{gpus - self.available(tenant)} too many")  # fmt: skip
@@ -180,8 +183,9 @@ class Quotas:
         """A tenant has so many fewer.
 
         Raises:
-            InvalidQuota: if it does not have so many.
+            InvalidQuota: if it does not have so many; nothing was changed.
         """
+        check_whole("gpus", gpus, error=InvalidQuota)
         if gpus > self.used(tenant):
             raise InvalidQuota(f"tenant {tenant!r} has {self.used(tenant)} GPUs, and gives back {gpus}")
         self._used[tenant] -= gpus

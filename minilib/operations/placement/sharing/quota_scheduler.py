@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from itertools import islice
 
 from minilib.mechanisms.scheduling import DominantResourceFairness, SchedulingPolicy
@@ -259,4 +260,4 @@ class QuotaScheduler(GangScheduler):
         (self.quotas.take if sign > 0 else self.quotas.give_back)(job.tenant, job.gpus)
         held = self._held.setdefault(job.tenant, Counter())
         for resource, amount in {"gpus": job.gpus, **job.resources}.items():
-            held[resource] += sign * amount
+            held[resource] += sign * Fraction(float(amount))  # exact: floats would leave a rest, even below 0

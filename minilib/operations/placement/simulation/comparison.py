@@ -129,7 +129,8 @@ def compare_schedulers(
 
 def _row(name: str, run: SimulatedRun, after: float) -> ComparedRun:
     waits = run.first_waits() or [0.0]
-    free, largest = run.mean_free(after) if run.span > after else (0.0, LargestGangs(0, 0, 0, 0))
+    timed = run.instants and max(after, run.instants[0].now) < run.span
+    free, largest = run.mean_free(after) if timed else (0.0, LargestGangs(0, 0, 0, 0))
     return ComparedRun(
         name=name,
         utilisation=run.utilisation,

@@ -72,8 +72,9 @@ def jain_index(values: Collection[float]) -> float:
     Source: Jain, Chiu and Hawe, "A Quantitative Measure of Fairness and Discrimination for Resource Allocation in
     Shared Computer Systems", DEC TR-301, 1984.
     """
-    squares = len(values) * sum(value**2 for value in values)
-    return sum(values) ** 2 / squares if squares else 1.0
+    most = max(values, default=0)  # by which all are divided, so that no square overflows or vanishes
+    parts = [value / most for value in values] if most else []
+    return sum(parts) ** 2 / (len(parts) * sum(part**2 for part in parts)) if parts else 1.0
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ class SimulatedRun:
         Raises:
             ValueError: if no instants were kept, or no time is left.
         """
-        if not self.instants or after >= self.span:
+        if not self.instants or max(after, self.instants[0].now) >= self.span:
             raise ValueError(f"no instants were kept between {after} and {self.span}; simulate with instants=True")
         starts = [max(one.now, after) for one in self.instants]
         spans = [max(0.0, end - now) for now, end in zip(starts, (*starts[1:], self.span), strict=True)]

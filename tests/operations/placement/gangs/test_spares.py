@@ -242,3 +242,17 @@ def test_numbers_of_spares_that_are_none():
     for arguments in ((0, 1), (math.inf, 1), (1, -1), (1, math.nan)):
         with pytest.raises(ValueError):
             share_down(*arguments)
+
+
+def test_a_reason_that_is_none_changes_nothing():
+    scheduler, pool = running(GangJob("x", 16), [7])
+    with pytest.raises(ValueError, match="got 'broken'"):
+        pool.fail([0], 1.0, "broken")
+    pool.check_invariants()
+    assert pool.under_repair == [] and scheduler.running["x"].gpus == tuple(range(16))
+
+
+@pytest.mark.parametrize("host", [1.0, True])
+def test_a_host_that_is_no_whole_number_is_no_spare(host):
+    with pytest.raises(InvalidSpares):
+        SparePool(GangScheduler(HOSTS), [host])

@@ -220,3 +220,14 @@ def test_slices_and_gangs_over_many_operations(choose):
     for name in names:
         slices.destroy(name)
     assert slices.cut == {} and all(scheduler.free.out(gpu) in (None, "failed") for gpu in range(16))
+
+
+def test_a_start_that_is_no_whole_number_and_a_choice_of_none_leave_nothing():
+    gpu, profile = MigGpu(), mig_profile("1g.10gb")
+    for start in (1.0, True, None):
+        with pytest.raises(SliceTaken):
+            gpu.create("a", profile, start)
+    assert gpu.instances == {}
+    slices = MigSlices(GangScheduler(GpuCluster.regular(1, 1, 8)), lambda cut, profile: None)
+    assert slices.create("a", "1g.10gb") is None and slices.cut == {} and slices.scheduler.free.free == 8
+    slices.check_invariants()

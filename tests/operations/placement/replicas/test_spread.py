@@ -12,6 +12,7 @@ from minilib.operations.placement.gangs.fitting import best_placement
 from minilib.operations.placement.gangs.job import GangJob
 from minilib.operations.placement.gangs.price import MeshTraffic
 from minilib.operations.placement.gangs.scheduler import GangScheduler
+from minilib.operations.placement.replicas.controller import ReplicaController
 from minilib.operations.placement.replicas.replica_set import DisruptionBudget, InvalidReplicaSet, ReplicaSet
 from minilib.operations.placement.replicas.routers import place_routers
 from minilib.operations.placement.replicas.spread import SpreadPlacement
@@ -152,3 +153,10 @@ def test_routers_have_hosts_and_no_gpus():
     assert isinstance(refusal, Refusal) and refusal.placed == 7
     with pytest.raises(InvalidClaim):
         place_routers(["same", "same"], free)
+
+
+def test_replicas_of_several_hosts_share_a_domain_but_no_host():
+    cluster = GpuCluster.regular(1, 4, 1, nvlink_domain=4)
+    controller = ReplicaController(GangScheduler(cluster, place=SpreadPlacement()))
+    controller.add(ReplicaSet("chat", 2, gpus=2, spread_over="host", most_together=1), 0.0)
+    assert len(controller.step(0.0)) == 2

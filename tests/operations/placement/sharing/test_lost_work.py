@@ -66,3 +66,8 @@ def test_on_fewer_gpus_it_takes_longer_in_proportion():
     assert fewer.mesh == MeshShape.of(pp=2, dp=1, tp=4) and fewer.gpus == 8
     assert fewer.seconds == 400 * 3 + 30
     assert GangRun(job, 100, 400).shrinking_gpu_seconds == 24 * 30
+
+
+def test_right_after_a_move_no_work_is_lost():
+    run = GangRun(GangJob("x", 1, checkpoint_every=600, restart_seconds=60), -60, 3660)
+    assert (run.progress, run.saved, run.lost_gpu_seconds) == (0, 0, 60)

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from minilib.mechanisms.scheduling import UnknownTenant
@@ -167,3 +168,22 @@ def test_a_timeline_counts_gpu_seconds():
             timeline.gpu_seconds("a", late)
         with pytest.raises(ValueError, match="in order"):
             timeline.note(late, quotas)
+
+
+def test_numbers_of_numpy_and_numbers_that_are_none():
+    with pytest.raises(InvalidQuota, match="300 GPUs"):
+        Quotas({"a": TenantQuota(np.uint8(200)), "b": TenantQuota(np.uint8(100))}, 50)
+    for gpus in (-1, 1.5, True, math.nan):
+        quotas = Quotas({"a": TenantQuota(8)}, 16)
+        for change in (quotas.take, quotas.give_back):
+            with pytest.raises(InvalidQuota):
+                change("a", gpus)
+        assert quotas.used("a") == 0
+
+
+def test_a_time_at_which_nothing_changed_is_not_noted():
+    quotas, timeline = Quotas({"a": TenantQuota(8)}, 16), UsageTimeline()
+    for now, gpus in ((0, 0), (1, 1), (1, -1)):
+        (quotas.take if gpus >= 0 else quotas.give_back)("a", abs(gpus))
+        timeline.note(now, quotas)
+    assert timeline.times == [0]

@@ -124,3 +124,13 @@ def test_weights_and_nobody():
         scheduler.submit(job(f"a{number}", 1), number)
     scheduler.start(12)
     assert [scheduler.quotas.used(tenant) for tenant in "ab"] == [8, 4]
+
+
+def test_parts_of_a_resource_come_back_exactly():
+    scheduler = TenantScheduler(GpuCluster.regular(1, 1, 8), {"a": TenantQuota(8)}, resources={"cpus": 10})
+    for cpus in (0.1, 0.2, 0.3, 0.7):
+        scheduler.submit(GangJob(f"j{cpus}", 1, tenant="a", resources={"cpus": cpus}))
+    scheduler.start(0)
+    for cpus in (0.1, 0.2, 0.3, 0.7):
+        scheduler.finish(f"j{cpus}", 1)
+    assert not any(scheduler.use("a").values())

@@ -115,3 +115,8 @@ def test_nothing_compared_and_bad_names():
         ComparedScheduler(placing="worst fit")
     with pytest.raises(UnknownPolicy):
         ComparedScheduler("luck")
+
+
+def test_a_trace_in_which_no_time_passes_after_its_first_event():
+    (row,) = compare_schedulers([TracedJob(GangJob("a", 1), 5, 0)], GpuCluster.regular(1, 1, 8), [ComparedScheduler()])
+    assert (row.free, row.makespan) == (0, 0)

@@ -200,3 +200,7 @@ def test_means_over_time_by_hand():
 def test_the_bar_ends_full(capsys):
     run([job("a", 8, 10), job("b", 9, 10)], progress=True)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_jains_index_of_tiny_and_of_huge_values():
+    assert jain_index([1e200, 1e200]) == 1 and jain_index([1e-200, 0]) == 0.5
