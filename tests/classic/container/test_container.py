@@ -106,11 +106,13 @@ def test_a_body_that_raises_ends_the_container():
 
 @ISOLATED
 def test_an_interrupt_while_waiting_ends_the_container():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores interrupts
     timer = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
     with pytest.raises(KeyboardInterrupt), Container(work.hang) as container:
         timer.start()
         container.wait()
     timer.join()
+    signal.signal(signal.SIGINT, before)
     assert not psutil.pid_exists(container.pid)
 
 
