@@ -12,11 +12,15 @@ def test_decisions_are_measured_and_counted():
     for small, large in zip(found["decisions"][:2], found["decisions"][2:], strict=True):
         assert large["looked_at"] <= 2 * small["looked_at"] + 200
     fragmented, compared = found["fragmentation"], found["policies"]
-    assert len(fragmented) == 2 * 4 and {row["placing"] for row in fragmented} >= {"first fit", "best fit", "end aware"}
+    assert len(fragmented) == 2 * 3 and {row["placing"] for row in fragmented} >= {
+        "first fit",
+        "best fit",
+        "consolidating",
+    }
     for row in fragmented:
         largest = row["largest"]
         assert 0 < largest["domain"] <= largest["rack"] <= largest["unit"] <= largest["anywhere"] <= row["free"] + 1e-6
-    assert [placement.largest_asked_for(row["cluster"]) for row in fragmented] == ["unit"] * 4 + ["domain"] * 4
-    assert len({row["name"] for row in compared}) == len(compared) == 12
+    assert [placement.largest_asked_for(row["cluster"]) for row in fragmented] == ["unit"] * 3 + ["domain"] * 3
+    assert len({row["name"] for row in compared}) == len(compared) == 11
     assert all(0 < row["goodput"] <= row["utilisation"] <= 1 for row in compared)
     assert len(list(placement.lines(found))) == 4 + len(fragmented) + len(compared)

@@ -133,7 +133,8 @@ class GangScheduler:
         Args:
             name: of the job.
             now: the time.
-            seconds: how long its next run takes at most; as before if left out.
+            seconds: how long its next run takes at most; if left out, a restart and all that its last run had to do,
+                since how much of that was saved is not known here. So backfill's promises stay upper bounds.
 
         Raises:
             UnknownJob: if it does not run.
@@ -141,7 +142,8 @@ class GangScheduler:
         entry = self._entry(name, runs=True)
         self._stop(entry, now)
         self.policy.preempt(entry.task)
-        entry.seconds = entry.seconds if seconds is None else seconds
+        again = min(entry.seconds, entry.job.seconds) + entry.job.restart_seconds
+        entry.seconds = again if seconds is None else seconds
 
     def fail(self, gpus: Iterable[int], now: float, why: str = "failed") -> list[str]:
         """GPUs are lost. Jobs that ran on one of them give back all of theirs and wait again; their names."""

@@ -12,7 +12,6 @@ from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.operations.placement.simulation.consolidation import ConsolidatingScheduler
 from minilib.operations.placement.simulation.defragmentation import DefragmentingScheduler
-from minilib.operations.placement.simulation.end_aware import EndAwareScheduler
 from minilib.operations.placement.simulation.first_fit import first_fit
 from minilib.operations.placement.simulation.fragmentation import LargestGangs
 from minilib.operations.placement.simulation.host_failures import HostFailure
@@ -20,7 +19,7 @@ from minilib.operations.placement.simulation.outcome import SimulatedRun
 from minilib.operations.placement.simulation.simulator import simulate_cluster
 from minilib.operations.placement.simulation.traced_job import TracedJob
 
-PLACINGS = ("first fit", "best fit", "end aware", "moves", "consolidating")
+PLACINGS = ("first fit", "best fit", "moves", "consolidating")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class ComparedScheduler:
             return GangScheduler(cluster, policy, self.backfill, place=first_fit)
         kinds = {
             "best fit": GangScheduler,
-            "end aware": EndAwareScheduler,
             "moves": DefragmentingScheduler,
             "consolidating": ConsolidatingScheduler,
         }

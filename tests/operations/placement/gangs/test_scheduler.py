@@ -254,3 +254,17 @@ def test_bad_input():
         scheduler.preempt("y", 0)
     scheduler.finish("y", 0)
     assert scheduler.waiting == [] and scheduler.start(0) == []
+
+
+def test_a_promise_counts_the_restart_of_a_job_that_lost_all():
+    """A job of 100 s keeps nothing and loses its host at 50: it runs anew for 30 + 100 s, again after each loss, and
+    who waits for it is promised no earlier start."""
+    scheduler = GangScheduler(GpuCluster.regular(1, 2, 8))
+    scheduler.submit(GangJob("a", 16, seconds=100, restart_seconds=30))
+    scheduler.start(0.0)
+    for now in (50.0, 60.0):
+        assert scheduler.fail([3], now) == ["a"]
+        scheduler.restore([3])
+        assert len(scheduler.start(now)) == 1
+    scheduler.submit(GangJob("b", 8, seconds=10), 60.0)
+    assert scheduler.start(60.0) == [] and scheduler.reservation.time == 60 + 30 + 100

@@ -9,7 +9,7 @@ from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.job import GangJob
 from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.operations.placement.simulation.comparison import PLACINGS, ComparedScheduler, compare_schedulers
-from minilib.operations.placement.simulation.end_aware import EndAwareScheduler
+from minilib.operations.placement.simulation.consolidation import ConsolidatingScheduler
 from minilib.operations.placement.simulation.host_failures import drawn_failures
 from minilib.operations.placement.simulation.published import published_shape
 from minilib.operations.placement.simulation.simulator import simulate_cluster
@@ -36,7 +36,7 @@ def first_promises(kind):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kind", [GangScheduler, EndAwareScheduler])
+@pytest.mark.parametrize("kind", [GangScheduler, ConsolidatingScheduler])
 @pytest.mark.parametrize("factor", [1, 4])
 def test_backfill_never_delays_the_head(seed, kind, factor):
     """Estimates are exact, or longer than runs: each first promise is kept."""
