@@ -86,7 +86,14 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _progress_bar(output)]
             for output in cell.outputs:
-                output.get("metadata", {}).clear()
+                if "metadata" in output:
+                    output.metadata = nbformat.from_dict(_alt_texts(output.metadata))
+
+
+def _alt_texts(metadata: dict) -> dict:
+    """Of an output's metadata what is said to somebody who cannot see its picture."""
+    pictures = {kind: known for kind, known in metadata.items() if isinstance(known, dict) and "alt" in known}
+    return {kind: {"alt": known["alt"]} for kind, known in pictures.items()}
 
 
 def _progress_bar(output: nbformat.NotebookNode) -> bool:

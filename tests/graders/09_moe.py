@@ -107,6 +107,33 @@ def place_experts(loads, num_ranks, slots):
                 total[r] += share[e]
     return ranks
 """
+HOPS = """
+def two_hops(source, wanted, m):
+    network, local = [], []
+    for token, ranks in enumerate(wanted):
+        hosts = {}
+        for rank in ranks:
+            hosts.setdefault(rank // m, []).append(rank)
+        for host, own in hosts.items():
+            via = host * m + source % m
+            if host != source // m:
+                network.append((token, source, via))
+            for rank in own:
+                if rank != via:
+                    local.append((token, via, rank))
+    return network, local
+"""
+GAIN = """
+def gain(source, wanted, m, port, nvlink):
+    flat = hops = 0.0
+    for ranks in wanted:
+        for rank in ranks:
+            if rank != source:
+                flat += 1 / (nvlink if rank // m == source // m else port)
+    network, local = two_hops(source, wanted, m)
+    hops = len(network) / port + len(local) / nvlink
+    return flat / hops if network or local else 1.0
+"""
 REPLICAS = EXPERTS[: EXPERTS.index("    share =")]
 
 TASKS = {
@@ -436,6 +463,56 @@ def place_experts(loads, num_ranks, slots):
                 "]",
             ),
             "ranks have room for any number": changed(EXPERTS, " and len(ranks[r]) < slots", ""),
+        },
+    ),
+    "task_7": Answers(
+        correct=(
+            HOPS + GAIN,
+            # sets of what each rank has to get
+            """
+def two_hops(source, wanted, m):
+    home = source // m
+    needs = {(token, rank) for token, ranks in enumerate(wanted) for rank in ranks}
+    first = {(token, rank // m * m + source % m) for token, rank in needs}
+    network = [(token, source, via) for token, via in first if via // m != home]
+    local = [(token, rank // m * m + source % m, rank) for token, rank in needs - first]
+    return network, local
+
+def gain(source, wanted, m, port, nvlink):
+    ranks = torch.tensor([rank for own in wanted for rank in own if rank != source], dtype=torch.int64)
+    if len(ranks) == 0:
+        return 1.0
+    far = (ranks // m != source // m).sum().item()
+    network, local = map(len, two_hops(source, wanted, m))
+    return (far * nvlink + (len(ranks) - far) * port) / (network * nvlink + local * port)
+""",
+        ),
+        wrong={
+            "once for each expert": changed(
+                HOPS, "network.append((token, source, via))", "network += [(token, source, via)] * len(own)"
+            )
+            + GAIN,
+            "always to the first rank of a host": changed(HOPS, "host * m + source % m", "host * m") + GAIN,
+            "straight to the first rank that wants it": changed(HOPS, "host * m + source % m", "own[0]") + GAIN,
+            "over the network to its own host": changed(HOPS, "if host != source // m:", "if True:") + GAIN,
+            "whoever has it at once sends to itself": changed(HOPS, "if rank != via:", "if True:") + GAIN,
+            "the source sends within other hosts": changed(
+                HOPS, "local.append((token, via,", "local.append((token, source,"
+            )
+            + GAIN,
+            "places and hosts exchanged": changed(HOPS, "rank // m, []", "rank % m, []") + GAIN,
+            "a host is served once, whatever the token": changed(
+                HOPS, "network, local = [], []", "network, local, seen = [], [], set()"
+            ).replace(
+                "if host != source // m:",
+                "if host != source // m and host not in seen:\n                seen.add(host)",
+            )
+            + GAIN,
+            "the second hop costs nothing": HOPS + changed(GAIN, " + len(local) / nvlink", ""),
+            "upside down": HOPS + changed(GAIN, "return flat / hops", "return hops / flat"),
+            "its own host costs nothing when flat": HOPS
+            + changed(GAIN, "if rank != source:", "if rank // m != source // m:"),
+            "no gain at all where nothing is sent": HOPS + changed(GAIN, "else 1.0", "else 0.0"),
         },
     ),
 }

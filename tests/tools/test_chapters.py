@@ -37,3 +37,11 @@ def test_a_run_that_failed_or_could_not_judge_is_not_stored(source, why, tmp_pat
     before = path.read_bytes()
     assert why in chapters.execute(path)
     assert path.read_bytes() == before
+
+
+def test_alt_text_is_all_that_is_kept_of_an_outputs_metadata(tmp_path):
+    draw = "from minilib.book import plot\n_ = plot.axes('Half < whole')"
+    path = write(tmp_path / "figure.ipynb", draw, "display({'text/plain': '1'}, raw=True, metadata={'seen': 1})")
+    assert chapters.execute(path) is None
+    picture, plain = (cell.outputs[-1] for cell in nbformat.read(path, as_version=4).cells)
+    assert picture.metadata == {"image/png": {"alt": "Half < whole."}} and plain.metadata == {}
