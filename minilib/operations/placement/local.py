@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,14 +191,16 @@ def cores_of_threads() -> set[int]:
     """Cores that any thread of this process may run on, as the system says."""
     found: set[int] = set()
     for thread in _threads():
-        found |= os.sched_getaffinity(thread)
+        with suppress(ProcessLookupError):  # it ended since it was listed
+            found |= os.sched_getaffinity(thread)
     return found
 
 
 def _in_its_seat(seats: tuple[Seat, ...], fn: Callable, args: tuple) -> object:
     seat = seats[int(os.environ["RANK"])]
     for thread in _threads():
-        os.sched_setaffinity(thread, {seat.core})
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, {seat.core})
     if cores_of_threads() != {seat.core}:
         raise NotPinned(f"a rank of {seat.host} belongs on core {seat.core} and may run on {cores_of_threads()}")
     os.environ.update(seat.environment())

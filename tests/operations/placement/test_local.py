@@ -75,6 +75,21 @@ def test_each_rank_is_where_it_was_placed(hosts, per_host, gpus, groups):
     assert sorted(os.sched_getaffinity(0)) == CORES, "this process stays where it was"
 
 
+def test_a_thread_that_ends_after_it_was_listed_is_no_fault(monkeypatch, tmp_path):
+    ended = threading.Thread(target=int)
+    ended.start()
+    ended.join()
+    for thread in (threading.get_native_id(), ended.native_id):
+        (tmp_path / str(thread)).mkdir()
+    monkeypatch.setattr(local, "THREADS", tmp_path)
+    assert cores_of_threads() == set(CORES)
+    monkeypatch.setattr(os, "environ", dict(os.environ, RANK="0"))
+    try:
+        assert local._in_its_seat(machine(1, 1).seats(placed(0)), cores_of_threads, ()) == {CORES[0]}
+    finally:
+        os.sched_setaffinity(0, CORES)
+
+
 @two_cores
 def test_two_cores_are_two_hosts():
     (_, first, *_), (_, second, *_) = run_placed(look, placed(0, 1), machine(2, 1)).values
