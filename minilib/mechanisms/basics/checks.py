@@ -31,13 +31,15 @@ def check_whole(what: str, value: object, least: int = 0, error: type[Exception]
         raise error(f"{what} is a whole number ≥ {least}, got {value!r}")
 
 
-def check_quantity(what: str, value: object, above_zero: bool = False, finite: bool = True) -> None:
+def check_quantity(
+    what: str, value: object, above_zero: bool = False, finite: bool = True, error: type[Exception] = ValueError
+) -> None:
     """Refuse what is no number, negative, or 0 if it has to be more; infinity unless it makes sense, too.
 
     Raises:
-        ValueError: which says what came.
+        error: which says what came.
     """
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (value > 0 if above_zero else value >= 0) or (finite and value == math.inf):
         kind = "a finite number" if finite else "a number"
-        raise ValueError(f"{what} is {kind} {'> 0' if above_zero else '≥ 0'}, got {value!r}")
+        raise error(f"{what} is {kind} {'> 0' if above_zero else '≥ 0'}, got {value!r}")

@@ -82,10 +82,7 @@ def dominant_share(use: Mapping[str, float], capacity: Mapping[str, float]) -> f
     for resource, amount in use.items():
         if resource not in capacity:
             raise InvalidDemand(f"{resource!r} is none of the resources that there are: {', '.join(capacity)}")
-        try:
-            check_quantity(f"an amount of {resource!r}", amount)
-        except ValueError as error:
-            raise InvalidDemand(str(error)) from error
+        check_quantity(f"an amount of {resource!r}", amount, error=InvalidDemand)
     return max((amount / capacity[resource] for resource, amount in use.items()), default=0)
 
 

@@ -20,6 +20,7 @@ from minilib.operations.placement.gangs.job import GangJob, GangPlacement
 from minilib.operations.placement.gangs.price import MeshTraffic
 from minilib.operations.placement.gangs.rank_order import NoReplacement, replaced
 from minilib.operations.placement.gangs.scheduler import GangScheduler
+from minilib.operations.placement.gangs.shrinking import on_fewer_gpus, shrink_unit
 
 
 class InvalidSpares(ValueError):
@@ -203,17 +204,11 @@ def with_fewer_ranks(job: GangJob, most: int) -> GangJob | None:
     Returns:
         None if that is less than the job goes on with, or its work is not known for other meshes.
     """
-    replicas = job.mesh.size("dp") if job.mesh is not None and "dp" in job.mesh.names else 1
-    unit = math.lcm(job.gpus_per_host or 1, job.segment or 1)
-    step = unit if job.mesh is None else math.lcm(unit, job.gpus // replicas)
-    gpus = min(most, job.gpus) // step * step
+    unit = shrink_unit(job)
+    gpus = min(most, job.gpus) // unit * unit
     if gpus < max(job.least_gpus, 1) or (job.work is not None and not isinstance(job.work, MeshTraffic)):
         return None
-    if job.mesh is None:
-        return replace(job, gpus=gpus)
-    fewer = gpus * replicas // job.gpus
-    mesh = replace(job.mesh, sizes=tuple(fewer if name == "dp" else job.mesh.size(name) for name in job.mesh.names))
-    return replace(job, gpus=gpus, mesh=mesh, work=job.work and replace(job.work, mesh=mesh))
+    return on_fewer_gpus(job, gpus)
 
 
 def chance_spares_suffice(hosts: int, spares: int, down: float) -> float:

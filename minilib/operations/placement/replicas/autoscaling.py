@@ -49,8 +49,8 @@ class ScalingLimit:
 
     def __post_init__(self) -> None:
         check_whole("pods of a limit", self.pods, error=InvalidMetric)
-        _check("percent of a limit", self.percent)
-        _check("period of a limit", self.period, above_zero=True)
+        check_quantity("percent of a limit", self.percent, error=InvalidMetric)
+        check_quantity("period of a limit", self.period, above_zero=True, error=InvalidMetric)
 
     def most(self, replicas: int) -> int:
         """Up to how many replicas from so many."""
@@ -85,13 +85,13 @@ class ScalingRules:
     down: ScalingLimit = field(default_factory=lambda: ScalingLimit(percent=100))
 
     def __post_init__(self) -> None:
-        _check("target", self.target, above_zero=True)
+        check_quantity("target", self.target, above_zero=True, error=InvalidMetric)
         if self.target * MILLI < 1:
             raise InvalidMetric(f"a target is counted in thousandths, got {self.target!r}: take a larger unit")
         check_whole("least", self.least, error=InvalidMetric)
         check_whole("most", self.most, max(self.least, 1), InvalidMetric)
-        _check("tolerance", self.tolerance)
-        _check("window", self.window)
+        check_quantity("tolerance", self.tolerance, error=InvalidMetric)
+        check_quantity("window", self.window, error=InvalidMetric)
 
 
 def desired_replicas(replicas: int, metric: float, target: float, tolerance: float = 0.1) -> int:
@@ -107,8 +107,8 @@ def desired_replicas(replicas: int, metric: float, target: float, tolerance: flo
         InvalidMetric: for a metric that is NaN, infinite or negative, or a target ≤ 0.
     """
     check_whole("replicas", replicas, error=InvalidMetric)
-    _check("metric", metric)
-    _check("target", target, above_zero=True)
+    check_quantity("metric", metric, error=InvalidMetric)
+    check_quantity("target", target, above_zero=True, error=InvalidMetric)
     return _for_total(replicas, max(replicas, 1) * round(metric * MILLI), target, tolerance)
 
 
@@ -168,8 +168,8 @@ class Autoscaler:
     def _desire(self, wanted: int, loads: list[float], waiting: float) -> int:
         """By the metric alone: whoever has none counts as 0 on the way up, and as the target on the way down."""
         for load in loads:
-            _check("metric", load)
-        _check("waiting", waiting)
+            check_quantity("metric", load, error=InvalidMetric)
+        check_quantity("waiting", waiting, error=InvalidMetric)
         total, target = sum(loads) + waiting, self.rules.target
         silent = max(wanted - len(loads), 0)
         up = total > target * len(loads)
@@ -205,10 +205,3 @@ def _for_total(replicas: int, total: int, target: float, tolerance: float) -> in
     if replicas and abs(total - replicas * want) <= tolerance * replicas * want:
         return replicas
     return -(-total // want)
-
-
-def _check(what: str, value: object, above_zero: bool = False) -> None:
-    try:
-        check_quantity(what, value, above_zero)
-    except ValueError as error:
-        raise InvalidMetric(str(error)) from error

@@ -116,10 +116,7 @@ class ReplicaSet:
             check_whole(f"most_together of {self.name}", self.most_together, 1, InvalidReplicaSet)
         if self.spread_over not in LEVELS:
             raise InvalidReplicaSet(f"{self.name} is spread over one of {', '.join(LEVELS)}; got {self.spread_over!r}")
-        try:
-            check_quantity(f"start_seconds of {self.name}", self.start_seconds)
-        except ValueError as error:
-            raise InvalidReplicaSet(str(error)) from error
+        check_quantity(f"start_seconds of {self.name}", self.start_seconds, error=InvalidReplicaSet)
 
     def job(self, number: int) -> ReplicaJob:
         """One of its replicas.

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from minilib.operations.placement.gangs.job import GangJob
-from minilib.ranks.mesh_shape import MeshShape
+from minilib.operations.placement.gangs.shrinking import on_fewer_gpus, shrink_unit
 
 
 class GangRun(NamedTuple):
@@ -65,9 +65,7 @@ class GangRun(NamedTuple):
         """The job as it goes on with so many GPUs, one of `shrink_sizes`; it takes longer in proportion."""
         job = self.job
         left = self.left if self.left > 0 else job.seconds
-        mesh = job.mesh and MeshShape.of(**dict(zip(job.mesh.names, job.mesh.sizes, strict=True)) |
-                                         {"dp": job.mesh.size("dp") * gpus // job.gpus})  # fmt: skip
-        return replace(job, gpus=gpus, mesh=mesh, seconds=left * job.gpus / gpus + job.restart_seconds)
+        return replace(on_fewer_gpus(job, gpus), seconds=left * job.gpus / gpus + job.restart_seconds)
 
 
 def shrink_sizes(job: GangJob) -> range:
@@ -75,11 +73,8 @@ def shrink_sizes(job: GangJob) -> range:
 
     A mesh gives replicas of the axis dp; one without that axis, and a job whose work is priced for its mesh, give none.
     """
-    replica = 1
-    if job.mesh is not None:
-        replica = job.gpus // job.mesh.size("dp") if "dp" in job.mesh.names else job.gpus
     if job.work is not None:
-        replica = job.gpus
-    unit = math.lcm(replica, job.gpus_per_host or 1, job.segment or 1)
+        return range(0)
+    unit = shrink_unit(job)
     least = -(-job.least_gpus // unit) * unit
-    return range(job.gpus // unit * unit - (0 if job.gpus % unit else unit), least - 1, -unit)
+    return range(job.gpus - unit, least - 1, -unit)  # a job's GPUs are whole units

@@ -19,7 +19,6 @@ from itertools import islice
 
 from minilib.mechanisms.scheduling import DominantResourceFairness, SchedulingPolicy
 from minilib.operations.placement.cluster.topology import GpuCluster
-from minilib.operations.placement.gangs.fitting import best_placement
 from minilib.operations.placement.gangs.job import GangJob, GangPlacement, InvalidJob, Refused
 from minilib.operations.placement.gangs.scheduler import GangScheduler, _Entry
 from minilib.operations.placement.sharing.quota import QuotaInUse, Quotas, TenantQuota
@@ -219,7 +218,7 @@ class QuotaScheduler(GangScheduler):
     def _placement(self, job: GangJob, hold: bool) -> GangPlacement | None:
         """Where a gang could start now, with what is kept for the head of the line held back or not."""
         self._room.hold(hold, self.free)
-        placement = best_placement(job, self.free)
+        placement = self.place(job, self.free)
         self._room.hold(False, self.free)
         return placement
 

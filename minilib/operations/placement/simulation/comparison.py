@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -101,7 +102,7 @@ def compare_schedulers(
     cluster: GpuCluster,
     compared: Iterable[ComparedScheduler],
     failures: Callable[[], Iterable[HostFailure]] = tuple,
-    until: float | None = None,
+    until: float = math.inf,
     after: float = 0.0,
     progress: bool = False,
 ) -> list[ComparedRun]:
@@ -118,8 +119,7 @@ def compare_schedulers(
     """
     rows = []
     for each in compared:
-        stop = {} if until is None else {"until": until}
-        run = simulate_cluster(trace, each.scheduler(cluster), failures(), progress=progress, **stop)
+        run = simulate_cluster(trace, each.scheduler(cluster), failures(), until, progress=progress)
         run.check_invariants()
         rows.append(_row(each.name, run, after))
     return rows

@@ -99,13 +99,14 @@ class ConsolidatingScheduler(GangScheduler):
     def _pack(self, now: float) -> bool:
         """Empty hosts outside the unit into others that are used in part; whether a job was moved."""
         outside = [host for host in range(len(self.cluster.hosts)) if host not in self._kept.hosts]
+        before = self._free_by_host()
 
         def closed(host: int) -> list[int]:
             free = self._free_by_host()
             empty = (each for each in outside if free[each] == len(self.cluster.gpus_of(each)))
             return [*self._kept.gpus, *self.cluster.gpus_of(host), *(g for h in empty for g in self.cluster.gpus_of(h))]
 
-        return self._clear([host for host in outside if self._free_by_host()[host]], closed, now)
+        return self._clear([host for host in outside if before[host]], closed, now)
 
     def _clear(self, hosts: Iterable[int], closed: Callable[[int], Iterable[int]], now: float) -> bool:
         """Move all jobs of each host off GPUs that are closed to them, if that is worth it and is not too dear."""

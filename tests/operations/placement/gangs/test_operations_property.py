@@ -10,6 +10,7 @@ from minilib.operations.placement.cluster.topology import GpuCluster
 from minilib.operations.placement.gangs.job import GangJob
 from minilib.operations.placement.gangs.scheduler import GangScheduler
 from minilib.ranks.mesh_shape import MeshShape
+from tests.operations.placement.lost_gpus import lose_or_restore
 
 CLUSTERS = (
     GpuCluster.regular(3, 4, 8),
@@ -46,17 +47,8 @@ def test_nothing_is_given_twice_and_everybody_starts_or_is_refused(which):
             submitted.add(f"job{step}")
             refused = scheduler.submit(some_job(f"job{step}", choices), now)
             assert refused is None or "too many" in refused.reason
-        elif operation in ("fail", "drain"):
-            gpus = choices.sample(range(cluster.gpus), choices.choice((1, 2, 4)))
-            out |= set(gpus)
-            if operation == "fail":
-                scheduler.fail(gpus, now)
-            else:
-                scheduler.drain(gpus)
-        elif operation == "restore" and out:
-            back = choices.sample(sorted(out), max(1, len(out) // 2))
-            out -= set(back)
-            scheduler.restore(back)
+        elif operation in ("fail", "drain") or (operation == "restore" and out):
+            lose_or_restore(operation, scheduler, out, choices, now)
         elif operation == "cancel" and scheduler.waiting:
             name = choices.choice(scheduler.waiting).name
             scheduler.finish(name, now)

@@ -16,6 +16,7 @@ from minilib.operations.placement.sharing.quota import InvalidQuota, QuotaInUse,
 from minilib.operations.placement.sharing.refusing import WAITS_FOR
 from minilib.operations.placement.sharing.scheduler import TenantScheduler
 from minilib.ranks.mesh_shape import MeshShape
+from tests.operations.placement.lost_gpus import lose_or_restore
 
 CLUSTERS = (GpuCluster.regular(2, 4, 8), GpuCluster.regular(2, 4, 4, nvlink_domain=16, gpu="gb200"),
             GpuCluster.regular(3, 2, 4), GpuCluster.regular(1, 1, 8))  # fmt: skip
@@ -74,17 +75,8 @@ def test_nobody_has_more_than_it_may_and_everybody_starts_or_is_told_why_not(whi
             submitted.add(f"job{step}")
             refused = scheduler.submit(some_job(f"job{step}", choices), now)
             assert refused is None or "too many" in refused.reason
-        elif operation in ("fail", "drain"):
-            gpus = choices.sample(range(cluster.gpus), choices.choice((1, 2, 4)))
-            out |= set(gpus)
-            if operation == "fail":
-                scheduler.fail(gpus, now)
-            else:
-                scheduler.drain(gpus)
-        elif operation == "restore" and out:
-            back = choices.sample(sorted(out), max(1, len(out) // 2))
-            out -= set(back)
-            scheduler.restore(back)
+        elif operation in ("fail", "drain") or (operation == "restore" and out):
+            lose_or_restore(operation, scheduler, out, choices, now)
         elif operation == "cancel" and scheduler.waiting:
             ran.add(name := choices.choice(scheduler.waiting).name)
             scheduler.finish(name, now)
